@@ -1,0 +1,82 @@
+"""konv: convolution layers you can read, as fast as the machine allows, for NumPy and PyTorch.
+
+The functions and layers for NumPy arrays are here; ``konv.torch`` holds those for PyTorch and is imported when first used.
+"""
+
+from typing import Any
+
+from konv.engine.plan import plan
+from konv.geometry import Geometry, geometry
+from konv.gradcheck import gradcheck
+from konv.info import info
+from konv.layers import (
+    SGD,
+    Adam,
+    Affine,
+    AveragePooling,
+    BatchNormalization,
+    CausalConv1d,
+    Convolution,
+    ConvolutionTranspose,
+    DownConv,
+    Dropout,
+    Layer,
+    Momentum,
+    Pooling,
+    ReLU,
+    Sequential,
+    Sigmoid,
+    SoftmaxWithLoss,
+)
+from konv.ops import conv, conv_backward, conv_transpose, conv_transpose_backward, fold, unfold
+from konv.pooling import avg_pool, avg_pool_backward, max_pool, max_pool_backward
+from konv.segments import SegmentWarning
+from konv.textbook import col2im, im2col
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "Affine",
+    "AveragePooling",
+    "BatchNormalization",
+    "CausalConv1d",
+    "Convolution",
+    "ConvolutionTranspose",
+    "DownConv",
+    "Dropout",
+    "Geometry",
+    "Layer",
+    "Momentum",
+    "Pooling",
+    "ReLU",
+    "SegmentWarning",
+    "Sequential",
+    "Sigmoid",
+    "SoftmaxWithLoss",
+    "avg_pool",
+    "avg_pool_backward",
+    "col2im",
+    "conv",
+    "conv_backward",
+    "conv_transpose",
+    "conv_transpose_backward",
+    "fold",
+    "geometry",
+    "gradcheck",
+    "im2col",
+    "info",
+    "max_pool",
+    "max_pool_backward",
+    "plan",
+    "unfold",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "torch":  # a heavy import, made when it is first used
+        import importlib
+
+        return importlib.import_module("konv.torch")
+    raise AttributeError(f"module 'konv' has no attribute {name!r}")

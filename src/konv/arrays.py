@@ -1,0 +1,86 @@
+"""The door for arrays: which ones konv takes, in what words it refuses the others, and where results go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+FLOAT_TYPES = ("float16", "float32", "float64", "bfloat16")
+
+
+def accumulator(dtype: np.dtype) -> np.dtype:
+    """The type that sums are kept in: the type itself, float32 for the half types.
+
+    >>> accumulator(np.dtype("float16")), accumulator(np.dtype("float64"))
+    (dtype('float32'), dtype('float64'))
+    """
+    return dtype if dtype.itemsize >= 4 else np.dtype(np.float32)
+
+
+def checked_array(name: str, value: Any) -> np.ndarray:
+    """``value``, which must be a NumPy array (a masked one is refused: its mask would be ignored).
+
+    >>> checked_array("x", [1.0, 2.0])
+    Traceback (most recent call last):
+    TypeError: x is a list, not a NumPy array; pass np.asarray(x)
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be ignored; pass {name}.filled(...)")
+    if not isinstance(value, np.ndarray):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+        convert = (
+            f"{name}.detach().numpy()" if type(value).__module__.split(".")[0] == "torch" else f"np.asarray({name})"
+        )
+        raise TypeError(f"{name} is a {kind}, not a NumPy array; pass {convert}")
+    return value
+
+
+def checked_floats(**arrays: np.ndarray | None) -> tuple[Any, ...]:
+    """The arrays, checked and in native byte order; they share the dtype of the first. A bias ``b`` may be None.
+
+    >>> checked_floats(x=np.zeros(3), w=np.zeros(3, np.float32))
+    Traceback (most recent call last):
+    TypeError: x is float64 and w is float32; convert one, e.g. w.astype(x.dtype)
+    """
+    checked: dict[str, np.ndarray | None] = {}
+    for name, value in arrays.items():
+        if value is None and name == "b":
+            checked[name] = None
+            continue
+        array = checked_array(name, value)
+        if array.dtype.name not in FLOAT_TYPES:
+            hint = "" if array.dtype.kind == "c" else f"; convert it with {name}.astype(np.float32)"
+            raise TypeError(f"{name} has dtype {array.dtype}; konv computes in {', '.join(FLOAT_TYPES)}{hint}")
+        if not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
+        checked[name] = array.view(np.ndarray)
+    first_name, first = next(iter(checked.items()))
+    for name, other in checked.items():
+        if other is not None and first is not None and other.dtype != first.dtype:
+            raise TypeError(
+                f"{first_name} is {first.dtype} and {name} is {other.dtype}; convert one, e.g. {name}.astype({first_name}.dtype)"
+            )
+    return tuple(checked.values())
+
+
+def check_upstream(dy: np.ndarray, expected: tuple[int, ...], name: str = "dy") -> None:
+    """Refuse an upstream gradient that has not the shape of the forward result."""
+    if dy.shape != expected:
+        raise ValueError(f"{name} has shape {dy.shape}; the forward result has shape {expected}")
+
+
+def output_array(
+    out: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype, **inputs: np.ndarray | None
+) -> np.ndarray:
+    """``out``, checked to fit the result and to overlap no input, or a new array of that shape and dtype."""
+    if out is None:
+        return np.empty(shape, dtype)
+    if checked_array("out", out).shape != shape or out.dtype != dtype:
+        raise ValueError(f"out has shape {out.shape} and dtype {out.dtype}; the result has {shape} and {dtype}")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
+    for name, array in inputs.items():
+        if array is not None and np.may_share_memory(out, array):
+            raise ValueError(f"out shares memory with {name}, which would be overwritten while it is read")
+    return out

@@ -1,0 +1,143 @@
+"""Which algorithm computes a problem: the first of an ordered table that does not decline, and why the others did."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from konv.engine import columns, ordered
+from konv.geometry import Geometry, IntOrAxes, Padding, geometry
+
+KINDS = ("forward", "input_gradient", "weight_gradient")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One computation: what is wanted, on which shapes, in which dtype.
+
+    Attributes
+    ----------
+    kind : "forward", "input_gradient" or "weight_gradient"
+    geometry : the checked shapes; its padding is zeros (other modes are applied before)
+    dtype : name of the element type, "float16", "bfloat16", "float32" or "float64"
+    any_length : the bits of an output must not depend on how many outputs are computed beside it
+    """
+
+    kind: str
+    geometry: Geometry
+    dtype: str
+    any_length: bool = False
+
+
+class Algorithm(Protocol):
+    """What a module in the table offers; see :mod:`konv.engine`."""
+
+    NAME: str
+
+    def declines(self, problem: Problem) -> str | None:
+        """Why this algorithm does not compute ``problem``, or None if it does."""
+
+    def workspace(self, problem: Problem) -> int:
+        """Bytes it allocates beside inputs and output."""
+
+    def forward(self, x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
+        """Write y = conv(x, w) + b into ``out``."""
+
+    def input_gradient(self, dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+        """Write dL/dx into ``out``."""
+
+    def weight_gradient(self, dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+        """Write dL/dw into ``out``."""
+
+
+ALGORITHMS: list[Algorithm] = [cast(Algorithm, ordered), cast(Algorithm, columns)]
+"""The table, asked from the top; ``columns`` is last and takes everything."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a problem will be computed. ``print`` it.
+
+    Attributes
+    ----------
+    problem : Problem
+    algorithm : the one that computes it
+    workspace : int, bytes allocated beside inputs and output
+    passed_over : tuple of (name, reason), the algorithms asked before it
+    """
+
+    problem: Problem
+    algorithm: Algorithm
+    workspace: int
+    passed_over: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        g = self.problem.geometry
+        lines = [
+            f"{self.problem.kind} of x {g.x_shape}, w {g.w_shape} -> y {g.output_shape}, {self.problem.dtype}",
+            f"algorithm    {self.algorithm.NAME}",
+            f"work         {g.flops:,} FLOP on {g.bytes:,} bytes",
+            f"workspace    {self.workspace:,} bytes",
+        ]
+        lines += [f"passed over  {name}: {reason}" for name, reason in self.passed_over]
+        return "\n".join(lines)
+
+
+@functools.lru_cache(maxsize=1024)
+def choose(problem: Problem) -> Plan:
+    """The plan for ``problem``: deterministic, nothing is timed.
+
+    Raises
+    ------
+    LookupError
+        Every algorithm of the table declined (the shipped table's last never does).
+    """
+    passed_over: list[tuple[str, str]] = []
+    for algorithm in ALGORITHMS:
+        reason = algorithm.declines(problem)
+        if reason is None:
+            return Plan(problem, algorithm, algorithm.workspace(problem), tuple(passed_over))
+        passed_over.append((algorithm.NAME, reason))
+    raise LookupError(f"no algorithm computes {problem}: {passed_over}")
+
+
+def plan(
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    *,
+    kind: str = "forward",
+    stride: IntOrAxes = 1,
+    padding: Padding = 0,
+    dilation: IntOrAxes = 1,
+    groups: int = 1,
+    dtype: Any = np.float32,
+) -> Plan:
+    """How konv would compute a convolution of these shapes, without computing it.
+
+    Parameters
+    ----------
+    x_shape, w_shape, stride, padding, dilation, groups, dtype : as for :func:`konv.geometry`
+    kind : "forward", "input_gradient" or "weight_gradient"
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`konv.geometry`; and for an unknown ``kind``.
+
+    Examples
+    --------
+    >>> print(plan((8, 64, 56, 56), (64, 64, 3, 3), padding=1))
+    forward of x (8, 64, 56, 56), w (64, 64, 3, 3) -> y (8, 64, 56, 56), float32
+    algorithm    columns
+    work         1,849,688,064 FLOP on 12,992,512 bytes
+    workspace    8,889,344 bytes
+    passed over  ordered: the caller does not ask for bits that are the same at any length
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: expected one of {', '.join(map(repr, KINDS))}")
+    g = geometry(x_shape, w_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, dtype=dtype)
+    return choose(Problem(kind, g, np.dtype(dtype).name))

@@ -1,0 +1,132 @@
+"""ReLU and Sigmoid."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from konv.arrays import accumulator, check_upstream, checked_floats
+from konv.layers.base import Layer
+
+
+class ReLU(Layer):
+    """Rectified linear unit: ``y = max(x, 0)``, elementwise. In the book it is called ``Relu``.
+
+    A NaN stays a NaN. The gradient at exactly 0 is 0, as in the book (*Deep Learning from Scratch*, sec. 5.5.1).
+
+    Attributes
+    ----------
+    mask : bool array like x, or None
+        Where the last input was <= 0; None outside training.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> relu = ReLU()
+    >>> relu.forward(np.array([[-1.0, 2.0], [3.0, -4.0]]))
+    array([[0., 2.],
+           [3., 0.]])
+    >>> relu.backward(np.ones((2, 2)))
+    array([[0., 1.],
+           [1., 0.]])
+    """
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """Where the last input was <= 0 (bool, like x); None outside training."""
+        return None if self._saved is None else self._saved[0]
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """``x`` of any shape and floating dtype -> an array of the same shape and dtype.
+
+        Raises
+        ------
+        TypeError
+            ``x`` is no floating-point array.
+        """
+        (x,) = checked_floats(x=x)
+        self._remember((x <= 0, x.dtype) if self.training else None)
+        return np.maximum(x, x.dtype.type(0))
+
+    def backward(self, dout: np.ndarray) -> np.ndarray:
+        """``dx = dout`` where ``x > 0``, else 0, in x's dtype. ``dout`` has x's shape and is left as it is.
+
+        Raises
+        ------
+        RuntimeError
+            There was no ``forward`` in training mode.
+        TypeError, ValueError
+            ``dout`` is no float array, or has another shape.
+        """
+        mask, dtype = self._recall()
+        (dout,) = checked_floats(dout=dout)
+        check_upstream(dout, mask.shape, "dout")
+        # The bit pattern times 0 or 1: unlike dout * ~mask it turns inf into 0, and np.where took 15 times as long.
+        bits = np.dtype(f"u{dtype.itemsize}")
+        return np.multiply(dout.astype(dtype, copy=False).view(bits), ~mask, dtype=bits).view(dtype)
+
+
+Relu = ReLU
+
+
+class Sigmoid(Layer):
+    """Logistic function: ``y = 1 / (1 + exp(-x))``, elementwise, without overflow for any x.
+
+    With ``z = exp(-|x|)``, which never exceeds 1, ``y = 1 / (1 + z)`` for x >= 0 and ``z / (1 + z)`` below.
+    Source: *Deep Learning from Scratch*, sec. 5.5.2, for the gradient ``y * (1 - y)``.
+
+    Attributes
+    ----------
+    out : array like x, or None
+        The last output; None outside training.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sigmoid = Sigmoid()
+    >>> sigmoid.forward(np.array([-1000.0, 0.0, 1000.0]))
+    array([0. , 0.5, 1. ])
+    >>> sigmoid.backward(np.ones(3))
+    array([0.  , 0.25, 0.  ])
+    """
+
+    @property
+    def out(self) -> np.ndarray | None:
+        """The last output (like x); None outside training."""
+        return None if self._saved is None else self._saved[0]
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """``x`` of any shape and floating dtype -> an array of the same shape and dtype, with values in [0, 1].
+
+        float16 and bfloat16 are calculated in float32.
+
+        Raises
+        ------
+        TypeError
+            ``x`` is no floating-point array.
+        """
+        (x,) = checked_floats(x=x)
+        one = accumulator(x.dtype).type(1)
+        with np.errstate(under="ignore"):  # exp(-1000) is 0, and that is right
+            z = np.exp(-np.abs(x.astype(one.dtype, copy=False)))
+            out = (np.where(x >= 0, one, z) / (one + z)).astype(x.dtype, copy=False)
+        # A copy: in-place work on the output must not change the gradient.
+        self._remember((out.copy(), x.dtype) if self.training else None)
+        return out
+
+    def backward(self, dout: np.ndarray) -> np.ndarray:
+        """``dx = dout * y * (1 - y)`` in x's dtype. ``dout`` has x's shape.
+
+        Raises
+        ------
+        RuntimeError
+            There was no ``forward`` in training mode.
+        TypeError, ValueError
+            ``dout`` is no float array, or has another shape.
+        """
+        out, dtype = self._recall()
+        (dout,) = checked_floats(dout=dout)
+        check_upstream(dout, out.shape, "dout")
+        working = accumulator(dtype)
+        dout, out = dout.astype(working, copy=False), out.astype(working, copy=False)
+        with np.errstate(under="ignore"):
+            return (dout * out * (working.type(1) - out)).astype(dtype, copy=False)

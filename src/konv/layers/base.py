@@ -1,0 +1,106 @@
+"""What every NumPy layer shares: parameters, their gradients, two modes, and one input kept for backward."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+
+
+class Layer:
+    """A layer with an explicit ``forward`` and ``backward``.
+
+    A subclass names its parameters in ``parameter_names``; each is an attribute (``W``) and so is its gradient (``dW``),
+    as in *Deep Learning from Scratch*, ch. 5. Arrays that are saved with a model but not trained (the running mean of a
+    batch normalization) stand in ``buffer_names``.
+
+    Attributes
+    ----------
+    training : bool
+        True after construction and :meth:`train`, False after :meth:`eval`. In training ``forward`` keeps what
+        ``backward`` needs; otherwise it keeps nothing.
+    """
+
+    parameter_names: tuple[str, ...] = ()
+    buffer_names: tuple[str, ...] = ()
+    training: bool = True
+
+    _saved: Any = None
+    _forwards: int = 0  # since the last backward
+    _backwards: int = 0  # since the last forward
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training (or, with ``mode=False``, to inference) and return the layer."""
+        self.training = bool(mode)
+        if not self.training:
+            self._saved = None
+        return self
+
+    def eval(self) -> Self:
+        """Switch to inference: ``forward`` keeps nothing, ``backward`` is refused. Returns the layer."""
+        return self.train(False)
+
+    def params(self) -> dict[str, np.ndarray]:
+        """The trainable arrays by name: the arrays themselves, so that an optimizer updates them in place."""
+        return {name: getattr(self, name) for name in self.parameter_names if getattr(self, name) is not None}
+
+    def grads(self) -> dict[str, np.ndarray]:
+        """The gradients that the last ``backward`` left, under the names of :meth:`params` (None before it)."""
+        return {name: getattr(self, "d" + name) for name in self.params()}
+
+    def buffers(self) -> dict[str, np.ndarray]:
+        """The arrays that are saved but not trained, by name."""
+        return {name: getattr(self, name) for name in self.buffer_names if getattr(self, name) is not None}
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of all parameters and buffers by name; what :meth:`load_state_dict` takes."""
+        return {name: array.copy() for name, array in {**self.params(), **self.buffers()}.items()}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Copy ``state`` into the parameters and buffers, in place.
+
+        Raises
+        ------
+        KeyError
+            A name is missing from ``state`` or unknown to the layer.
+        ValueError
+            An array has another shape than the layer's. Nothing is written in either case.
+        """
+        own = {**self.params(), **self.buffers()}
+        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or unknown:
+            raise KeyError(f"state does not fit {type(self).__name__}: missing {missing}, unknown {unknown}")
+        for name, array in own.items():
+            if np.shape(state[name]) != array.shape:
+                raise ValueError(f"state[{name!r}] has shape {np.shape(state[name])}, the layer's is {array.shape}")
+        for name, array in own.items():
+            array[...] = state[name]
+
+    def _remember(self, saved: Any) -> None:
+        """Called by ``forward`` with what ``backward`` will need; kept in training only."""
+        if self._backwards:
+            self._forwards = self._backwards = 0
+        self._forwards += 1
+        self._saved = saved if self.training else None
+
+    def _recall(self) -> Any:
+        """Called by ``backward``: what the last ``forward`` kept.
+
+        Raises
+        ------
+        RuntimeError
+            ``forward`` did not run in training mode, or this is a second ``backward`` after several ``forward`` calls,
+            whose earlier inputs are gone.
+        """
+        name = type(self).__name__
+        if self._saved is None:
+            why = "forward has not run" if self.training else "the layer is in inference mode, call train() first"
+            raise RuntimeError(f"{name}.backward needs a forward in training mode before it: {why}")
+        self._backwards += 1
+        if self._forwards > 1 and self._backwards > 1:
+            raise RuntimeError(
+                f"{name}.backward ran {self._backwards} times after {self._forwards} forward calls, but a layer keeps its "
+                "last input only. To use the same weights at several places, make one layer for each place with the "
+                "same parameter arrays and add up their gradients."
+            )
+        return self._saved

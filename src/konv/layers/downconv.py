@@ -1,0 +1,204 @@
+"""DownConv for NumPy: a sequence of any width, cut into m segments by two strided convolutions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+import numpy as np
+
+from konv.arrays import FLOAT_TYPES, checked_floats
+from konv.layers.activations import ReLU
+from konv.layers.base import Layer
+from konv.layers.convolution import Convolution
+from konv.segments import Segments, check_input, down_conv_segments, segments
+
+
+class DownConv(Layer):
+    """Compress a sequence (B, seq_len, hidden_size) to (B, m_segments, hidden_size) by two strided convolutions.
+
+    ::
+
+        conv1a:  hidden_size -> hidden_size // channel_reduction channels, kernel k1, stride k1
+        relu1a
+        conv2a:  back to hidden_size channels, kernel k2, stride k2, padding
+
+    with ``k2 = ceil(seq_len / k1 / m_segments)`` and ``padding = ceil((k2 * m_segments - seq_len / k1) / 2)``. The output
+    serves as keys and values of an attention over m_segments places instead of seq_len. :class:`konv.torch.DownConv` is the
+    same layer for PyTorch; each loads the other's ``state_dict()``.
+
+    Parameters
+    ----------
+    seq_len : int
+        Length of every sequence, at least k1.
+    hidden_size : int
+        Features of each place, at least channel_reduction.
+    m_segments : int
+        Length of the output.
+    k1 : int
+        Places in a window of the first convolution.
+    channel_reduction : int
+        How many times fewer channels there are between the convolutions (rounded down).
+    dtype : floating-point dtype
+        Of the parameters: float16, bfloat16, float32 or float64.
+    rng : None, int, or numpy.random.Generator
+        Where the initial parameters come from, as :func:`numpy.random.default_rng` takes it. They are uniform between
+        ``-1 / sqrt(fan_in)`` and ``1 / sqrt(fan_in)``, ``fan_in = channels * kernel``, as PyTorch's are.
+
+    Attributes
+    ----------
+    conv1a, conv2a : Convolution
+        With weights ``W`` of shape (filters, channels, kernel), ``b`` of shape (filters,) and gradients ``dW``, ``db``.
+    relu1a : ReLU
+    seq_len, hidden_size, m, k1, channel_reduction : int
+        The arguments; ``m`` is m_segments.
+    k2, padding : int
+        Kernel and padding of conv2a.
+
+    Raises
+    ------
+    TypeError
+        A size is not an integer (bool included), or ``dtype`` is none of the four.
+    ValueError
+        A size is less than 1 or too large, seq_len < k1, hidden_size < channel_reduction, or these sizes would give another
+        number of segments than m_segments. The message names the nearest sizes that work.
+
+    Warns
+    -----
+    konv.segments.SegmentWarning
+        The last ``seq_len % k1`` places are never read, or a segment sees padding alone. :meth:`geometry` tells which.
+
+    Notes
+    -----
+    Eq. 2 of Zhu et al., "Progressive Self-Attention Network with Unsymmetrical Positional Encoding for Sequential
+    Recommendation" (SIGIR 2022); names and results are those of the authors' PyTorch class.
+
+    **Cost** for each sequence: ``2 * seq_len * hidden_size**2 / channel_reduction`` floating-point operations in conv1a and
+    at most about ``1 / k1 + m_segments * k2 / seq_len`` of that in conv2a: linear in the length. ``backward`` costs twice as
+    much. Kept in training, besides x itself: the windows, ``1 / (k1 * channel_reduction)`` of x's size, a few times over.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> layer = DownConv(seq_len=200, hidden_size=64, m_segments=4, k1=10, rng=0)
+    >>> x = np.ones((8, 200, 64), np.float32)
+    >>> layer.forward(x).shape
+    (8, 4, 64)
+    >>> layer.backward(np.ones((8, 4, 64), np.float32)).shape
+    (8, 200, 64)
+    >>> {name: array.shape for name, array in layer.grads().items()}
+    {'conv1a.weight': (4, 64, 10), 'conv1a.bias': (4,), 'conv2a.weight': (64, 4, 5), 'conv2a.bias': (64,)}
+    """
+
+    def __init__(
+        self,
+        seq_len: int = 200,
+        hidden_size: int = 64,
+        m_segments: int = 4,
+        k1: int = 10,
+        channel_reduction: int = 16,
+        *,
+        dtype: Any = np.float32,
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        dtype = np.dtype(dtype).newbyteorder("=")
+        if dtype.name not in FLOAT_TYPES:
+            raise TypeError(f"dtype={dtype.name}: the parameters need one of {', '.join(FLOAT_TYPES)}")
+        cut = down_conv_segments(seq_len, hidden_size, m_segments, k1, channel_reduction)
+        self.seq_len, self.m, self.k1, self.k2, self.padding = cut.seq_len, cut.m_segments, cut.k1, cut.k2, cut.padding
+        self.hidden_size, self.channel_reduction = int(hidden_size), int(channel_reduction)
+        channels = self.hidden_size // self.channel_reduction
+        rng = np.random.default_rng(rng)
+        self.conv1a = Convolution(*_uniform(rng, channels, self.hidden_size, self.k1, dtype), stride=self.k1)
+        self.relu1a = ReLU()
+        self.conv2a = Convolution(
+            *_uniform(rng, self.hidden_size, channels, self.k2, dtype), stride=self.k2, pad=self.padding
+        )
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """(B, seq_len, hidden_size) -> (B, m_segments, hidden_size), in x's dtype.
+
+        The result is a view: in memory its last two axes are swapped, as in the authors' class. In training x is kept for
+        :meth:`backward`, not copied.
+
+        Raises
+        ------
+        TypeError
+            ``x`` is no floating-point array.
+        ValueError
+            The shape is not the one that the layer was built for.
+        """
+        (x,) = checked_floats(x=x)
+        check_input(x.shape, self.geometry(), self.hidden_size)
+        y = self.conv2a.forward(self.relu1a.forward(self.conv1a.forward(x.transpose(0, 2, 1)))).transpose(0, 2, 1)
+        self._remember((y.shape, y.dtype))
+        return y
+
+    def backward(self, dout: np.ndarray) -> np.ndarray:
+        """The gradient of x, (B, seq_len, hidden_size), from that of the output, (B, m_segments, hidden_size).
+
+        Sets ``dW`` and ``db`` of conv1a and conv2a, which :meth:`grads` returns. Inputs that are never read get 0.
+
+        Raises
+        ------
+        RuntimeError
+            There was no ``forward`` in training mode.
+        TypeError, ValueError
+            ``dout`` is no floating-point array, or has another shape than the output.
+        """
+        shape, dtype = self._recall()
+        (dout,) = checked_floats(dout=dout)
+        if dout.shape != shape:
+            raise ValueError(f"dout has shape {dout.shape}, but forward returned shape {shape}")
+        dout = dout.astype(dtype, copy=False)
+        dwindows = self.relu1a.backward(self.conv2a.backward(dout.transpose(0, 2, 1)))
+        return self.conv1a.backward(dwindows).transpose(0, 2, 1)
+
+    def geometry(self) -> Segments:
+        """Which inputs each segment reads, which are never read, which segments see padding alone. It prints itself."""
+        return segments(self.seq_len, self.m, self.k1)
+
+    def params(self) -> dict[str, np.ndarray]:
+        """The four parameters under PyTorch's names: the arrays themselves."""
+        return {
+            "conv1a.weight": self.conv1a.W,
+            "conv1a.bias": self.conv1a.b,
+            "conv2a.weight": self.conv2a.W,
+            "conv2a.bias": self.conv2a.b,
+        }
+
+    def grads(self) -> dict[str, np.ndarray]:
+        """The gradients that the last ``backward`` left, under the names of :meth:`params` (None before it)."""
+        return {
+            "conv1a.weight": self.conv1a.dW,
+            "conv1a.bias": self.conv1a.db,
+            "conv2a.weight": self.conv2a.dW,
+            "conv2a.bias": self.conv2a.db,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copy ``state``, PyTorch's of the same layer too, into the parameters, in place.
+
+        The values may be anything that :func:`numpy.asarray` takes: arrays, lists, tensors on the CPU.
+
+        Raises
+        ------
+        KeyError, ValueError
+            As :meth:`konv.layers.base.Layer.load_state_dict`.
+        """
+        super().load_state_dict({name: np.asarray(value) for name, value in state.items()})
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the layer and its parts to training (or, with ``mode=False``, to inference) and return the layer."""
+        for part in (self.conv1a, self.relu1a, self.conv2a):
+            part.train(mode)
+        return super().train(mode)
+
+
+def _uniform(
+    rng: np.random.Generator, filters: int, channels: int, kernel: int, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (filters, channels, kernel) and bias (filters,), uniform within 1 / sqrt(fan_in) of 0."""
+    bound = 1 / math.sqrt(channels * kernel)
+    weight = rng.uniform(-bound, bound, (filters, channels, kernel)).astype(dtype)
+    return weight, rng.uniform(-bound, bound, filters).astype(dtype)

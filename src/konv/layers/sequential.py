@@ -1,0 +1,142 @@
+"""Sequential: layers one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
+
+import numpy as np
+
+from konv.layers.base import Layer
+
+
+class Sequential(Layer):
+    """Layers in a row: each one's output is the next one's input; ``backward`` runs through them in reverse.
+
+    Parameters
+    ----------
+    *layers : layers, or one iterable of layers
+        Anything with ``forward(x)`` and ``backward(dout)``, another Sequential included.
+
+    Raises
+    ------
+    TypeError
+        A layer has no ``forward`` or no ``backward``; or it has parameters (``W`` beside ``dW``) but no ``params()``, so
+        that they would never be trained: derive it from :class:`konv.layers.base.Layer`.
+    ValueError
+        One layer object stands at two places, here or in a nested Sequential. A layer keeps one input, so the second
+        place would overwrite what the first needs for its backward. Make two layers with the same parameter arrays.
+
+    Notes
+    -----
+    Parameters, gradients and buffers are named by place: ``"0.W"``, in a nested Sequential ``"2.0.W"``.
+    ``train()`` and ``eval()`` go on to every layer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from konv.layers.activations import ReLU
+    >>> from konv.layers.affine import Affine
+    >>> net = Sequential(Affine(np.ones((2, 3)), np.zeros(3)), ReLU(), Affine(np.ones((3, 1)), np.zeros(1)))
+    >>> net.forward(np.array([[1.0, 2.0], [-3.0, 1.0]]))
+    array([[9.],
+           [0.]])
+    >>> net.backward(np.ones((2, 1)))
+    array([[3., 3.],
+           [0., 0.]])
+    >>> sorted(net.params())
+    ['0.W', '0.b', '2.W', '2.b']
+    """
+
+    def __init__(self, *layers: Any) -> None:
+        if len(layers) == 1 and isinstance(layers[0], Iterable) and not callable(getattr(layers[0], "forward", None)):
+            layers = tuple(layers[0])
+        self.layers: tuple[Any, ...] = layers
+        for index, layer in enumerate(layers):
+            _check_layer(index, layer)
+        seen: dict[int, str] = {}
+        for name, layer in self._places():
+            if id(layer) in seen:
+                raise ValueError(
+                    f"layers {seen[id(layer)]} and {name} are the same {type(layer).__name__} object, but a layer keeps one "
+                    "input for its backward; make two layers with the same parameter arrays"
+                )
+            seen[id(layer)] = name
+
+    def _places(self) -> Iterator[tuple[str, Any]]:
+        """Every layer with the name of its place, those in nested Sequentials included."""
+        for index, layer in enumerate(self.layers):
+            yield str(index), layer
+            if isinstance(layer, Sequential):
+                for name, inner in layer._places():
+                    yield f"{index}.{name}", inner
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """``x`` through all layers, first to last."""
+        for layer in self.layers:
+            x = layer.forward(x)
+        return x
+
+    def backward(self, dout: np.ndarray) -> np.ndarray:
+        """``dout`` through all layers, last to first; leaves each layer's gradients in it and returns dx."""
+        for layer in reversed(self.layers):
+            dout = layer.backward(dout)
+        return dout
+
+    def params(self) -> dict[str, np.ndarray]:
+        """The trainable arrays of all layers by name: the arrays themselves."""
+        return self._collect("params")
+
+    def grads(self) -> dict[str, np.ndarray]:
+        """The gradients that the last ``backward`` left, under the names of :meth:`params` (None before it)."""
+        return self._collect("grads")
+
+    def buffers(self) -> dict[str, np.ndarray]:
+        """The arrays of all layers that are saved but not trained, by name."""
+        return self._collect("buffers")
+
+    def _collect(self, kind: str) -> dict[str, np.ndarray]:
+        return {
+            f"{index}.{name}": array
+            for index, layer in enumerate(self.layers)
+            if hasattr(layer, kind)
+            for name, array in getattr(layer, kind)().items()
+        }
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch every layer to training (or, with ``mode=False``, to inference) and return the Sequential."""
+        super().train(mode)
+        for layer in self.layers:
+            if hasattr(layer, "train"):
+                layer.train(mode)
+        return self
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.layers)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """The layer at ``index``; for a slice a Sequential of the very layers there."""
+        return Sequential(*self.layers[index]) if isinstance(index, slice) else self.layers[index]
+
+
+def _check_layer(index: int, layer: Any) -> None:
+    kind = type(layer).__name__
+    if isinstance(layer, type):
+        raise TypeError(f"layer {index} is the class {layer.__name__}; pass an instance, {layer.__name__}(...)")
+    for method in ("forward", "backward"):
+        if not callable(getattr(layer, method, None)):
+            raise TypeError(
+                f"layer {index} is a {kind} without {method}(); a layer needs forward(x) and backward(dout)"
+            )
+    if not callable(getattr(layer, "params", None)):
+        lost = [
+            name for name, value in vars(layer).items() if isinstance(value, np.ndarray) and hasattr(layer, "d" + name)
+        ]
+        if lost:
+            raise TypeError(
+                f"layer {index} is a {kind} with parameters {lost} but without params() and grads(), so they would not be "
+                "trained; derive it from konv.layers.base.Layer and set parameter_names"
+            )

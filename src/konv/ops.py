@@ -1,0 +1,371 @@
+"""Convolution, its gradients and its relatives on NumPy arrays: check -> plan -> run.
+
+Every function checks its arrays here and its shapes in :mod:`konv.geometry`, before memory is touched; then the engine
+computes. Shared rules:
+
+- x is (N, C, *spatial) with 1, 2 or 3 spatial axes, in any memory layout; N may be 0.
+- Elements are float16, float32, float64 or bfloat16 (of ``ml_dtypes``). The result has the dtype of x; half types are
+  summed in float32 and rounded once. All arrays of a call share one dtype.
+- Inputs are never written to; results are new, C-contiguous arrays.
+- ``TypeError``: no NumPy array, or a dtype that is not floating point. ``ValueError``: shapes that do not meet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from konv import textbook
+from konv.arrays import FLOAT_TYPES, accumulator, check_upstream, checked_array, checked_floats, output_array
+from konv.engine.plan import Problem, choose
+from konv.geometry import Geometry, IntOrAxes, Padding, geometry, per_axis, transposed_geometry, window_geometry
+
+GRADIENTS = ("x", "w", "b")
+
+
+def conv(
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray | None = None,
+    *,
+    stride: IntOrAxes = 1,
+    padding: Padding = 0,
+    dilation: IntOrAxes = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    out: np.ndarray | None = None,
+    any_length: bool = False,
+) -> np.ndarray:
+    """Convolution (cross-correlation, as in every deep learning library) in 1, 2 or 3 dimensions.
+
+    ``y[n, f, o] = b[f] + sum over c, k of w[f, c, k] * x_padded[n, c, o * stride + k * dilation]``
+
+    Parameters
+    ----------
+    x : (N, C, *spatial)
+    w : (F, C // groups, *kernel)
+    b : (F,) or None
+    stride, padding, dilation, groups, padding_mode : as for :func:`konv.geometry`
+    out : array of the result's shape and dtype to write into, any memory layout, sharing no memory with an input
+    any_length : sum in one fixed order, so that an output has the same bits however long x is (slower; for streams)
+
+    Returns
+    -------
+    y : (N, F, *output), ``out`` where given
+
+    Raises
+    ------
+    TypeError
+        An array is not a NumPy array of one floating point dtype (integers: convert with ``x.astype(np.float32)``).
+    ValueError
+        Shapes do not meet (see :func:`konv.geometry`), or ``out`` does not fit, is read-only or overlaps an input.
+
+    Examples
+    --------
+    >>> x = np.arange(5.0).reshape(1, 1, 5)
+    >>> conv(x, np.array([[[1.0, 1.0, 1.0]]]), padding="same")
+    array([[[1., 3., 6., 9., 7.]]])
+    """
+    x, w, b = checked_floats(x=x, w=w, b=b)
+    g = geometry(
+        x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups,
+        padding_mode=padding_mode, dtype=x.dtype,
+    )  # fmt: skip
+    _check_bias(b, g.filters)
+    y = output_array(out, g.output_shape, x.dtype, x=x, w=w, b=b)
+    x, g = _zero_padded(x, g)
+    choose(Problem("forward", g, x.dtype.name, any_length)).algorithm.forward(x, w, b, g, y)
+    return y if out is None else out
+
+
+def conv_backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    w: np.ndarray,
+    *,
+    stride: IntOrAxes = 1,
+    padding: Padding = 0,
+    dilation: IntOrAxes = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    need: Sequence[str] = GRADIENTS,
+) -> tuple[Any, Any, Any]:
+    """Gradients of :func:`conv`: from ``dy = dL/dy`` to ``(dL/dx, dL/dw, dL/db)``.
+
+    ``dx[n, c, i] = sum of dy[n, f, o] * w[f, c, k]`` over all (o, k) that met cell i, likewise
+    ``dw[f, c, k] = sum over n, o of dy[n, f, o] * x_padded[n, c, o * stride + k * dilation]``, ``db[f] = sum of dy[:, f]``.
+
+    Parameters
+    ----------
+    dy : (N, F, *output), x : (N, C, *spatial), w : (F, C // groups, *kernel)
+    stride, padding, dilation, groups, padding_mode : those of the forward call
+    need : which of "x", "w", "b" to compute
+
+    Returns
+    -------
+    (dx, dw, db) : shapes of x, w and (F,); None where not needed
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`conv`; and ``dy`` must have the shape of the forward result.
+
+    Examples
+    --------
+    >>> dx, dw, db = conv_backward(np.ones((1, 1, 3)), np.arange(5.0).reshape(1, 1, 5), np.ones((1, 1, 3)))
+    >>> dx, dw, db
+    (array([[[1., 2., 3., 2., 1.]]]), array([[[3., 6., 9.]]]), array([3.]))
+    """
+    dy, x, w = checked_floats(dy=dy, x=x, w=w)
+    g = geometry(
+        x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups,
+        padding_mode=padding_mode, dtype=x.dtype,
+    )  # fmt: skip
+    check_upstream(dy, g.output_shape)
+    wanted = _needed(need)
+    dx = dw = db = None
+    padded_x, inner = _zero_padded(x, g)
+    if "x" in wanted:
+        # A repeated cell collects several gradients: half types stay float32 until those are added up.
+        inner_dx = np.empty(inner.x_shape, dy.dtype if inner is g else accumulator(dy.dtype))
+        choose(Problem("input_gradient", inner, x.dtype.name)).algorithm.input_gradient(dy, w, inner, inner_dx)
+        dx = inner_dx if inner is g else textbook.unpad(inner_dx, g).astype(x.dtype, copy=False)
+    if "w" in wanted:
+        dw = np.empty(g.w_shape, w.dtype)
+        choose(Problem("weight_gradient", inner, x.dtype.name)).algorithm.weight_gradient(dy, padded_x, inner, dw)
+    if "b" in wanted:
+        db = _bias_gradient(dy)
+    return dx, dw, db
+
+
+def conv_transpose(
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray | None = None,
+    *,
+    stride: IntOrAxes = 1,
+    padding: Padding = 0,
+    output_padding: IntOrAxes = 0,
+    dilation: IntOrAxes = 1,
+    groups: int = 1,
+) -> np.ndarray:
+    """Transposed convolution: the input gradient of a convolution, used to enlarge.
+
+    ``y_padded[n, f, i * stride + k * dilation] += x[n, c, i] * w[c, f, k]``, then ``padding`` is cut off; along an axis
+    ``out = (L - 1) * stride - low - high + dilation * (kernel - 1) + 1 + output_padding``.
+
+    Parameters
+    ----------
+    x : (N, C, *spatial)
+    w : (C, F // groups, *kernel)
+    b : (F,) or None
+    stride, padding, output_padding, dilation, groups : see :func:`konv.geometry.transposed_geometry`
+
+    Returns
+    -------
+    y : (N, F, *out)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`conv`; and when an axis of the result would be empty, or ``output_padding >= max(stride, dilation)``.
+
+    Examples
+    --------
+    >>> conv_transpose(np.array([[[1.0, 10.0]]]), np.array([[[1.0, 2.0, 3.0]]]), stride=2)
+    array([[[ 1.,  2., 13., 20., 30.]]])
+    """
+    x, w, b = checked_floats(x=x, w=w, b=b)
+    g = transposed_geometry(
+        x.shape, w.shape, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation,
+        groups=groups, dtype=x.dtype,
+    )  # fmt: skip
+    _check_bias(b, g.channels)
+    y = np.empty(g.x_shape, x.dtype if b is None else accumulator(x.dtype))
+    choose(Problem("input_gradient", g, x.dtype.name)).algorithm.input_gradient(x, w, g, y)
+    if b is not None:
+        y += b.astype(y.dtype, copy=False).reshape(-1, *[1] * g.axes)
+    return y.astype(x.dtype, copy=False)
+
+
+def conv_transpose_backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    w: np.ndarray,
+    *,
+    stride: IntOrAxes = 1,
+    padding: Padding = 0,
+    output_padding: IntOrAxes = 0,
+    dilation: IntOrAxes = 1,
+    groups: int = 1,
+    need: Sequence[str] = GRADIENTS,
+) -> tuple[Any, Any, Any]:
+    """Gradients of :func:`conv_transpose`: ``(dx, dw, db)``, None where not needed.
+
+    ``dx`` is a plain convolution of ``dy`` with w; ``dw`` is that convolution's weight gradient with x upstream.
+
+    Parameters
+    ----------
+    dy : (N, F, *out), x : (N, C, *spatial), w : (C, F // groups, *kernel)
+    stride, padding, output_padding, dilation, groups : those of the forward call
+    need : which of "x", "w", "b" to compute
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`conv_transpose`; and ``dy`` must have the shape of the forward result.
+
+    Examples
+    --------
+    >>> x, w = np.array([[[1.0, 10.0]]]), np.array([[[1.0, 2.0, 3.0]]])
+    >>> conv_transpose_backward(np.ones((1, 1, 5)), x, w, stride=2)
+    (array([[[6., 6.]]]), array([[[11., 11., 11.]]]), array([5.]))
+    """
+    dy, x, w = checked_floats(dy=dy, x=x, w=w)
+    g = transposed_geometry(
+        x.shape, w.shape, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation,
+        groups=groups, dtype=x.dtype,
+    )  # fmt: skip
+    check_upstream(dy, g.x_shape)
+    wanted = _needed(need)
+    dx = dw = db = None
+    if "x" in wanted:
+        dx = np.empty(g.output_shape, x.dtype)
+        choose(Problem("forward", g, x.dtype.name)).algorithm.forward(dy, w, None, g, dx)
+    if "w" in wanted:
+        dw = np.empty(g.w_shape, w.dtype)
+        choose(Problem("weight_gradient", g, x.dtype.name)).algorithm.weight_gradient(x, dy, g, dw)
+    if "b" in wanted:
+        db = _bias_gradient(dy)
+    return dx, dw, db
+
+
+def unfold(
+    x: np.ndarray,
+    kernel_size: IntOrAxes,
+    *,
+    stride: IntOrAxes = 1,
+    padding: Padding = 0,
+    dilation: IntOrAxes = 1,
+) -> np.ndarray:
+    """Every window of x as one column, in the order of ``torch.nn.Unfold``, for any number of axes and any dtype.
+
+    ``columns[n, (c, k), o] = x_padded[n, c, o * stride + k * dilation]``
+
+    Parameters
+    ----------
+    x : (N, C, *spatial), any dtype, which the result keeps
+    kernel_size, stride, dilation : int or one per axis
+    padding : as for :func:`konv.geometry`, zeros
+
+    Returns
+    -------
+    columns : (N, C * prod(kernel), prod(output))
+
+    Raises
+    ------
+    TypeError, ValueError
+        x is no array, or the window does not fit.
+
+    Examples
+    --------
+    >>> unfold(np.arange(4).reshape(1, 1, 4), 3)
+    array([[[0, 1],
+            [1, 2],
+            [2, 3]]])
+    """
+    g = window_geometry(
+        checked_array("x", x).shape,
+        kernel_size,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        dtype=x.dtype,
+    )
+    windows = textbook.windows(x, g).reshape(g.batch, g.channels, math.prod(g.output), math.prod(g.kernel))
+    rows = g.channels * math.prod(g.kernel)
+    return np.ascontiguousarray(windows.swapaxes(-1, -2)).reshape(g.batch, rows, math.prod(g.output))
+
+
+def fold(
+    columns: np.ndarray,
+    output_size: IntOrAxes,
+    kernel_size: IntOrAxes,
+    *,
+    stride: IntOrAxes = 1,
+    padding: Padding = 0,
+    dilation: IntOrAxes = 1,
+) -> np.ndarray:
+    """Add columns back onto the cells they came from: the adjoint of :func:`unfold`, and ``torch.nn.Fold`` in any dimension.
+
+    Parameters
+    ----------
+    columns : (N, C * prod(kernel), prod(output)), a number type, which the result keeps
+    output_size : int (one spatial axis) or one int per spatial axis: the shape of x's spatial axes
+    kernel_size, stride, padding, dilation : as for :func:`unfold`
+
+    Returns
+    -------
+    x : (N, C, *output_size)
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``columns`` is no 3-D array, or its shape is not what the numbers give.
+
+    Examples
+    --------
+    >>> fold(np.ones((1, 3, 2)), (4,), 3)
+    array([[[1., 2., 2., 1.]]])
+    """
+    if checked_array("columns", columns).ndim != 3:
+        raise ValueError(f"columns has shape {columns.shape}: expected (N, C * prod(kernel), prod(output))")
+    spatial = (output_size,) if isinstance(output_size, (int, np.integer)) else tuple(output_size)
+    kernel = per_axis("kernel_size", kernel_size, len(spatial))
+    batch, rows, positions = columns.shape
+    if rows % math.prod(kernel) or not rows:
+        raise ValueError(
+            f"columns has shape {columns.shape}: its second axis must be C * prod(kernel), a multiple of {math.prod(kernel)}"
+        )
+    channels = rows // math.prod(kernel)
+    g = window_geometry(
+        (batch, channels, *spatial), kernel, stride=stride, padding=padding, dilation=dilation, dtype=columns.dtype
+    )
+    if positions != math.prod(g.output):
+        raise ValueError(
+            f"columns has shape {columns.shape}: its last axis must be the number of windows, "
+            f"{' * '.join(map(str, g.output))} = {math.prod(g.output)}"
+        )
+    by_window = columns.reshape(batch, channels, math.prod(kernel), positions).transpose(0, 3, 1, 2)
+    wide = accumulator(columns.dtype) if columns.dtype.name in FLOAT_TYPES else columns.dtype
+    return textbook.fold_columns(by_window.reshape(batch * positions, rows).astype(wide), g).astype(
+        columns.dtype, copy=False
+    )
+
+
+def _check_bias(b: np.ndarray | None, filters: int) -> None:
+    if b is not None and b.shape != (filters,):
+        raise ValueError(f"b has shape {b.shape}; expected (F,) = ({filters},), one for each filter")
+
+
+def _needed(need: Sequence[str]) -> set[str]:
+    wanted = {need} if isinstance(need, str) else set(need)
+    if not wanted <= set(GRADIENTS):
+        raise ValueError(f"need={need!r}: expected names out of {GRADIENTS}")
+    return wanted
+
+
+def _zero_padded(x: np.ndarray, g: Geometry) -> tuple[np.ndarray, Geometry]:
+    """The engine pads with zeros only: other modes are applied to x here, and the geometry has no padding left."""
+    if g.padding_mode == "zeros":
+        return x, g
+    inner = dataclasses.replace(g, spatial=g.padded, padding=((0, 0),) * g.axes, padding_mode="zeros")
+    return textbook.pad(x, g), inner
+
+
+def _bias_gradient(dy: np.ndarray) -> np.ndarray:
+    return dy.sum(axis=(0, *range(2, dy.ndim)), dtype=accumulator(dy.dtype)).astype(dy.dtype, copy=False)

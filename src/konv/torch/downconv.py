@@ -1,0 +1,193 @@
+"""DownConv for PyTorch: a sequence of any width, cut into m segments by two strided convolutions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from konv.segments import Segments, check_input, down_conv_segments, segments
+
+
+class DownConv(nn.Module):
+    """Compress a sequence (B, seq_len, hidden_size) to (B, m_segments, hidden_size) by two strided convolutions.
+
+    ::
+
+        conv1a:  hidden_size -> hidden_size // channel_reduction channels, kernel k1, stride k1
+        relu1a
+        conv2a:  back to hidden_size channels, kernel k2, stride k2, padding
+
+    with ``k2 = ceil(seq_len / k1 / m_segments)`` and ``padding = ceil((k2 * m_segments - seq_len / k1) / 2)``. The output
+    serves as keys and values of an attention over m_segments places instead of seq_len.
+
+    Parameters
+    ----------
+    seq_len : int
+        Length of every sequence, at least k1.
+    hidden_size : int
+        Features of each place, at least channel_reduction.
+    m_segments : int
+        Length of the output.
+    k1 : int
+        Places in a window of the first convolution.
+    channel_reduction : int
+        How many times fewer channels there are between the convolutions (rounded down).
+    device, dtype : optional
+        Of the parameters, as in :class:`torch.nn.Conv1d`.
+
+    Attributes
+    ----------
+    conv1a, conv2a : torch.nn.Conv1d
+    relu1a : torch.nn.ReLU
+    seq_len, hidden_size, m, k1, channel_reduction : int
+        The arguments; ``m`` is m_segments.
+    k2, padding : int
+        Kernel and padding of conv2a.
+
+    Raises
+    ------
+    TypeError
+        A size is not an integer (bool included), or ``dtype`` is not floating point.
+    ValueError
+        A size is less than 1 or too large, seq_len < k1, hidden_size < channel_reduction, or these sizes would give another
+        number of segments than m_segments. The message names the nearest sizes that work.
+
+    Warns
+    -----
+    konv.segments.SegmentWarning
+        The last ``seq_len % k1`` places are never read, or a segment sees padding alone. :meth:`geometry` tells which.
+
+    Notes
+    -----
+    Eq. 2 of Zhu et al., "Progressive Self-Attention Network with Unsymmetrical Positional Encoding for Sequential
+    Recommendation" (SIGIR 2022). Arguments, ``state_dict`` keys, initial weights after the same ``torch.manual_seed``, and
+    results (up to rounding) are those of the authors' class of this name.
+
+    **Cost** for each sequence: ``2 * seq_len * hidden_size**2 / channel_reduction`` floating-point operations in conv1a and
+    at most about ``1 / k1 + m_segments * k2 / seq_len`` of that in conv2a: linear in the length.
+
+    **Matrix form.** Windows whose stride is their kernel lie side by side, so each convolution is one matrix product: x, seen
+    without a copy as (B, windows, k1 * hidden_size), times the weight as (k1 * hidden_size, channels). On a CPU a training
+    step takes 2 to 17 times less than ``nn.Conv1d`` on a permuted tensor, which copies x there and dx back.
+
+    **What may be changed.** Weights may be assigned, tied, frozen and parametrized (``torch.nn.utils.parametrizations``). Where
+    a part has a hook, another forward, another kernel, or was replaced by another module, all three parts are called as
+    modules on (B, channels, length) tensors, exactly as in the authors' class. What does not work: hooks registered for *all*
+    modules (``torch.nn.modules.module.register_module_forward_hook``) see the DownConv but not its parts; and
+    ``torch.jit.script`` cannot compile the choice (``torch.jit.trace`` and ``torch.compile`` can).
+
+    Examples
+    --------
+    >>> import torch
+    >>> down = DownConv(seq_len=200, hidden_size=64, m_segments=4, k1=10)
+    >>> down(torch.zeros(8, 200, 64)).shape
+    torch.Size([8, 4, 64])
+    >>> sorted(down.state_dict())
+    ['conv1a.bias', 'conv1a.weight', 'conv2a.bias', 'conv2a.weight']
+    >>> down.geometry().real_windows
+    (5, 5, 5, 5)
+    """
+
+    def __init__(
+        self,
+        seq_len: int = 200,
+        hidden_size: int = 64,
+        m_segments: int = 4,
+        k1: int = 10,
+        channel_reduction: int = 16,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype={dtype!r}: the parameters need a floating-point torch.dtype, such as torch.float32")
+        cut = down_conv_segments(seq_len, hidden_size, m_segments, k1, channel_reduction)
+        self.seq_len, self.m, self.k1, self.k2, self.padding = cut.seq_len, cut.m_segments, cut.k1, cut.k2, cut.padding
+        self.hidden_size, self.channel_reduction = int(hidden_size), int(channel_reduction)
+        channels = self.hidden_size // self.channel_reduction
+        # Made in this order, so that one seed of the random generator gives the weights that the authors' class has.
+        place = {"device": device, "dtype": dtype}
+        self.conv1a = nn.Conv1d(self.hidden_size, channels, self.k1, stride=self.k1, **place)
+        self.relu1a = nn.ReLU(inplace=True)
+        self.conv2a = nn.Conv1d(channels, self.hidden_size, self.k2, stride=self.k2, padding=self.padding, **place)
+
+    def forward(self, input_tensor: Tensor) -> Tensor:
+        """(B, seq_len, hidden_size) -> (B, m_segments, hidden_size), in the parameters' dtype or autocast's.
+
+        Any strides will do; a batch of 0 gives a batch of 0. The input is not written to.
+
+        Raises
+        ------
+        TypeError
+            ``input_tensor`` is no tensor, is integer or complex, or (outside autocast) has another dtype than the parameters.
+        ValueError
+            The shape is not the one that the module was built for.
+        """
+        if not isinstance(input_tensor, Tensor):
+            raise TypeError(f"input_tensor must be a torch.Tensor, not {type(input_tensor).__name__}")
+        if not input_tensor.is_floating_point():
+            hint = "take its .real or .imag" if input_tensor.is_complex() else "convert it with .float()"
+            raise TypeError(f"input_tensor is {input_tensor.dtype}, DownConv needs floating point: {hint}")
+        check_input(input_tensor.shape, self.geometry(), self.hidden_size, "input_tensor")
+        if not self._parts_are_plain():
+            return self.conv2a(self.relu1a(self.conv1a(input_tensor.transpose(1, 2)))).transpose(1, 2)
+
+        weight1, weight2 = self.conv1a.weight, self.conv2a.weight
+        if input_tensor.dtype != weight1.dtype and not torch.is_autocast_enabled(input_tensor.device.type):
+            raise TypeError(
+                f"input_tensor is {input_tensor.dtype} but the parameters are {weight1.dtype}: convert one of them, with "
+                f"input_tensor.to({weight1.dtype}) or module.to({input_tensor.dtype}), or use torch.autocast"
+            )
+        batch, windows = len(input_tensor), self.seq_len // self.k1
+        x = input_tensor[:, : windows * self.k1].reshape(batch, windows, self.k1 * self.hidden_size)
+        x = self.relu1a(F.linear(x, _as_matrix(weight1), self.conv1a.bias))
+        # Padded to m * k2 windows and no more: conv2a would not read the last one either.
+        x = F.pad(x, (0, 0, self.padding, self.m * self.k2 - windows - self.padding))
+        x = x.reshape(batch, self.m, self.k2 * x.shape[-1])
+        return F.linear(x, _as_matrix(weight2), self.conv2a.bias)
+
+    def geometry(self) -> Segments:
+        """Which inputs each segment reads, which are never read, which segments see padding alone. It prints itself."""
+        return segments(self.seq_len, self.m, self.k1)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows of the module beside its parts."""
+        return (
+            f"seq_len={self.seq_len}, hidden_size={self.hidden_size}, m_segments={self.m}, k1={self.k1}, "
+            f"channel_reduction={self.channel_reduction}, k2={self.k2}, padding={self.padding}"
+        )
+
+    def _parts_are_plain(self) -> bool:
+        """Whether the parts do nothing but what their weights say, so that the matrix form equals calling them."""
+        return (
+            _is_plain(self.relu1a, nn.ReLU)
+            and _is_plain(self.conv1a, nn.Conv1d)
+            and _is_plain(self.conv2a, nn.Conv1d)
+            and _arguments(self.conv1a) == (self.k1, self.k1, 0, 1, 1, "zeros")
+            and _arguments(self.conv2a) == (self.k2, self.k2, self.padding, 1, 1, "zeros")
+        )
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """(filters, channels, kernel) -> (filters, kernel * channels), the order of a window in a channels-last sequence."""
+    return weight.transpose(1, 2).flatten(1)
+
+
+def _is_plain(part: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling ``part`` runs ``kind.forward`` and nothing else. A parametrized part is plain: its weight tells all."""
+    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+    return (
+        type(part).forward is kind.forward
+        and type(part).__call__ is nn.Module.__call__
+        and getattr(type(part), "_conv_forward", None) is getattr(kind, "_conv_forward", None)
+        and "forward" not in vars(part)
+        and not any(hooks)
+    )
+
+
+def _arguments(conv: nn.Conv1d) -> tuple[Any, ...]:
+    return (*conv.kernel_size, *conv.stride, *conv.padding, *conv.dilation, conv.groups, conv.padding_mode)

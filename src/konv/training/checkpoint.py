@@ -1,0 +1,167 @@
+"""Saving a training run and reading it back: one .npz file, no pickle, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from konv.training.config import Config
+
+FORMAT = "konv checkpoint"
+VERSION = 1
+FILE_NAME = "checkpoint.npz"
+
+
+class CheckpointError(ValueError):
+    """A file is no checkpoint that konv can read; the message says which file and why."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training run after some epoch.
+
+    Attributes
+    ----------
+    config : Config
+        The run's options.
+    image_shape : tuple of int
+        Height and width of the images that the model takes.
+    classes : tuple of str
+        The name of each label.
+    history : list of dict
+        One entry per finished epoch, as :class:`konv.training.loop.Trainer` writes them.
+    model : dict of str to array
+        The model's ``state_dict()``: parameters and buffers.
+    optimizer : dict of str to array
+        The optimizer's ``state_dict()``.
+    """
+
+    config: Config
+    image_shape: tuple[int, int]
+    classes: tuple[str, ...]
+    history: list[dict[str, Any]]
+    model: dict[str, np.ndarray]
+    optimizer: dict[str, np.ndarray]
+
+
+def write(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
+    """Write ``checkpoint`` to ``path``; at every moment ``path`` is the old file whole or the new file whole.
+
+    The new file grows under a temporary name in the same folder, is forced to the disk, and then takes the name over.
+
+    Raises
+    ------
+    OSError
+        The folder is missing or not writable, or the disk is full. The old file is left as it was.
+    """
+    path = Path(path)
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": checkpoint.config.as_dict(),
+        "image_shape": checkpoint.image_shape,
+        "classes": checkpoint.classes,
+        "history": checkpoint.history,
+    }
+    arrays = {"header": np.array(json.dumps(header))}
+    arrays |= {f"model/{name}": array for name, array in checkpoint.model.items()}
+    arrays |= {f"optimizer/{name}": array for name, array in checkpoint.optimizer.items()}
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:  # an interrupt, too, must leave no litter
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself last; systems that cannot sync a folder do without."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def find(path: str | os.PathLike[str]) -> Path:
+    """The checkpoint file that ``path`` means: itself, or ``checkpoint.npz`` in it if it is a run's folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    """
+    path = Path(path)
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"no checkpoint at {file}" + (f" ({path} is a folder)" if path.is_dir() else ""))
+    return file
+
+
+def read(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read what :func:`write` wrote, from a file or a run's folder.
+
+    Raises
+    ------
+    FileNotFoundError, OSError
+        There is no such file, or it cannot be read.
+    CheckpointError
+        The file is damaged, is something else, or comes from a newer konv.
+    """
+    path = find(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()  # before NumPy believes any size in it
+        if bad is not None:
+            raise CheckpointError(f"{path} is damaged: the checksum of its part {bad!r} is wrong")
+        with np.load(path, allow_pickle=False) as arrays:
+            content = {name: arrays[name] for name in arrays.files}
+    except (CheckpointError, FileNotFoundError, PermissionError):
+        raise
+    # What zipfile and NumPy raise for damaged bytes: RuntimeError and NotImplementedError for flags of other archivers.
+    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError, RuntimeError, MemoryError) as error:
+        raise CheckpointError(f"{path} is damaged, or is no konv checkpoint ({error})") from None
+    return _parse(content, path)
+
+
+def _parse(content: dict[str, np.ndarray], path: Path) -> Checkpoint:
+    if "header" not in content:
+        raise CheckpointError(f"{path} is no konv checkpoint: it has no header")
+    try:
+        header = json.loads(str(content["header"]))
+        if header["format"] != FORMAT:
+            raise ValueError(f"its format is {header['format']!r}")
+        version = header["version"]
+        if version != VERSION:
+            raise ValueError(f"its version is {version}, this konv reads version {VERSION}; a newer konv may read it")
+        height, width = map(int, header["image_shape"])
+        return Checkpoint(
+            config=Config.from_dict(header["config"]),
+            image_shape=(height, width),
+            classes=tuple(map(str, header["classes"])),
+            history=[dict(entry) for entry in header["history"]],
+            model=_part(content, "model/"),
+            optimizer=_part(content, "optimizer/"),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path} is no checkpoint that this konv can read: {error}") from None
+
+
+def _part(content: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in content.items() if name.startswith(prefix)}
