@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from konv.segments import SegmentWarning, Segments, check_input, down_conv_segments, segments
+from konv.segments import Segments, SegmentWarning, check_input, down_conv_segments, segments
 
 # Every length to 40 with every k1 to 9 that fits and every m to 12: 3,888 configurations, 1,200 of them cut wrongly.
 GRID = [(length, m, k1) for length in range(1, 41) for k1 in range(1, min(length, 9) + 1) for m in range(1, 13)]
@@ -46,7 +46,9 @@ def works(seq_len, m_segments, k1, evenly=False):
 def offered(message):
     """The values that a message offers: {"seq_len": [40, 60], ...}."""
     nearest = message.split("Nearest", 1)[1]
-    return {name: [int(v) for v in values.split(" or ")] for name, values in re.findall(r"(\w+)=(\d+(?: or \d+)?)", nearest)}
+    return {
+        name: [int(v) for v in values.split(" or ")] for name, values in re.findall(r"(\w+)=(\d+(?: or \d+)?)", nearest)
+    }
 
 
 def test_the_grid_equals_counting():
@@ -69,10 +71,13 @@ def test_the_grid_equals_counting():
     assert wrong > 1_000
 
 
-def test_the_grid_equals_what_two_convolutions_read():
+def test_the_grid_equals_what_two_convolutions_read(request):
     torch = pytest.importorskip("torch")
     conv1d = torch.nn.functional.conv1d
-    for seq_len, m, k1 in GRID[::2]:
+    threads = torch.get_num_threads()
+    request.addfinalizer(lambda: torch.set_num_threads(threads))
+    torch.set_num_threads(1)  # the convolutions are tiny
+    for seq_len, m, k1 in GRID[::3]:
         cut = segments(seq_len, m, k1)
         one_hot = torch.eye(seq_len)[:, None, :]  # a batch of sequences, the i-th of which is 1 at i
         windows = conv1d(one_hot, torch.ones(1, 1, k1), stride=k1)
@@ -104,6 +109,11 @@ def test_known_cuts():
     assert cut.padding_only == (0,) and cut.padding_share == (1.0, 0.0, 0.0, 0.5)
     assert cut.inputs == (range(0, 0), range(0, 20), range(20, 40), range(40, 50))
     assert segments(205, 4, 10).unread == range(200, 205)
+
+
+def test_windows_left_over_are_unread():
+    cut = Segments(57, 2, 10, k2=2, padding=0)  # not a cut of DownConv's: five windows, two by two
+    assert cut.count == 2 and cut.unread == range(40, 57) and not cut.even
 
 
 def test_a_wrong_number_of_segments_is_refused_and_only_that():

@@ -5,9 +5,9 @@ For one fixed random ``dy`` of the output's shape the scalar ``L = sum(forward(x
 
     (L(x + h) - L(x - h)) / 2h  =  L'(x) + h**2 / 6 * L'''(x) + rounding of about eps * |L| / h
 
-where eps = 2.2e-16 is float64's. The two errors balance at h = eps ** (1/3) = 6e-6, where both are about 4e-11 times the
-size of L''' and L: the step taken. The outputs are subtracted before they are summed, so that |L| above is the sum over
-those outputs only that the element reaches.
+where eps = 2.2e-16 is float64's. The two errors balance at about h = eps ** (1/3) = 6e-6, where they are 4e-11 times the
+size of L''' and of L: that is the step taken. The outputs are subtracted before they are summed, so only those count for
+L that the element reaches, and the rounding is estimated from them: ``eps * sum(|dy| * (|above| + |below|)) / 2h``.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+import numbers
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-STEP = float(np.finfo(np.float64).eps) ** (1 / 3)
+EPSILON = float(np.finfo(np.float64).eps)
+STEP = EPSILON ** (1 / 3)
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Element:
     @property
     def excess(self) -> float:
         """``difference / tolerance``, at most 1 where it passed; infinite where no number can tell."""
-        if self.passed:
-            return self.difference / self.tolerance if self.tolerance else 0.0
+        if self.difference == 0:
+            return 0.0
         ratio = self.difference / self.tolerance if self.tolerance else math.inf
         return ratio if math.isfinite(ratio) else math.inf
 
@@ -142,10 +144,11 @@ def gradcheck(
         ``backward(dy, *inputs)`` -> the gradient of the input, or a tuple of one for each input or for each float array
         among them; None leaves an input out of the check.
     rtol, atol : float
-        An element passes with ``|numerical - analytical| <= atol + rtol * |numerical|``. The errors of the difference
-        (see the head of this module) are about 4e-11 times the size of the outputs and of the third derivative, so the
-        defaults leave room for sizes up to some hundreds; give a larger ``atol`` beyond. Where all gradients are
-        smaller than ``atol`` (the table tells the largest), nothing is shown: scale the function up.
+        An element passes with ``|numerical - analytical| <= atol + rtol * |numerical| + rounding``. The rounding is that
+        of the difference, estimated from the outputs (see the head of this module). The other error, 4e-11 times a
+        sixth of the third derivative, has to fit into ``atol``: the default has room for third derivatives of 1000.
+        Where all gradients are smaller than ``atol`` (the table tells the largest) nothing is shown: scale the
+        function up.
     eps : float
         The step is ``h = eps * max(1, |x|)``.
     seed : int
@@ -157,16 +160,18 @@ def gradcheck(
     -------
     GradcheckResult
         True if every element passed. NaN and infinity, numerical or analytical, never pass; neither does a parameter
-        whose gradient is None, or a gradient of another shape than its array.
+        whose gradient is None, or a gradient of another shape or dtype than its array.
 
     Raises
     ------
     TypeError
         ``function`` is neither; ``backward`` is missing, or given to a layer; an input is complex; an output is not of
-        float64.
+        float64; a setting is no number.
     ValueError
         Two calls of ``forward`` differ (random numbers, as in Dropout), an input is written to, the number of gradients
         is not that of the inputs, there is nothing to check, or a setting is out of range.
+    RuntimeError
+        From the layer: it is in inference mode.
 
     Notes
     -----
@@ -181,63 +186,61 @@ def gradcheck(
     >>> result = gradcheck(lambda x, w: x * w, x, w, backward=lambda dy, x, w: (dy * w, dy * x))
     >>> result.passed, result.elements
     (True, 4)
-    >>> print(gradcheck(lambda x: x**3, np.array([2.0]), backward=lambda dy, x: 3 * x * dy).worst)  # doctest: +ELLIPSIS
-    x[0]: numerical 1.508..., analytical 0.7543..., difference 0.754, tolerance 1.52e-06
+    >>> wrong = gradcheck(lambda x: x**3, x, backward=lambda dy, x: x**2 * dy)
+    >>> wrong.passed, wrong.worst.array, wrong.worst.index
+    (False, 'x', (1,))
     """
-    _check_settings(rtol=rtol, atol=atol, eps=eps)
-    if isinstance(max_elements, bool) or not isinstance(max_elements, int) or max_elements < 1:
-        raise ValueError(f"max_elements must be an int >= 1, got {max_elements!r}")
-    forward, run_backward, layer = _both_passes(function, backward)
+    _check_settings(rtol, atol, eps, max_elements)
+    layer, forward, run_backward = _both_passes(function, backward)
     names = _input_names(forward, len(inputs))
     values = [_float64_copy(name, value) for name, value in zip(names, inputs)]
+    before = copy.deepcopy(values)
+    parameters = _float64_parameters(layer)
     rng = np.random.default_rng(seed)
 
-    tied = _parameters(layer) if layer is not None else {}
     outputs = _outputs(forward(*values))
-    again = _outputs(forward(*values))
-    _check_repeatable(outputs, again)
-    dys = [rng.standard_normal(y.shape) for y in outputs]
-    pristine = [value.copy() if _checked(value) else value for value in values]
-    given = [float(dy) if y.ndim == 0 else dy.copy() for y, dy in zip(outputs, dys)]
-    gradients = _one_per_input(run_backward(*given, *values), values, names)
-    for name, value, before in zip(names, values, pristine):
-        if _checked(value) and not np.array_equal(value, before, equal_nan=True):
-            raise ValueError(f"forward or backward writes into its input {name}, which a check cannot follow")
-
-    jobs: list[tuple[str, np.ndarray, Any]] = []
-    for name, value, gradient in zip(names, values, gradients):
-        if _checked(value) and gradient is not None:
-            jobs.append((name, value, gradient))
-    found = _gradients(layer) if layer is not None else {}
-    for label, (array, places) in tied.items():
-        parts = [found.get(place) for place in places]
-        whole = None if any(part is None for part in parts) else sum(np.asarray(part, np.float64) for part in parts)
-        jobs.append((label, array, whole))
-    if not jobs:
-        raise ValueError("nothing to check: no float array among the inputs (with a gradient), and no parameters")
-
-    def slope(array: np.ndarray, index: tuple[int, ...]) -> float:
-        middle = array[index]
-        h = eps * max(1.0, abs(middle))
-        high, low = middle + h, middle - h
-        try:
-            array[index] = high
-            above = _outputs(forward(*values))
-            array[index] = low
-            below = _outputs(forward(*values))
-        finally:
-            array[index] = middle
-        with np.errstate(invalid="ignore"):  # inf - inf is reported as the worst element, not as a warning
-            change = sum(float(((a - b) * dy).sum()) for a, b, dy in zip(above, below, dys))
-        return change / (high - low)
-
-    arrays = []
-    for name, array, gradient in jobs:
-        where = rng.choice(array.size, max_elements, replace=False) if array.size > max_elements else range(array.size)
-        arrays.append(_compare(name, array, gradient, sorted(map(int, where)), slope, rtol, atol))
     _check_repeatable(outputs, _outputs(forward(*values)))
-    worst = max((a.worst for a in arrays), key=lambda element: element.excess)
-    return GradcheckResult(all(a.passed for a in arrays), worst, sum(a.checked for a in arrays), tuple(arrays))
+    dys = [rng.choice([-1.0, 1.0], y.shape) * rng.uniform(0.5, 1.5, y.shape) for y in outputs]
+    returned = run_backward([dy.copy() if dy.ndim else float(dy) for dy in dys], values)
+    for name, value, was in zip(names, values, before):
+        if _is_float(value) and not np.array_equal(value, was, equal_nan=True):
+            raise ValueError(f"forward or backward writes into its input {name}, so its gradient there has no meaning")
+    pairs = [
+        (name, value, gradient)
+        for name, value, gradient in zip(names, values, _one_per_input(returned, values, names, layer is not None))
+        if _is_float(value) and gradient is not None
+    ]
+    found = _gradients(layer)
+    for array, tied in parameters:
+        parts = [found.get(name) for name in tied]
+        pairs.append((" = ".join(tied), array, _total(parts, array.shape)))
+
+    def slope(array: np.ndarray, index: tuple[int, ...]) -> tuple[float, float]:
+        """The central difference, and the rounding error in it."""
+        middle = float(array[index])
+        h = eps * max(1.0, abs(middle))
+        array[index] = high = middle + h
+        above = _outputs(forward(*values))
+        array[index] = low = middle - h
+        below = _outputs(forward(*values))
+        array[index] = middle
+        change = rounding = 0.0
+        with np.errstate(invalid="ignore"):  # inf - inf becomes the worst element, not a warning
+            for a, b, dy in zip(above, below, dys):
+                change += float(((a - b) * dy).sum())
+                rounding += EPSILON * float(((abs(a) + abs(b)) * abs(dy))[a != b].sum())
+        return change / (high - low), rounding / (high - low)
+
+    results = []
+    for name, array, gradient in pairs:
+        where = rng.choice(array.size, min(max_elements, array.size), replace=False) if array.size else ()
+        results.append(_compare(name, array, gradient, sorted(map(int, where)), slope, rtol, atol))
+    _check_repeatable(outputs, _outputs(forward(*values)))
+    passed, elements = all(result.passed for result in results), sum(result.checked for result in results)
+    if passed and not elements:
+        raise ValueError("nothing to check: no float array with a gradient among the inputs, and no parameters")
+    worst = max((result.worst for result in results), key=lambda element: element.excess)
+    return GradcheckResult(passed, worst, elements, tuple(results))
 
 
 def _compare(
@@ -245,76 +248,59 @@ def _compare(
     array: np.ndarray,
     gradient: Any,
     where: Sequence[int],
-    slope: Callable[[np.ndarray, tuple[int, ...]], float],
+    slope: Callable[[np.ndarray, tuple[int, ...]], tuple[float, float]],
     rtol: float,
     atol: float,
 ) -> ArrayResult:
+    """The elements at the flat indices ``where``, beside the difference that ``slope`` takes there."""
     problem = ""
     if gradient is None:
         problem = "backward left no gradient (None)"
     elif np.shape(gradient) != array.shape:
         problem = f"the gradient has shape {np.shape(gradient)}, the array {array.shape}"
-    elif np.asarray(gradient).dtype.kind not in "fV":
-        problem = f"the gradient is {np.asarray(gradient).dtype}, not a float array"
+    elif np.asarray(gradient).dtype != np.float64:
+        problem = f"the gradient is {np.asarray(gradient).dtype}, the array float64"
     if problem:
-        worst = Element(name, (), math.nan, math.nan, math.inf, 0.0, problem)
+        worst = Element(name, (), math.nan, math.nan, math.inf, atol, problem)
         return ArrayResult(name, array.shape, 0, array.size, math.nan, worst)
-    gradient = np.asarray(gradient, np.float64)
-    worst = Element(name, (), 0.0, 0.0, 0.0, atol)
+    worst = Element(name, (), 0.0, 0.0, 0.0, atol)  # stands only for an array without elements
     largest = 0.0
-    for flat in where:
+    for count, flat in enumerate(where):
         index = tuple(int(i) for i in np.unravel_index(flat, array.shape))
-        numerical, analytical = slope(array, index), float(gradient[index])
-        tolerance = atol + rtol * abs(numerical)
+        (numerical, rounding), analytical = slope(array, index), float(np.asarray(gradient)[index])
+        tolerance = atol + rtol * abs(numerical) + rounding
         element = Element(name, index, numerical, analytical, abs(numerical - analytical), tolerance)
         largest = max(largest, abs(numerical))
-        if flat == where[0] or element.excess > worst.excess:
+        if not count or element.excess > worst.excess:
             worst = element
     return ArrayResult(name, array.shape, len(where), array.size, largest, worst)
 
 
-def _both_passes(function: Any, backward: Callable[..., Any] | None) -> tuple[Callable, Callable, Any]:
-    """``forward(*inputs)``, ``backward(*dys, *inputs)``, and a copy of the layer (None for a function)."""
+def _both_passes(function: Any, backward: Callable[..., Any] | None) -> tuple[Any, Callable, Callable]:
+    """A copy of the layer (None for a function), ``forward(*inputs)`` and ``run_backward(dys, inputs)``."""
     if callable(getattr(function, "forward", None)) and callable(getattr(function, "backward", None)):
         if isinstance(function, type):
             raise TypeError(f"function is the class {function.__name__}; pass an instance, {function.__name__}(...)")
         if backward is not None:
             raise TypeError(f"{type(function).__name__} has a backward of its own; pass backward= with a function only")
         layer = copy.deepcopy(function)
-        outputs = 1
-
-        def forward(*inputs: Any) -> Any:
-            nonlocal outputs
-            y = layer.forward(*inputs)
-            outputs = len(y) if isinstance(y, tuple) else 1
-            return y
-
-        forward.__wrapped__ = layer.forward  # type: ignore[attr-defined]  # the names of its arguments
-        return forward, lambda *arguments: layer.backward(*arguments[:outputs]), layer
+        return layer, layer.forward, lambda dys, inputs: layer.backward(*dys)
     if not callable(function):
-        raise TypeError(
-            f"function must be a layer (with forward and backward) or a function, got {type(function).__name__}"
-        )
+        kind = type(function).__name__
+        raise TypeError(f"function must be a function or a layer (with forward and backward), got {kind}")
     if not callable(backward):
         raise TypeError("a function needs backward=, a function (dy, *inputs) -> gradients of the inputs")
-    return function, backward, None
+    return None, function, lambda dys, inputs: backward(*dys, *inputs)
 
 
 def _input_names(forward: Callable, count: int) -> list[str]:
+    """The names of forward's first arguments, for the table."""
     try:
-        arguments = [
-            p
-            for p in inspect.signature(forward).parameters.values()
-            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        ]
-    except (TypeError, ValueError):  # built-in functions may have no signature
+        arguments = list(inspect.signature(forward).parameters.values())
+    except (TypeError, ValueError):  # functions written in C may have no signature
         arguments = []
-    names = [p.name for p in arguments[:count]]
+    names = [a.name for a in arguments[:count] if a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD)]
     return names + [f"input {i}" for i in range(len(names), count)]
-
-
-def _checked(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype == np.float64
 
 
 def _is_float(value: Any) -> bool:
@@ -328,7 +314,7 @@ def _float64_copy(name: str, value: Any) -> Any:
 
 
 def _outputs(y: Any) -> list[np.ndarray]:
-    """The output's parts, copied, since a layer may reuse its memory."""
+    """The parts of an output, copied, since a layer may use its memory again."""
     parts = [np.array(part) for part in (y if isinstance(y, tuple) else (y,))]
     for part in parts:
         if part.dtype != np.float64:
@@ -337,37 +323,48 @@ def _outputs(y: Any) -> list[np.ndarray]:
 
 
 def _check_repeatable(first: list[np.ndarray], second: list[np.ndarray]) -> None:
-    """Up to rounding, since sums may be taken in another order."""
-    shapes = [a.shape for a in first] == [b.shape for b in second]
-    if not shapes or not all(np.allclose(a, b, rtol=1e-9, atol=1e-9, equal_nan=True) for a, b in zip(first, second)):
+    """Equal up to rounding, since sums may be taken in another order."""
+
+    def same(a: np.ndarray, b: np.ndarray) -> bool:
+        scale = abs(a[np.isfinite(a)]).max(initial=0.0)
+        return a.shape == b.shape and np.allclose(a, b, rtol=1e-9, atol=1e-9 * scale, equal_nan=True)
+
+    if len(first) != len(second) or not all(map(same, first, second)):
         raise ValueError(
             "two calls of forward with the same inputs differ, so differences would measure chance. If it draws random "
-            "numbers (Dropout), check a function that fixes the seed before each call (layer.rng = 0), or check the rest "
-            "of the network with that layer left out or in inference mode (eval())"
+            "numbers (Dropout), check a function that fixes the seed before each call (layer.rng = 0), or leave that "
+            "layer out"
         )
 
 
-def _one_per_input(gradients: Any, values: list[Any], names: list[str]) -> list[Any]:
-    given = list(gradients) if isinstance(gradients, tuple) else [gradients]
-    floats = [i for i, value in enumerate(values) if _checked(value)]
-    if len(given) == len(values):
-        return given
-    if len(given) == len(floats):
-        result: list[Any] = [None] * len(values)
-        for i, gradient in zip(floats, given):
-            result[i] = gradient
-        return result
+def _one_per_input(returned: Any, values: list[Any], names: list[str], is_layer: bool) -> list[Any]:
+    """The gradient of each input. A layer may return more: those of optional inputs that were not given."""
+    given = list(returned) if isinstance(returned, tuple) else [returned]
+    if len(given) == len(values) or (is_layer and len(given) > len(values)):
+        return given[: len(values)]
+    floats = [_is_float(value) for value in values]
+    if len(given) == sum(floats):
+        return [given.pop(0) if checked else None for checked in floats]
     raise ValueError(
-        f"backward returned {len(given)} gradients for {len(values)} inputs ({', '.join(names)}), of which "
-        f"{len(floats)} are float arrays; return one for each, None for those to leave out"
+        f"backward returned {len(given)} gradients for {len(values)} inputs ({', '.join(names)}), of which {sum(floats)} "
+        "are float arrays; it must return one for each (None leaves one out). Labels are passed as integers"
     )
 
 
-def _named_parameters(layer: Any) -> dict[str, np.ndarray]:
+def _total(parts: list[Any], shape: tuple[int, ...]) -> Any:
+    """The gradient of an array that stands at several places: the sum of theirs, or a part that can be no summand."""
+    for part in parts:
+        if len(parts) == 1 or part is None or np.shape(part) != shape:
+            return part
+    return np.sum(parts, axis=0)
+
+
+def _named_parameters(layer: Any) -> dict[str, Any]:
+    """By ``params()``, else every float array that has a sibling ``d<name>``."""
     if callable(getattr(layer, "params", None)):
         return dict(layer.params())
-    pairs = {name: value for name, value in vars(layer).items() if hasattr(layer, "d" + name)}
-    return {name: value for name, value in pairs.items() if _is_float(value) and name not in ("x", "y", "out")}
+    attributes = {name: value for name, value in getattr(layer, "__dict__", {}).items() if hasattr(layer, "d" + name)}
+    return {name: value for name, value in attributes.items() if _is_float(value) and name not in ("x", "y", "out")}
 
 
 def _gradients(layer: Any) -> dict[str, Any]:
@@ -376,51 +373,50 @@ def _gradients(layer: Any) -> dict[str, Any]:
     return {name: getattr(layer, "d" + name) for name in _named_parameters(layer)}
 
 
-def _parameters(layer: Any) -> dict[str, tuple[np.ndarray, list[str]]]:
-    """The float64 parameters of ``layer``, made so in place: label -> (array, its names). Tied names share one row."""
-    float64: dict[int, np.ndarray] = {}
-    originals = _named_parameters(layer)  # also keeps them alive: their ids stay theirs
+def _float64_parameters(layer: Any) -> list[tuple[np.ndarray, list[str]]]:
+    """The parameters of ``layer``, replaced in it by float64 ones, each with its names: several where it is shared."""
+    originals = _named_parameters(layer)
     for name, array in originals.items():
         if not _is_float(array):
             raise TypeError(f"parameter {name!r} is no float array")
-        float64.setdefault(id(array), np.array(array, np.float64))
-    _replace(layer, float64, set())
-    tied: dict[int, tuple[np.ndarray, list[str]]] = {}
+    replacements = {id(array): np.array(array, np.float64) for array in originals.values()}
+    _replace(layer, replacements, set())
+    shared: dict[int, tuple[np.ndarray, list[str]]] = {}
     for name, array in _named_parameters(layer).items():
-        if array.dtype != np.float64:
+        if array is not replacements[id(originals[name])]:
             raise TypeError(f"parameter {name!r} could not be put in float64: no attribute, list or dict holds it")
-        tied.setdefault(id(array), (array, []))[1].append(name)
-    return {" = ".join(names): (array, names) for array, names in tied.values()}
+        shared.setdefault(id(array), (array, []))[1].append(name)
+    return list(shared.values())
 
 
-def _replace(holder: Any, arrays: dict[int, np.ndarray], seen: set[int]) -> None:
-    """Put ``arrays[id(a)]`` in the place of each array a, in every attribute, list and dict that is reached from holder."""
+def _replace(holder: Any, replacements: dict[int, np.ndarray], seen: set[int]) -> None:
+    """Put ``replacements[id(a)]`` where array a stands, in all attributes, lists and dicts that ``holder`` leads to."""
     if id(holder) in seen:
         return
     seen.add(id(holder))
-    for container, key, value in list(_members(holder)):
-        if isinstance(value, np.ndarray):
-            if id(value) in arrays and container is not None:
-                container[key] = arrays[id(value)]
-        else:
-            _replace(value, arrays, seen)
-
-
-def _members(holder: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """(where it can be set, its key there, value) of all that ``holder`` holds directly."""
     if isinstance(holder, dict):
-        yield from ((holder, key, value) for key, value in holder.items())
-    elif isinstance(holder, list):
-        yield from ((holder, index, value) for index, value in enumerate(holder))
-    elif isinstance(holder, tuple):
-        yield from ((None, None, value) for value in holder)
+        places = list(holder.items())
+    elif isinstance(holder, (list, tuple)):
+        places = list(enumerate(holder))
     elif hasattr(holder, "__dict__") and not isinstance(holder, type) and not inspect.ismodule(holder):
-        yield from ((vars(holder), name, value) for name, value in vars(holder).items())
+        holder = vars(holder)
+        places = list(holder.items())
+    else:
+        return
+    for key, value in places:
+        if not isinstance(value, np.ndarray):
+            _replace(value, replacements, seen)
+        elif id(value) in replacements and not isinstance(holder, tuple):
+            holder[key] = replacements[id(value)]
 
 
-def _check_settings(**settings: float) -> None:
-    for name, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value!r}")
-        if value < 0 or (name == "eps" and value == 0):
-            raise ValueError(f"{name} must be {'> 0' if name == 'eps' else '>= 0'}, got {value}")
+def _check_settings(rtol: float, atol: float, eps: float, max_elements: int) -> None:
+    for name, value in (("rtol", rtol), ("atol", atol), ("eps", eps)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        if not (0 <= value < math.inf) or (name == "eps" and value == 0):
+            raise ValueError(f"{name} must be finite and {'> 0' if name == 'eps' else '>= 0'}, got {value}")
+    if isinstance(max_elements, bool) or not isinstance(max_elements, numbers.Integral):
+        raise TypeError(f"max_elements must be an int, got {type(max_elements).__name__}")
+    if max_elements < 1:
+        raise ValueError(f"max_elements must be >= 1, got {max_elements}")

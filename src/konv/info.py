@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
-import re
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -97,6 +93,8 @@ def info() -> Info:
     >>> machine["versions"]["numpy"] == np.__version__
     True
     """
+    import platform
+
     import konv
 
     versions = {"konv": konv.__version__, "python": platform.python_version()}
@@ -134,6 +132,8 @@ def binary_size(size: int) -> str:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -142,6 +142,8 @@ def _version(package: str) -> str | None:
 
 def _cpu() -> tuple[str | None, tuple[str, ...]]:
     """The CPU's name and those of :data:`VECTOR_FEATURES` that it has."""
+    import re
+
     from llvmlite import binding
 
     has = binding.get_host_cpu_features()
@@ -162,6 +164,8 @@ def _usable_cores() -> int:
 
 def _caches(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> dict[str, int]:
     """Sizes in bytes of the caches that core 0 sees, by name: L1d, L1i, L2, L3."""
+    import re
+
     sizes = {}
     for index in sorted(folder.glob("index*")):
         level, kind, size = (_read(index / part) for part in ("level", "type", "size"))
@@ -207,6 +211,8 @@ def _read(path: Path) -> str | None:
 def _sysctl(key: str) -> str | None:
     if sys.platform != "darwin":
         return None
+    import subprocess
+
     try:
         done = subprocess.run(["sysctl", "-n", key], capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):

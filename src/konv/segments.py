@@ -263,7 +263,7 @@ def check_input(shape: Sequence[int], cut: Segments, hidden_size: int, name: str
     ValueError: x has shape (8, 190, 64): its length is 190, but this DownConv was built for (B, seq_len, hidden_size) = \
 (B, 200, 64). Pad or cut x to 200, or build a DownConv with seq_len=190.
     """
-    shape = tuple(int(n) for n in shape)
+    shape = tuple(shape)
     if len(shape) == 3 and shape[1:] == (cut.seq_len, hidden_size):
         return
     built = f"this DownConv was built for (B, seq_len, hidden_size) = (B, {cut.seq_len}, {hidden_size})"

@@ -14,6 +14,7 @@ import numpy as np
 
 from konv.arrays import accumulator
 from konv.geometry import Geometry
+from konv.textbook import taps
 
 if TYPE_CHECKING:
     from konv.engine.plan import Problem
@@ -39,18 +40,15 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
     """``out = b + sum over c, k of w[:, c, k] * x[:, c, o * stride + k * dilation]``, in that order."""
     dtype = accumulator(x.dtype)
     padded = np.pad(x.astype(dtype, copy=False), ((0, 0), (0, 0), *g.padding))
-    padded = padded.reshape(g.batch, g.groups, 1, g.channels // g.groups, *g.padded)
-    weights = w.astype(dtype, copy=False).reshape(g.groups, g.filters // g.groups, -1, *g.kernel)
+    padded = padded.reshape(g.batch, g.groups, g.channels // g.groups, *g.padded)
+    weights = w.astype(dtype, copy=False).reshape(g.groups, g.filters // g.groups, g.channels // g.groups, -1)
     total = np.zeros((g.batch, g.groups, g.filters // g.groups, *g.output), dtype)
     if b is not None:
         total += b.astype(dtype, copy=False).reshape(g.groups, -1, *[1] * g.axes)
     product = np.empty_like(total)
     for c in range(g.channels // g.groups):
-        for k in np.ndindex(*g.kernel):
-            spans = tuple(
-                slice(i * d, i * d + (o - 1) * s + 1, s) for i, d, o, s in zip(k, g.dilation, g.output, g.stride)
-            )
-            factor = weights[:, :, c, *k].reshape(g.groups, -1, *[1] * g.axes)
-            np.multiply(factor, padded[:, :, :, c][..., *spans], out=product)
+        for number, (_, cells) in enumerate(taps(g)):
+            factor = weights[:, :, c, number].reshape(g.groups, -1, *[1] * g.axes)
+            np.multiply(factor, padded[:, :, c][cells][:, :, np.newaxis], out=product)
             total += product
     out[...] = total.reshape(g.output_shape)

@@ -44,7 +44,8 @@ class ReLU(Layer):
             ``x`` is no floating-point array.
         """
         (x,) = checked_floats(x=x)
-        self._remember((x <= 0, x.dtype) if self.training else None)
+        with np.errstate(invalid="ignore"):  # bfloat16 warns where it compares a NaN, the other types do not
+            self._remember((x <= 0, x.dtype) if self.training else None)
         return np.maximum(x, x.dtype.type(0))
 
     def backward(self, dout: np.ndarray) -> np.ndarray:
@@ -71,8 +72,8 @@ Relu = ReLU
 class Sigmoid(Layer):
     """Logistic function: ``y = 1 / (1 + exp(-x))``, elementwise, without overflow for any x.
 
-    With ``z = exp(-|x|)``, which never exceeds 1, ``y = 1 / (1 + z)`` for x >= 0 and ``z / (1 + z)`` below.
-    Source: *Deep Learning from Scratch*, sec. 5.5.2, for the gradient ``y * (1 - y)``.
+    Computed as ``exp(min(x, 0)) / (1 + exp(-|x|))``, whose exponentials never exceed 1. The gradient is ``y * (1 - y)``
+    (*Deep Learning from Scratch*, sec. 5.5.2).
 
     Attributes
     ----------
@@ -105,10 +106,10 @@ class Sigmoid(Layer):
             ``x`` is no floating-point array.
         """
         (x,) = checked_floats(x=x)
-        one = accumulator(x.dtype).type(1)
+        values = x.astype(accumulator(x.dtype), copy=False)
         with np.errstate(under="ignore"):  # exp(-1000) is 0, and that is right
-            z = np.exp(-np.abs(x.astype(one.dtype, copy=False)))
-            out = (np.where(x >= 0, one, z) / (one + z)).astype(x.dtype, copy=False)
+            out = np.exp(np.minimum(values, 0)) / (1 + np.exp(-np.abs(values)))
+            out = out.astype(x.dtype, copy=False)
         # A copy: in-place work on the output must not change the gradient.
         self._remember((out.copy(), x.dtype) if self.training else None)
         return out
@@ -129,4 +130,4 @@ class Sigmoid(Layer):
         working = accumulator(dtype)
         dout, out = dout.astype(working, copy=False), out.astype(working, copy=False)
         with np.errstate(under="ignore"):
-            return (dout * out * (working.type(1) - out)).astype(dtype, copy=False)
+            return (dout * out * (1 - out)).astype(dtype, copy=False)

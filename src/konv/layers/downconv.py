@@ -13,6 +13,14 @@ from konv.layers.base import Layer
 from konv.layers.convolution import Convolution
 from konv.segments import Segments, check_input, down_conv_segments, segments
 
+PARAMETERS = {
+    "conv1a.weight": ("conv1a", "W"),
+    "conv1a.bias": ("conv1a", "b"),
+    "conv2a.weight": ("conv2a", "W"),
+    "conv2a.bias": ("conv2a", "b"),
+}
+"""PyTorch's name of each parameter, and where it stands here."""
+
 
 class DownConv(Layer):
     """Compress a sequence (B, seq_len, hidden_size) to (B, m_segments, hidden_size) by two strided convolutions.
@@ -74,8 +82,9 @@ class DownConv(Layer):
     Recommendation" (SIGIR 2022); names and results are those of the authors' PyTorch class.
 
     **Cost** for each sequence: ``2 * seq_len * hidden_size**2 / channel_reduction`` floating-point operations in conv1a and
-    at most about ``1 / k1 + m_segments * k2 / seq_len`` of that in conv2a: linear in the length. ``backward`` costs twice as
-    much. Kept in training, besides x itself: the windows, ``1 / (k1 * channel_reduction)`` of x's size, a few times over.
+    ``m_segments * k2 / seq_len`` of that, about ``1 / k1``, in conv2a: linear in the length. ``backward`` costs twice as
+    much. Kept in training, besides x itself: copies of the weights, and the ReLU's output and mask, together about
+    ``1 / (k1 * channel_reduction)`` of x's size.
 
     Examples
     --------
@@ -131,7 +140,7 @@ class DownConv(Layer):
         (x,) = checked_floats(x=x)
         check_input(x.shape, self.geometry(), self.hidden_size)
         y = self.conv2a.forward(self.relu1a.forward(self.conv1a.forward(x.transpose(0, 2, 1)))).transpose(0, 2, 1)
-        self._remember((y.shape, y.dtype))
+        self._remember(y.shape)
         return y
 
     def backward(self, dout: np.ndarray) -> np.ndarray:
@@ -146,11 +155,10 @@ class DownConv(Layer):
         TypeError, ValueError
             ``dout`` is no floating-point array, or has another shape than the output.
         """
-        shape, dtype = self._recall()
+        shape = self._recall()
         (dout,) = checked_floats(dout=dout)
         if dout.shape != shape:
             raise ValueError(f"dout has shape {dout.shape}, but forward returned shape {shape}")
-        dout = dout.astype(dtype, copy=False)
         dwindows = self.relu1a.backward(self.conv2a.backward(dout.transpose(0, 2, 1)))
         return self.conv1a.backward(dwindows).transpose(0, 2, 1)
 
@@ -160,21 +168,11 @@ class DownConv(Layer):
 
     def params(self) -> dict[str, np.ndarray]:
         """The four parameters under PyTorch's names: the arrays themselves."""
-        return {
-            "conv1a.weight": self.conv1a.W,
-            "conv1a.bias": self.conv1a.b,
-            "conv2a.weight": self.conv2a.W,
-            "conv2a.bias": self.conv2a.b,
-        }
+        return {name: getattr(getattr(self, part), letter) for name, (part, letter) in PARAMETERS.items()}
 
     def grads(self) -> dict[str, np.ndarray]:
         """The gradients that the last ``backward`` left, under the names of :meth:`params` (None before it)."""
-        return {
-            "conv1a.weight": self.conv1a.dW,
-            "conv1a.bias": self.conv1a.db,
-            "conv2a.weight": self.conv2a.dW,
-            "conv2a.bias": self.conv2a.db,
-        }
+        return {name: getattr(getattr(self, part), "d" + letter) for name, (part, letter) in PARAMETERS.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copy ``state``, PyTorch's of the same layer too, into the parameters, in place.
@@ -186,6 +184,7 @@ class DownConv(Layer):
         KeyError, ValueError
             As :meth:`konv.layers.base.Layer.load_state_dict`.
         """
+        # Converted first, so that nothing is written where one of them cannot be.
         super().load_state_dict({name: np.asarray(value) for name, value in state.items()})
 
     def train(self, mode: bool = True) -> Self:

@@ -95,12 +95,11 @@ class Dropout(Layer):
         """
         (x,) = checked_floats(x=x)
         training = self.training if train_flg is None else bool(train_flg)
+        self._remember(None)
         if training:
             mask = np.greater(self.rng.random(x.shape), self.dropout_ratio)
-            self._remember((mask, x.dtype))
             self._saved = (mask, x.dtype)  # also where train_flg=True overrides inference mode
             return x * mask
-        self._remember(None)
         return (x.astype(accumulator(x.dtype), copy=False) * (1.0 - self.dropout_ratio)).astype(x.dtype, copy=False)
 
     def backward(self, dout: np.ndarray) -> np.ndarray:

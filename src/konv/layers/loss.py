@@ -69,7 +69,7 @@ class SoftmaxWithLoss(Layer):
             raise ValueError(f"x must have shape (N, K), samples by classes, got shape {x.shape}")
         if x.size == 0:
             raise ValueError(f"x has shape {x.shape}; the mean loss over no samples or no classes is undefined")
-        labels, target = _targets(t, *x.shape)
+        target = _target(t, *x.shape)
         scores = x.astype(accumulator(x.dtype), copy=False)
         with np.errstate(under="ignore"):  # exp(-1000) is 0, and that is right
             shifted = scores - scores.max(axis=1, keepdims=True)
@@ -77,15 +77,16 @@ class SoftmaxWithLoss(Layer):
             total = exponentials.sum(axis=1, keepdims=True)
             y = exponentials / total
         log_y = shifted - np.log(total)
-        if labels is not None:
-            self.loss = -float(log_y[np.arange(len(labels)), labels].mean(dtype=np.float64))
-        elif target is not None:
+        if target.ndim == 1:
+            loss = 0.0 - float(log_y[np.arange(len(x)), target].mean(dtype=np.float64))
+        else:
             # Only where t > 0: a class of score -inf has log_y = -inf, and 0 * -inf is no number.
             terms = np.multiply(target, log_y, where=target > 0, out=np.zeros(x.shape))
-            self.loss = -float(terms.sum(dtype=np.float64)) / x.shape[0]
+            loss = (0.0 - float(terms.sum(dtype=np.float64))) / len(x)
+        self.loss = loss
         self.y, self.t = y.astype(x.dtype, copy=False), t
-        self._remember((y, labels, target, x.dtype))
-        return self.loss
+        self._remember((y, target, x.dtype))
+        return loss
 
     def backward(self, dout: float = 1) -> np.ndarray:
         """``dx = dout * (y - t) / N``, (N, K), in x's dtype. ``dout`` is a number, the gradient of the loss.
@@ -97,22 +98,22 @@ class SoftmaxWithLoss(Layer):
         TypeError
             ``dout`` is no number.
         """
-        y, labels, target, dtype = self._recall()
+        y, target, dtype = self._recall()
         if isinstance(dout, np.ndarray) and dout.ndim == 0:
             dout = dout.item()
         if isinstance(dout, bool) or not isinstance(dout, numbers.Real):
             raise TypeError(f"dout must be a number, the gradient of the loss, got {type(dout).__name__}")
         dx = y.copy()
-        if labels is not None:
-            dx[np.arange(len(labels)), labels] -= 1
+        if target.ndim == 1:
+            dx[np.arange(len(y)), target] -= 1
         else:
             dx -= target.astype(y.dtype, copy=False)
         dx *= float(dout) / len(y)
         return dx.astype(dtype, copy=False)
 
 
-def _targets(t: Any, samples: int, classes: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """``t`` checked, as (labels (N,), None) or (None, probabilities (N, K)); copies, since backward reads them again."""
+def _target(t: Any, samples: int, classes: int) -> np.ndarray:
+    """``t`` checked: labels (N,) or probabilities (N, K), copied since backward reads them again."""
     t = checked_array("t", t)
     if t.shape == (samples,):
         if t.dtype.kind not in "iu":
@@ -122,7 +123,7 @@ def _targets(t: Any, samples: int, classes: int) -> tuple[np.ndarray | None, np.
             raise ValueError(
                 f"t[{wrong[0]}] is {t[wrong[0]]}, but x has {classes} classes: labels must be in 0 .. {classes - 1}"
             )
-        return t.astype(np.intp), None
+        return t.astype(np.intp)
     if t.shape == (samples, classes):
         if t.dtype.kind not in "biu":
             checked_floats(t=t)
@@ -132,7 +133,7 @@ def _targets(t: Any, samples: int, classes: int) -> tuple[np.ndarray | None, np.
         if not fine.all():
             row = int(np.flatnonzero(~fine)[0])
             raise ValueError(f"t[{row}] is {t[row]}; a row of t must be one-hot, or probabilities that sum to 1")
-        return None, target
+        return target
     raise ValueError(
         f"t has shape {t.shape}, but x has shape ({samples}, {classes}): t must be labels of shape ({samples},) or "
         f"one-hot of shape ({samples}, {classes})"

@@ -193,7 +193,7 @@ class BatchNormalization(Layer):
         std = np.sqrt(var + self.epsilon)
         xn /= std
         self.input_shape = x.shape
-        self._remember((xn, std, gamma, x.shape, x.dtype) if training else None)
+        self._remember(None)
         if training:
             self.batch_size = x.shape[0]
             self._saved = (xn, std, gamma, x.shape, x.dtype)  # also where train_flg=True overrides inference mode

@@ -71,7 +71,7 @@ class Optimizer(ABC):
         TypeError
             A parameter or gradient is no float array (None included: ``backward`` has not run).
         ValueError
-            A gradient, or the saved state, has another shape than its parameter, or a parameter is read-only.
+            A gradient, or the saved state, does not fit its parameter, or a parameter is read-only.
             Nothing is changed by an update that raises.
         """
         checked = {name: _checked_gradient(name, param, grads) for name, param in params.items()}
@@ -106,10 +106,11 @@ class Optimizer(ABC):
                     f"{unknown}, which are not here; use one optimizer for each set of parameters"
                 )
             for name, array in arrays.items():
-                if array.shape != params[name].shape:
+                shape, dtype = params[name].shape, accumulator(params[name].dtype.newbyteorder("="))
+                if array.shape != shape or array.dtype != dtype:
                     raise ValueError(
-                        f"params[{name!r}] has shape {params[name].shape}, but {type(self).__name__}'s state {slot!r} for "
-                        f"it has shape {array.shape}"
+                        f"params[{name!r}] has shape {shape} and takes state of {dtype}, but {type(self).__name__}'s "
+                        f"{slot!r} for it has shape {array.shape} and is {array.dtype}"
                     )
 
     @abstractmethod

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import shlex
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +17,11 @@ from typing import Any
 import numpy as np
 
 from konv.training.config import Config
+from konv.training.errors import CheckpointError
 
 FORMAT = "konv checkpoint"
 VERSION = 1
 FILE_NAME = "checkpoint.npz"
-
-
-class CheckpointError(ValueError):
-    """A file is no checkpoint that konv can read; the message says which file and why."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,60 @@ def find(path: str | os.PathLike[str]) -> Path:
     if not file.is_file():
         raise FileNotFoundError(f"no checkpoint at {file}" + (f" ({path} is a folder)" if path.is_dir() else ""))
     return file
+
+
+def run_folder(config: Config, output: Path | None, resume: Path | None) -> Path:
+    """The folder for a run's files.
+
+    Parameters
+    ----------
+    config : Config
+        Names the folder where nobody else does.
+    output : Path, optional
+        The folder asked for.
+    resume : Path, optional
+        The checkpoint, or its folder, that the run goes on from.
+
+    Returns
+    -------
+    folder : Path
+        ``output``; else the folder of ``resume``; else ``runs/DATASET-MODEL``, or the first of ``runs/DATASET-MODEL-2``,
+        ``-3`` and so on that does not exist or is empty. It is not made here.
+
+    Raises
+    ------
+    ValueError
+        ``output`` exists, is not empty, and is not the folder of ``resume``; or it is a file.
+    """
+    home = find(resume).parent if resume is not None else None
+    if output is not None:
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"output {output} is a file; it must be a folder")
+        if _is_free(output) or (home is not None and home.resolve() == output.resolve()):
+            return output
+        raise ValueError(
+            f"output {output} is not empty, and a run does not write over another. Choose a new folder, or go on with "
+            f"that run: konv train --resume {output}"
+        )
+    if home is not None:
+        return home
+    base = Path("runs", f"{config.dataset}-{config.model}")
+    return next(folder for folder in _numbered(base) if _is_free(folder))
+
+
+def resume_command(folder: Path, epochs: int | None) -> str:
+    """What to type to go on with the run in ``folder``, to ``epochs`` where they are not its own."""
+    return shlex.join(["konv", "train", "--resume", str(folder), *(["--epochs", str(epochs)] if epochs else [])])
+
+
+def _is_free(folder: Path) -> bool:
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def _numbered(base: Path) -> Iterator[Path]:
+    yield base
+    for number in itertools.count(2):
+        yield base.with_name(f"{base.name}-{number}")
 
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:

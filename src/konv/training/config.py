@@ -10,8 +10,9 @@ from konv.training.data import DATASETS
 
 MODELS = ("simple", "deep", "sequence")
 OPTIMIZERS = ("sgd", "momentum", "adam")
-DEFAULT_EPOCHS = {"digits": 30, "mnist": 5, "fashion-mnist": 5}
-DEFAULT_LR = {"sgd": 0.1, "momentum": 0.02, "adam": 0.001}
+DEFAULT_EPOCHS = {"digits": 60, "mnist": 10, "fashion-mnist": 10}
+DEFAULT_LR = {"sgd": 0.1, "momentum": 0.02, "adam": 0.002}
+HALF_LIFE = {"digits": 12, "mnist": 3, "fashion-mnist": 3}  # epochs in which the learning rate halves
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,13 @@ class Config:
     optimizer : {"sgd", "momentum", "adam"}
         The rule of the update.
     lr : float
-        The size of a step, finite and above 0.
+        The learning rate of the first epoch, finite and above 0. It falls from epoch to epoch, to half in every 12 epochs
+        of digits and 3 of the others: whatever ``epochs`` is, so that a run can be prolonged.
     seed : int
         Of the weights, the shuffling, the dropout and the shifts; at least 0.
     augment : bool
-        Whether each training image is shifted by up to one pixel (8 x 8) or two (larger) along either axis, newly drawn
-        in every epoch.
+        Whether training images are shifted by up to one pixel (8 x 8) or two (larger) along either axis, newly drawn in
+        every epoch: :func:`konv.training.loop.shifted`.
 
     Raises
     ------
@@ -83,26 +85,28 @@ class Config:
     @classmethod
     def create(
         cls,
-        dataset: str = "digits",
+        dataset: str | None = None,
         *,
-        model: str = "simple",
+        model: str | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
-        optimizer: str = "adam",
+        optimizer: str | None = None,
         lr: float | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         augment: bool | None = None,
     ) -> Config:
-        """A config in which None stands for the default of the data set, or of the optimizer."""
+        """A config in which None stands for the default, which may depend on the data set or the optimizer."""
+        dataset = DATASETS[0] if dataset is None else dataset
+        optimizer = "adam" if optimizer is None else optimizer
         return cls(
             dataset=dataset,
-            model=model,
+            model=MODELS[0] if model is None else model,
             epochs=DEFAULT_EPOCHS.get(dataset, 1) if epochs is None else epochs,
             batch_size=(32 if dataset == "digits" else 100) if batch_size is None else batch_size,
             optimizer=optimizer,
             lr=DEFAULT_LR.get(optimizer, 1.0) if lr is None else lr,
-            seed=seed,
-            augment=(dataset == "digits") if augment is None else augment,
+            seed=0 if seed is None else seed,
+            augment=True if augment is None else augment,
         )
 
     def resumed(self, finished: int, given: dict[str, Any]) -> Config:
@@ -133,6 +137,14 @@ class Config:
         if epochs < finished:
             raise ValueError(f"cannot resume: {finished} epochs are finished and epochs={epochs} is asked for")
         return replace(self, epochs=epochs)
+
+    def command(self) -> str:
+        """The command line that starts this run anew, with every option spelled out."""
+        return (
+            f"konv train {self.dataset} --model {self.model} --epochs {self.epochs} --batch-size {self.batch_size} "
+            f"--optimizer {self.optimizer} --lr {self.lr} --seed {self.seed} "
+            f"--{'augment' if self.augment else 'no-augment'}"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name."""

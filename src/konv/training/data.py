@@ -231,7 +231,7 @@ def _wrong(content: bytes, file: RemoteFile, path: Path) -> str:
         parse_idx(content, str(path))
     except ValueError as error:
         return str(error)
-    return f"{path}: not the official content (sha256 {found[:12]}… instead of {file.sha256[:12]}…)"
+    return f"{path}: not the official content (sha256 {found[:12]}... instead of {file.sha256[:12]}...)"
 
 
 def _download(

@@ -18,8 +18,9 @@ import numpy as np
 from konv.layers import SGD, Adam, Dropout, Momentum, SoftmaxWithLoss
 from konv.training import checkpoint as checkpoints
 from konv.training.checkpoint import Checkpoint
-from konv.training.config import Config
+from konv.training.config import HALF_LIFE, Config
 from konv.training.data import Dataset
+from konv.training.errors import CheckpointError, DivergedError
 from konv.training.models import build
 
 if TYPE_CHECKING:
@@ -29,10 +30,6 @@ WEIGHTS, SHUFFLE, SHIFT, DROPOUT = range(4)  # the purposes of random numbers
 EVALUATION_BATCH = 500  # images; only memory depends on it
 
 OnStep = Callable[[int, float, float, float], None]
-
-
-class DivergedError(ArithmeticError):
-    """The loss is no longer a finite number; the message says where and what to try."""
 
 
 class Trainer:
@@ -59,7 +56,7 @@ class Trainer:
 
     Raises
     ------
-    ValueError
+    CheckpointError
         ``saved`` does not fit the data set or the model.
 
     Examples
@@ -80,7 +77,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         if saved is not None:
             if (saved.image_shape, saved.classes) != (dataset.image_shape, dataset.classes):
-                raise ValueError(f"the checkpoint was trained on other images or classes than those of {dataset.name}")
+                raise CheckpointError(f"the checkpoint was trained on other images or classes than those of {dataset.name}")
             load_model(self.model, saved)
             self.optimizer.load_state_dict(saved.optimizer)
             self.history = list(saved.history)
@@ -109,6 +106,7 @@ class Trainer:
         order = self._rng(SHUFFLE, epoch).permutation(len(images))
         shifts = self._rng(SHIFT, epoch)
         self._seed_dropout(epoch)
+        self.optimizer.lr = self.config.lr * 0.5 ** (epoch / HALF_LIFE[self.config.dataset])
         self.model.train()
         params = self.model.params()
         seen, loss_sum, correct, start = 0, 0.0, 0, time.perf_counter()
@@ -201,17 +199,18 @@ def scores_of(model: Any, images: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def load_model(model: Any, saved: Checkpoint) -> None:
-    """Put a checkpoint's parameters into ``model``; ValueError if they are another model's."""
+    """Put a checkpoint's parameters into ``model``; CheckpointError if they are another model's."""
     try:
         model.load_state_dict(saved.model)
     except (KeyError, ValueError) as error:
-        raise ValueError(f"the checkpoint's parameters do not fit a {saved.config.model} model: {error}") from None
+        raise CheckpointError(f"the checkpoint's parameters do not fit a {saved.config.model} model: {error}") from None
 
 
 def shifted(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each image (N, 1, H, W) moved by its own whole number of pixels along either axis, zeros moving in.
+    """Half of the images (N, 1, H, W), drawn at random, moved by whole pixels along either axis, zeros moving in.
 
-    Up to one pixel below 16 x 16, up to two from there.
+    Each by its own distance: up to one pixel below 16 x 16, up to two from there. Half of them stay, because the digits
+    fill their 8 x 8 pixels, and a shift cuts something off.
 
     Examples
     --------
@@ -222,7 +221,7 @@ def shifted(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     reach = 1 if min(height, width) < 16 else 2
     padded = np.pad(images, ((0, 0), (0, 0), (reach, reach), (reach, reach)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
-    down, right = rng.integers(0, 2 * reach + 1, (2, count))
+    down, right = np.where(rng.random(count) < 0.5, rng.integers(0, 2 * reach + 1, (2, count)), reach)
     return windows[np.arange(count), :, down, right]
 
 

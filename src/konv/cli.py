@@ -1,0 +1,29 @@
+"""The entry of the command ``konv``. The commands themselves are in :mod:`konv.commands`, which needs typer and rich."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+INSTALL = "konv's command line needs more packages than konv itself. Install them with: pip install 'konv[train]'"
+
+
+def main() -> None:
+    """Run the command line with the arguments of this process; never returns.
+
+    Raises
+    ------
+    SystemExit
+        With the exit code: 0 done; 1 it could not be done (no data, a diverged loss, a failed check, a file that cannot be
+        read, packages not installed); 2 the command was typed wrong; 130 interrupted.
+    """
+    if find_spec("typer") is None or find_spec("rich") is None:
+        print(INSTALL, file=sys.stderr)
+        raise SystemExit(1)
+    from konv.commands import app
+
+    app(prog_name="konv")
+
+
+if __name__ == "__main__":
+    main()

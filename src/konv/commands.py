@@ -1,0 +1,324 @@
+"""``konv train | predict | check | info``: parse, call, print. What is called is imported when a command needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from konv.cli import INSTALL
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXTRAS = {"sklearn", "matplotlib", "PIL", "pooch", "requests"}
+
+app = typer.Typer(
+    name="konv",
+    add_completion=False,
+    invoke_without_command=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def konv(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show konv's version and exit.")] = False,
+) -> None:
+    """Convolution layers you can read, as fast as the machine allows.
+
+    Start with [bold]konv train[/bold]: it trains a small convolutional network on handwritten digits in under two
+    minutes, shows how it learns, and writes a report with pictures. Every command explains itself, as in
+    [bold]konv train --help[/bold].
+    """
+    if version:
+        from konv import __version__
+
+        typer.echo(f"konv {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Say on stderr what is wrong, and exit."""
+    typer.echo(f"Error: {message}", err=True)
+    raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def usage() -> Iterator[None]:
+    """Around the checks of what was typed: a ValueError or TypeError there is the user's, and no bug."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        fail(str(error), 2)
+
+
+def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Give errors of the user's files, disk and settings as one message; leave any other exception its traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except BrokenPipeError:  # the reader of a pipe went away
+            raise
+        except OSError as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            fail("interrupted", 130)
+        except ModuleNotFoundError as error:
+            if error.name and error.name.split(".")[0] in EXTRAS:
+                fail(f"{error.name} is not installed. {INSTALL}")
+            raise
+        except (ValueError, ArithmeticError) as error:
+            from konv.training.errors import UserError
+
+            if isinstance(error, UserError):
+                fail(str(error))
+            raise
+
+    return wrapped
+
+
+def _console() -> Console:
+    """Where results go. A pipe or a file gets no colours, and lines as long as they are."""
+    import os
+
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=160)
+    return console
+
+
+@app.command()
+@plain_errors
+def train(
+    dataset: Annotated[
+        str | None,
+        typer.Argument(metavar="[digits|mnist|fashion-mnist]", help="The images to learn. Default: digits.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="simple|deep|sequence", help="The network, see above. Default: simple.", show_default=False),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training images. Default: 60 for digits, else 10.", show_default=False)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step. Default: 32 for digits, else 100.", show_default=False)
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(metavar="sgd|momentum|adam", help="How steps are taken. Default: adam.", show_default=False)
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate: the size of the first steps. Default: by optimizer.", show_default=False),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of all random numbers: the same seed, the same result. Default: 0.", show_default=False)
+    ] = None,
+    augment: Annotated[
+        bool | None,
+        typer.Option("--augment/--no-augment", help="Shift training images by a pixel or two. Default: yes.", show_default=False),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this run: its folder, or its checkpoint file.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for checkpoint and report; must be new or empty. Default: runs/DATASET-MODEL, with a number behind it "
+            "if that is taken.",
+            show_default=False,
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the files of mnist or fashion-mnist. Default: $KONV_DATA.", show_default=False),
+    ] = None,
+) -> None:
+    """Train a network on images and write a report.
+
+    [bold]digits[/bold] are 1797 small images (8 x 8) that come with scikit-learn. [bold]mnist[/bold] and
+    [bold]fashion-mnist[/bold] have 70,000 images (28 x 28); they are looked for on this machine, else downloaded.
+
+    [bold]simple[/bold] is one convolution and two dense layers; [bold]deep[/bold] has six convolutions; [bold]sequence[/bold]
+    reads an image row by row through DownConv.
+
+    The folder of a run gets checkpoint.npz after every epoch, and at the end report.html with its pictures.
+
+    [bold]Examples[/bold]
+
+    \b
+      konv train                                      digits, under two minutes
+      konv train mnist --epochs 3                     a bigger task
+      konv train fashion-mnist --model deep           clothes, with the deep network
+      konv train --resume runs/digits-simple          go on after an interruption
+      konv train --resume runs/digits-simple --epochs 90   train a finished run further
+    """
+    from konv.training import checkpoint as checkpoints
+    from konv.training import report
+    from konv.training.config import Config
+    from konv.training.data import load
+    from konv.training.loop import Trainer
+    from konv.training.page import duration
+
+    given = {
+        "dataset": dataset,
+        "model": model,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "lr": lr,
+        "seed": seed,
+        "augment": augment,
+    }
+    saved = checkpoints.read(resume) if resume is not None else None
+    with usage():
+        config = saved.config.resumed(len(saved.history), given) if saved else Config.create(**given)
+        folder = checkpoints.run_folder(config, output, resume)
+    console = _console()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    data = load(config.dataset, data_dir, console=console)
+    trainer = Trainer(config, data, saved)
+    height, width = data.image_shape
+    say(
+        f"{data.name}: {len(data.train_images):,} training and {len(data.test_images):,} test images "
+        f"of {height} x {width} pixels, {len(data.classes)} classes"
+    )
+    parameters = sum(array.size for array in trainer.model.params().values())
+    say(f"{config.model}: {parameters:,} parameters; {config.optimizer}, lr {config.lr:g}, seed {config.seed}")
+    if saved:
+        say(f"going on after epoch {trainer.finished} of {config.epochs}")
+    try:
+        trainer.run(folder, console)
+    except KeyboardInterrupt:
+        if trainer.finished:
+            again = checkpoints.resume_command(folder, epochs if saved else None)
+            fail(f"interrupted after epoch {trainer.finished} of {config.epochs}. Go on with: {again}", 130)
+        fail("interrupted in the first epoch; nothing was saved", 130)
+    page = report.write(trainer, folder, config.command())
+    last = trainer.history[-1]
+    wrong = round((1 - last["test_accuracy"]) * len(data.test_images))
+    say(
+        f"test accuracy {last['test_accuracy']:.2%} ({wrong} of {len(data.test_images):,} misread) after "
+        f"{duration(sum(entry['seconds'] for entry in trainer.history))} of training"
+    )
+    say(f"report: {page}")
+    say(f"to read an image of your own: konv predict {folder} IMAGE")
+
+
+@app.command()
+@plain_errors
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="The folder of a run, or a checkpoint file.", show_default=False)],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files: PNG, JPEG, GIF, ...", show_default=False)
+    ],
+    invert: Annotated[
+        bool | None,
+        typer.Option(
+            "--invert/--no-invert",
+            help="Exchange dark and light, or do not. Default: if the border is light, as on paper.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Read images with a trained network.
+
+    A picture is made grey, light on dark as in the training images, and as small as those. It should show one digit (or
+    one piece of clothing), upright and filling most of the picture.
+
+    [bold]Examples[/bold]
+
+    \b
+      konv predict runs/digits-simple seven.png
+      konv predict runs/mnist-simple *.jpg
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from konv.training.predict import predict as read
+
+    predictions = read(checkpoint, images, invert=invert)
+    console = _console()
+    if len(predictions) == 1:
+        (one,) = predictions
+        console.print(f"{one.best[0][0]}", highlight=False, markup=False, style="bold")
+        for name, probability in one.best:
+            console.print(f"  {name:<12} {probability:7.2%}", highlight=False, markup=False)
+        return
+    table = Table("image", "read as", "probability", "then", "then")
+    for one in predictions:
+        (name, probability), *others = one.best
+        rest = [f"{other} {share:.1%}" for other, share in others]
+        table.add_row(Text(one.path), Text(name, style="bold"), f"{probability:.1%}", *map(Text, rest))
+    console.print(table)
+
+
+@app.command()
+@plain_errors
+def check(
+    seed: Annotated[int, typer.Option(min=0, help="Draws the weights and inputs.")] = 0,
+) -> None:
+    """Check the gradients of every layer against numerical differences.
+
+    For each layer the table shows how many elements were compared, in float64, and the worst: the gradient of which array,
+    where, how far the two numbers are apart, and how far they may be. The exit code is 1 if a layer fails.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from konv import checks
+
+    table = Table("layer", "elements", "worst element", "difference", "tolerance", "")
+    failed = []
+    for name, result in checks.run(seed):
+        worst = result.worst
+        place = f"{worst.array}[{', '.join(map(str, worst.index))}]"
+        verdict = Text("ok", style="green") if result else Text("WRONG", style="bold red")
+        numbers = ("", "") if worst.problem else (f"{worst.difference:.1e}", f"{worst.tolerance:.1e}")
+        table.add_row(name, f"{result.elements}", Text(worst.problem or place), *numbers, verdict)
+        if not result:
+            failed.append(f"{name}: {worst}")
+    _console().print(table)
+    if failed:
+        fail("gradients differ\n  " + "\n  ".join(failed))
+    typer.echo(f"{table.row_count} layers, all gradients agree")
+
+
+@app.command()
+@plain_errors
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Show versions, the CPU, its vector features, caches and memory.
+
+    Paste this into a bug report.
+    """
+    from konv.info import info as machine
+
+    if as_json:
+        typer.echo(json.dumps(machine().as_dict(), indent=2))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None)
+    for name, text in machine().rows():
+        table.add_row(Text(name, style="bold"), Text(text))
+    _console().print(table)

@@ -1,0 +1,1 @@
+from konv.book import *  # noqa: F403

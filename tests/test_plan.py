@@ -1,0 +1,138 @@
+"""The seam of the engine: an ordered table of algorithms, each of which accepts or says why not."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from compare import assert_equal
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import PADDING_MODES, convolutions, integers
+
+import konv
+from konv.engine import columns
+from konv.engine import plan as planning
+from konv.engine.plan import ALGORITHMS, KINDS, Problem, choose
+
+REASON = "it only computes kernels of 3"
+
+
+class Counting:
+    """An algorithm that computes kernels of 3, by way of ``columns``, and counts how often it was used."""
+
+    NAME = "counting"
+
+    def __init__(self):
+        self.calls = dict.fromkeys(KINDS, 0)
+        self.asked = []
+
+    def declines(self, problem):
+        self.asked.append(problem)
+        return None if problem.geometry.kernel[0] == 3 else REASON
+
+    def workspace(self, problem):
+        return 12_345
+
+    def forward(self, x, w, b, g, out):
+        self.calls["forward"] += 1
+        self.seen = x, w, b
+        columns.forward(x, w, b, g, out)
+
+    def input_gradient(self, dy, w, g, out):
+        self.calls["input_gradient"] += 1
+        columns.input_gradient(dy, w, g, out)
+
+    def weight_gradient(self, dy, x, g, out):
+        self.calls["weight_gradient"] += 1
+        columns.weight_gradient(dy, x, g, out)
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    algorithm = Counting()
+    monkeypatch.setattr(planning, "ALGORITHMS", [algorithm, *ALGORITHMS])
+    choose.cache_clear()
+    yield algorithm
+    choose.cache_clear()
+
+
+def test_the_first_that_accepts_computes(counting):
+    rng = np.random.default_rng(0)
+    x, w, b = integers(rng, (2, 4, 9)), integers(rng, (4, 4, 3)), integers(rng, (4,))
+    y = konv.conv(x, w, b)
+    assert counting.calls == {"forward": 1, "input_gradient": 0, "weight_gradient": 0}
+    konv.conv_backward(y, x, w)
+    assert counting.calls == {"forward": 1, "input_gradient": 1, "weight_gradient": 1}
+    konv.conv_transpose(y, w)
+    konv.conv_transpose_backward(x, y, w)
+    assert counting.calls == {"forward": 2, "input_gradient": 2, "weight_gradient": 2}
+    konv.conv_backward(y, x, w, need="w")
+    konv.conv_backward(y, x, w, need="b")
+    assert counting.calls == {"forward": 2, "input_gradient": 2, "weight_gradient": 3}
+
+
+def test_one_that_declines_does_not_compute_and_its_reason_is_printed(counting):
+    rng = np.random.default_rng(0)
+    konv.conv(integers(rng, (2, 4, 9)), integers(rng, (4, 4, 2)))
+    assert sum(counting.calls.values()) == 0 and len(counting.asked) == 1
+    text = str(konv.plan((2, 4, 9), (4, 4, 2)))
+    assert "algorithm    columns" in text and f"passed over  counting: {REASON}" in text
+    text = str(konv.plan((2, 4, 9), (4, 4, 3)))
+    assert "algorithm    counting" in text and "12,345 bytes" in text and "passed over" not in text
+
+
+def test_a_problem_is_planned_once(counting):
+    x, w = np.ones((2, 4, 9)), np.ones((4, 4, 3))
+    for _ in range(3):
+        konv.conv(x, w)
+    assert counting.calls["forward"] == 3 and len(counting.asked) == 1
+
+
+def test_an_algorithm_sees_zero_padding_and_native_arrays(counting):
+    x = np.arange(8.0).reshape(1, 1, 8)
+    konv.conv(x.astype(">f8"), np.ones((1, 1, 3)), padding=1, padding_mode="circular")
+    (problem,) = counting.asked
+    assert problem.geometry.padding_mode == "zeros" and problem.geometry.padding == ((0, 0),)
+    assert_equal(counting.seen[0], np.concatenate([x[..., -1:], x, x[..., :1]], axis=-1))
+
+
+def test_a_table_without_an_answer_says_so(monkeypatch):
+    class Never(Counting):
+        def declines(self, problem):
+            return "never"
+
+    monkeypatch.setattr(planning, "ALGORITHMS", [Never()])
+    choose.cache_clear()
+    try:
+        with pytest.raises(LookupError, match="no algorithm computes .*never"):
+            konv.conv(np.ones((1, 1, 5)), np.ones((1, 1, 3)))
+    finally:
+        choose.cache_clear()
+
+
+@given(convolutions(modes=PADDING_MODES), st.sampled_from(KINDS), st.booleans(), st.sampled_from(["float16", "bfloat16", "float32", "float64"]))
+def test_the_last_always_accepts_and_the_first_that_accepts_is_chosen(case, kind, any_length, dtype):
+    g = konv.geometry(case.x_shape, case.w_shape, **case.options)
+    problem = Problem(kind, dataclasses.replace(g, padding_mode="zeros"), dtype, any_length)
+    assert ALGORITHMS[-1].declines(problem) is None
+    reasons = [algorithm.declines(problem) for algorithm in ALGORITHMS]
+    assert all(reason is None or (isinstance(reason, str) and reason) for reason in reasons)
+    plan = choose(problem)
+    place = reasons.index(None)
+    assert plan.algorithm is ALGORITHMS[place]
+    assert plan.passed_over == tuple((a.NAME, r) for a, r in zip(ALGORITHMS[:place], reasons))
+    assert isinstance(plan.workspace, int) and plan.workspace > 0
+    assert choose(problem) is plan
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plan_prints_shapes_work_and_workspace(kind):
+    text = str(konv.plan((8, 6, 11), (4, 3, 5), kind=kind, stride=2, padding="same", groups=2, dtype=np.float64))
+    assert f"{kind} of x (8, 6, 11), w (4, 3, 5) -> y (8, 4, 6), float64" in text
+    assert "5,760 FLOP on 6,240 bytes" in text
+    assert "workspace" in text and "algorithm    columns" in text
+
+
+def test_the_names_of_the_algorithms_differ():
+    names = [algorithm.NAME for algorithm in ALGORITHMS]
+    assert len(set(names)) == len(names)
