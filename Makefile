@@ -1,10 +1,10 @@
 # make run    trains a network on handwritten digits (sets everything up first)
 # make test   runs the tests (sets everything up first, PyTorch included)
-# make check  style, types, documentation build
+# make check  style and types
 # make clean  removes what these made
 #
-# PyTorch from PyPI brings CUDA on Linux (gigabytes). For the CPU build:
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu TORCH='torch==2.13.0+cpu' make test
+# PyTorch from PyPI brings CUDA on Linux (gigabytes). For the CPU build give pip PyTorch's CPU index:
+#   PIP_EXTRA_INDEX_URL=(the address that pytorch.org shows under "CPU") make test TORCH='torch==2.13.0+cpu'
 
 PYTHON ?= python3
 TORCH ?= torch

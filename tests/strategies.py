@@ -253,7 +253,9 @@ def _repeated(array):
 LAYOUTS = {
     "C": np.ndarray.copy,
     "Fortran": lambda a: np.array(a, order="F"),
-    "channels last": lambda a: np.moveaxis(np.ascontiguousarray(np.moveaxis(a, min(1, a.ndim - 1), -1)), -1, min(1, a.ndim - 1)),
+    "channels last": lambda a: np.moveaxis(
+        np.ascontiguousarray(np.moveaxis(a, min(1, a.ndim - 1), -1)), -1, min(1, a.ndim - 1)
+    ),
     "transposed": lambda a: np.ascontiguousarray(a.swapaxes(0, -1)).swapaxes(0, -1),
     "slice": lambda a: _larger(a, 1),
     "every second": lambda a: _larger(a, 2),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from compare import assert_close, assert_equal, assert_same_bits, tolerance, untouched
 from strategies import BFLOAT16
 

@@ -5,8 +5,10 @@ import pickle
 
 import numpy as np
 import pytest
-from compare import assert_equal, untouched
 from hypothesis import given
+
+import konv
+from compare import assert_equal, untouched
 from strategies import (
     BFLOAT16,
     DTYPES,
@@ -18,8 +20,6 @@ from strategies import (
     seeds,
     transposed_convolutions,
 )
-
-import konv
 
 
 def layer_options(case):
@@ -134,7 +134,9 @@ class TestEveryLayer:
         layer.forward(x)
         assert layer.backward(expected).shape == shape
 
-    @pytest.mark.parametrize("twin", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))], ids=["copy", "pickle"])
+    @pytest.mark.parametrize(
+        "twin", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))], ids=["copy", "pickle"]
+    )
     def test_a_copy_computes_the_same_and_shares_nothing(self, make, shape, twin):
         layer = make()
         x = np.ones(shape)

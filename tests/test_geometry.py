@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+
+import konv
+from konv.geometry import pooling_geometry, source_cells, transposed_geometry, window_geometry
 from oracles import CONV, CONV_TRANSPOSE
 from strategies import (
     PADDING_MODES,
@@ -18,9 +21,6 @@ from strategies import (
     transposed_convolutions,
     windows,
 )
-
-import konv
-from konv.geometry import pooling_geometry, source_cells, transposed_geometry, window_geometry
 
 
 def padded_axis(length, pair, mode):
@@ -164,7 +164,9 @@ def test_a_pooling_window_of_padding_alone_is_refused_only_if_there_is_one(windo
 
 
 def test_integers_of_numpy_are_integers():
-    g = konv.geometry(np.array([2, 4, 9]), np.array([6, 2, 3]), stride=np.int32(2), padding=np.array([[1, 0]]), groups=np.int64(2))
+    g = konv.geometry(
+        np.array([2, 4, 9]), np.array([6, 2, 3]), stride=np.int32(2), padding=np.array([[1, 0]]), groups=np.int64(2)
+    )
     assert g == konv.geometry((2, 4, 9), (6, 2, 3), stride=2, padding=((1, 0),), groups=2)
     assert all(type(n) is int for n in (*g.x_shape, *g.w_shape, *g.stride, *g.padding[0], g.groups, *g.output))
 
@@ -201,7 +203,9 @@ def test_the_largest_shapes_that_do_fit_are_taken():
 
 
 def test_a_geometry_prints_what_a_reader_asks():
-    text = str(konv.geometry((2, 6, 11, 8), (4, 3, 5, 2), stride=(3, 1), padding=((2, 1), (0, 1)), dilation=(1, 2), groups=2))
+    text = str(
+        konv.geometry((2, 6, 11, 8), (4, 3, 5, 2), stride=(3, 1), padding=((2, 1), (0, 1)), dilation=(1, 2), groups=2)
+    )
     for words in (
         "x (2, 6, 11, 8), w (4, 3, 5, 2) -> y (2, 4, 4, 7)",
         "stride (3, 1), padding ((2, 1), (0, 1)) zeros, dilation (1, 2), groups 2",

@@ -9,11 +9,11 @@ import sys
 
 import numpy as np
 import pytest
-from compare import assert_equal
-from strategies import BFLOAT16, integers
 
 import konv
+from compare import assert_equal
 from konv import textbook
+from strategies import BFLOAT16, integers
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect")
 
@@ -141,5 +141,10 @@ def test_the_page_really_is_forbidden():
         "import numpy as np; from numpy.lib.stride_tricks import as_strided; from test_guard_page import guarded;"
         "x = guarded(np.ones(5), True); print(x.sum(), flush=True); print(as_strided(x, (6,)).sum())"
     )
-    result = subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": ":".join(p for p in sys.path if p)}, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": ":".join(p for p in sys.path if p)},
+        capture_output=True,
+        text=True,
+    )
     assert result.stdout == "5.0\n" and result.returncode < 0

@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
-from compare import assert_close, assert_equal, assert_same_bits, untouched
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import konv
+from compare import assert_close, assert_equal, assert_same_bits, untouched
+from konv import textbook
+from konv.engine import columns
 from oracles import numerical_gradient, torch_conv, with_gradients
 from strategies import (
     BFLOAT16,
@@ -20,10 +24,6 @@ from strategies import (
     seeds,
     spread,
 )
-
-import konv
-from konv import textbook
-from konv.engine import columns
 
 
 def draw_arrays(case, seed, dtype=np.float64):
@@ -124,23 +124,34 @@ def test_a_problem_larger_than_one_block():
         y = konv.conv(x, w, padding=1)
         assert_equal(y, textbook.conv(x, w, padding=1))
         dy = integers(rng, y.shape, np.float32, limit=1)
-        for actual, expected in zip(konv.conv_backward(dy, x, w, padding=1), textbook.conv_backward(dy, x, w, padding=1)):
+        for actual, expected in zip(
+            konv.conv_backward(dy, x, w, padding=1), textbook.conv_backward(dy, x, w, padding=1)
+        ):
             assert_equal(actual, expected)
 
 
-@given(convolutions(modes=PADDING_MODES, min_batch=1), seeds, st.sampled_from([np.float16, np.float32, np.float64]))
-def test_a_sample_does_not_depend_on_its_batch(case, seed, dtype):
+@given(
+    convolutions(modes=PADDING_MODES, min_batch=1),
+    seeds,
+    st.sampled_from([np.float16, np.float32, np.float64]),
+    st.sampled_from([200, 2_000, columns.BLOCK_BYTES]),
+)
+def test_a_sample_does_not_depend_on_its_batch(case, seed, dtype, block_bytes):
     rng = np.random.default_rng(seed)
     x, w, b, dy = (None if a is None else rng.standard_normal(a.shape).astype(dtype) for a in draw_arrays(case, seed))
-    y = konv.conv(x, w, b, **case.options)
-    dx, _, _ = konv.conv_backward(dy, x, w, **case.options, need="x")
-    for n in range(len(x)):
-        alone = slice(n, n + 1)
-        assert_same_bits(konv.conv(x[alone], w, b, **case.options), y[alone])
-        assert_same_bits(konv.conv_backward(dy[alone], x[alone], w, **case.options, need="x")[0], dx[alone])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "BLOCK_BYTES", block_bytes)
+        y = konv.conv(x, w, b, **case.options)
+        dx, _, _ = konv.conv_backward(dy, x, w, **case.options, need="x")
+        for n in range(len(x)):
+            alone = slice(n, n + 1)
+            assert_same_bits(konv.conv(x[alone], w, b, **case.options), y[alone])
+            assert_same_bits(konv.conv_backward(dy[alone], x[alone], w, **case.options, need="x")[0], dx[alone])
 
 
-@pytest.mark.parametrize("shape, filters, kernel", [((9, 16, 28, 28), 32, 3), ((33, 3, 17, 19), 8, 5), ((5, 64, 7, 7), 64, 1)])
+@pytest.mark.parametrize(
+    "shape, filters, kernel", [((9, 16, 28, 28), 32, 3), ((33, 3, 17, 19), 8, 5), ((5, 64, 7, 7), 64, 1)]
+)
 def test_a_sample_of_a_real_layer_does_not_depend_on_its_batch(shape, filters, kernel):
     rng = np.random.default_rng(1)
     x = rng.standard_normal(shape, dtype=np.float32)
@@ -163,7 +174,7 @@ def test_half_types_are_the_float32_result_rounded_once(case, seed, dtype):
         assert_same_bits(actual, expected.astype(dtype))
 
 
-@given(convolutions(modes=PADDING_MODES), seeds, st.sampled_from([np.float32, np.float64, np.float16]))
+@given(convolutions(modes=PADDING_MODES), seeds, dtypes)
 def test_nan_and_infinity_reach_what_they_reach_in_the_textbook(case, seed, dtype):
     rng = np.random.default_rng(seed)
     arrays = draw_arrays(case, seed, dtype)

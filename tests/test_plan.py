@@ -4,15 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
-from compare import assert_equal
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import PADDING_MODES, convolutions, integers
 
 import konv
+from compare import assert_equal
 from konv.engine import columns
 from konv.engine import plan as planning
 from konv.engine.plan import ALGORITHMS, KINDS, Problem, choose
+from strategies import PADDING_MODES, convolutions, integers
 
 REASON = "it only computes kernels of 3"
 
@@ -104,13 +104,18 @@ def test_a_table_without_an_answer_says_so(monkeypatch):
     monkeypatch.setattr(planning, "ALGORITHMS", [Never()])
     choose.cache_clear()
     try:
-        with pytest.raises(LookupError, match="no algorithm computes .*never"):
+        with pytest.raises(LookupError, match=r"no algorithm computes .*never"):
             konv.conv(np.ones((1, 1, 5)), np.ones((1, 1, 3)))
     finally:
         choose.cache_clear()
 
 
-@given(convolutions(modes=PADDING_MODES), st.sampled_from(KINDS), st.booleans(), st.sampled_from(["float16", "bfloat16", "float32", "float64"]))
+@given(
+    convolutions(modes=PADDING_MODES),
+    st.sampled_from(KINDS),
+    st.booleans(),
+    st.sampled_from(["float16", "bfloat16", "float32", "float64"]),
+)
 def test_the_last_always_accepts_and_the_first_that_accepts_is_chosen(case, kind, any_length, dtype):
     g = konv.geometry(case.x_shape, case.w_shape, **case.options)
     problem = Problem(kind, dataclasses.replace(g, padding_mode="zeros"), dtype, any_length)
@@ -121,7 +126,7 @@ def test_the_last_always_accepts_and_the_first_that_accepts_is_chosen(case, kind
     place = reasons.index(None)
     assert plan.algorithm is ALGORITHMS[place]
     assert plan.passed_over == tuple((a.NAME, r) for a, r in zip(ALGORITHMS[:place], reasons))
-    assert isinstance(plan.workspace, int) and plan.workspace > 0
+    assert isinstance(plan.workspace, int) and plan.workspace >= (1 if case.x_shape[0] else 0)
     assert choose(problem) is plan
 
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from compare import assert_close, assert_equal, assert_same_bits, untouched
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from oracles import with_gradients
-from strategies import BFLOAT16, DTYPES, LAYOUTS, channel_counts, dtypes, integers, layouts, plain, seeds
 
 import konv
+from compare import assert_close, assert_equal, assert_same_bits, untouched
+from oracles import with_gradients
+from strategies import BFLOAT16, DTYPES, LAYOUTS, channel_counts, dtypes, integers, layouts, plain, seeds
 
 
 @st.composite
@@ -73,8 +73,7 @@ def test_one_sample_and_one_step_at_a_time_give_the_bits_of_the_whole(stream, se
 @given(streams(), seeds)
 def test_equals_a_left_padded_convolution_of_pytorch(stream, seed):
     layer, x, _ = fill(stream, seed, np.float64, integers)
-    if 0 in x.shape:
-        return
+    assume(0 not in x.shape)
     y, _ = layer.forward(x)
     dy = integers(np.random.default_rng(seed), y.shape)
     dx, _ = layer.backward(dy)

@@ -2,9 +2,14 @@
 
 import numpy as np
 import pytest
-from compare import assert_close, assert_equal, assert_same_bits, untouched
 from hypothesis import given
 from hypothesis import strategies as st
+
+import konv
+from compare import assert_close, assert_equal, assert_same_bits, untouched
+from konv import textbook
+from konv.engine import columns
+from konv.geometry import transposed_geometry
 from oracles import numerical_gradient, torch_conv_transpose, with_gradients
 from strategies import (
     BFLOAT16,
@@ -19,11 +24,6 @@ from strategies import (
     spread,
     transposed_convolutions,
 )
-
-import konv
-from konv import textbook
-from konv.engine import columns
-from konv.geometry import transposed_geometry
 
 
 def draw_arrays(case, seed, dtype=np.float64):
@@ -61,7 +61,9 @@ def test_any_dtype_in_any_memory_layout(case, seed, dtype, layout):
         gradients = konv.conv_transpose_backward(dy, x, w, **case.options)
     expected = textbook.conv_transpose(plain(x), plain(w), plain(b), **case.options)
     assert_equal(y, expected.astype(dtype), contiguous=True)
-    for actual, expected in zip(gradients, textbook.conv_transpose_backward(plain(dy), plain(x), plain(w), **case.options)):
+    for actual, expected in zip(
+        gradients, textbook.conv_transpose_backward(plain(dy), plain(x), plain(w), **case.options)
+    ):
         assert_equal(actual, expected.astype(dtype), contiguous=True)
 
 

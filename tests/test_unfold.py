@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from compare import assert_equal, assert_same_bits, untouched
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import BFLOAT16, LAYOUTS, dtypes, integers, layouts, seeds, sliding_windows, spread
 
 import konv
+from compare import assert_equal, assert_same_bits, untouched
 from konv.geometry import window_geometry
+from strategies import BFLOAT16, LAYOUTS, dtypes, integers, layouts, seeds, sliding_windows, spread
 
 
 def counted_columns(x, case):
@@ -86,7 +86,9 @@ def test_any_element_type_in_any_layout(case, seed, dtype, layout):
 def test_half_types_are_added_in_float32_and_rounded_once(dtype):
     columns = np.random.default_rng(0).standard_normal((2, 8, 33)).astype(dtype)
     rounded_once = konv.fold(columns.astype(np.float32), 40, 8).astype(dtype)
-    rounded_each_time = konv.textbook.fold_columns(columns.transpose(0, 2, 1).reshape(66, 8), konv.geometry((2, 1, 40), (1, 1, 8)))
+    rounded_each_time = konv.textbook.fold_columns(
+        columns.transpose(0, 2, 1).reshape(66, 8), konv.geometry((2, 1, 40), (1, 1, 8))
+    )
     assert_same_bits(konv.fold(columns, 40, 8), rounded_once)
     assert (rounded_once != rounded_each_time).any(), "these numbers do not tell the two apart"
 
@@ -95,7 +97,9 @@ def test_a_kernel_as_an_int_or_per_axis():
     x = integers(np.random.default_rng(0), (2, 3, 6, 5))
     assert spread(2, 2) == (2, 2)
     assert_equal(konv.unfold(x, 2), konv.unfold(x, [2, 2]))
-    assert_equal(konv.fold(konv.unfold(x, 2), [6, 5], 2), konv.fold(konv.unfold(x, (2, 2)), (6, 5), (2, 2)))
+    folded = konv.fold(konv.unfold(x, (2, 2)), (6, 5), (2, 2))
+    assert_equal(konv.fold(konv.unfold(x, 2), [6, 5], 2), folded)
+    assert_equal(konv.fold(konv.unfold(x, 2), np.array([6, 5]), np.int64(2)), folded)
 
 
 def test_an_empty_batch():

@@ -73,7 +73,12 @@ def check_upstream(dy: np.ndarray, expected: tuple[int, ...], name: str = "dy") 
 def output_array(
     out: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype, **inputs: np.ndarray | None
 ) -> np.ndarray:
-    """``out``, checked to fit the result and to overlap no input, or a new array of that shape and dtype."""
+    """``out``, checked to fit the result and to overlap neither an input nor itself; or a new array.
+
+    >>> output_array(np.zeros((2, 3)), (2, 4), np.dtype(np.float64))
+    Traceback (most recent call last):
+    ValueError: out has shape (2, 3) and dtype float64; the result has (2, 4) and float64
+    """
     if out is None:
         return np.empty(shape, dtype)
     if checked_array("out", out).shape != shape or out.dtype != dtype:
@@ -83,4 +88,11 @@ def output_array(
     for name, array in inputs.items():
         if array is not None and np.may_share_memory(out, array):
             raise ValueError(f"out shares memory with {name}, which would be overwritten while it is read")
+    reach = out.itemsize  # bytes from the first cell to the end of the last, over the axes of smaller strides
+    for stride, length in sorted(
+        (abs(stride), length) for stride, length in zip(out.strides, out.shape) if length > 1 and out.size
+    ):
+        if stride < reach:
+            raise ValueError(f"out has strides {out.strides}: its cells overlap")
+        reach += stride * (length - 1)
     return out

@@ -133,9 +133,7 @@ CASES: dict[str, Check] = {
     "Affine": _layer(lambda rng: Affine(rng.standard_normal((12, 5)), rng.standard_normal(5)), 3, 4, 3),
     "ReLU": _layer(lambda rng: ReLU(), 5, 7),
     "Sigmoid": _layer(lambda rng: Sigmoid(), 5, 7),
-    "BatchNormalization": _layer(
-        lambda rng: BatchNormalization(rng.standard_normal(6), rng.standard_normal(6)), 7, 6
-    ),
+    "BatchNormalization": _layer(lambda rng: BatchNormalization(rng.standard_normal(6), rng.standard_normal(6)), 7, 6),
     "BatchNormalization, images": _layer(
         lambda rng: BatchNormalization(rng.standard_normal(3), rng.standard_normal(3)), 4, 3, 5, 2
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-INSTALL = "konv's command line needs more packages than konv itself. Install them with: pip install 'konv[train]'"
+from konv.training.errors import INSTALL
 
 
 def main() -> None:

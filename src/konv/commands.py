@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from konv.cli import INSTALL
+from konv.training.errors import INSTALL, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +22,7 @@ app = typer.Typer(
     name="konv",
     add_completion=False,
     invoke_without_command=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -35,9 +35,8 @@ def konv(
 ) -> None:
     """Convolution layers you can read, as fast as the machine allows.
 
-    Start with [bold]konv train[/bold]: it trains a small convolutional network on handwritten digits in under two
-    minutes, shows how it learns, and writes a report with pictures. Every command explains itself, as in
-    [bold]konv train --help[/bold].
+    Start with `konv train`: it trains a small convolutional network on handwritten digits in under two minutes, shows how
+    it learns, and writes a report with pictures. Every command explains itself, as in `konv train --help`.
     """
     if version:
         from konv import __version__
@@ -79,12 +78,8 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
             if error.name and error.name.split(".")[0] in EXTRAS:
                 fail(f"{error.name} is not installed. {INSTALL}")
             raise
-        except (ValueError, ArithmeticError) as error:
-            from konv.training.errors import UserError
-
-            if isinstance(error, UserError):
-                fail(str(error))
-            raise
+        except UserError as error:
+            fail(str(error))
 
     return wrapped
 
@@ -106,31 +101,38 @@ def _console() -> Console:
 def train(
     dataset: Annotated[
         str | None,
-        typer.Argument(metavar="[digits|mnist|fashion-mnist]", help="The images to learn. Default: digits.", show_default=False),
+        typer.Argument(metavar="DATASET", help="digits (the default), mnist or fashion-mnist.", show_default=False),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="simple|deep|sequence", help="The network, see above. Default: simple.", show_default=False),
+        typer.Option(metavar="NAME", help="simple (the default), deep or sequence.", show_default=False),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training images. Default: 60 for digits, else 10.", show_default=False)
+        int | None,
+        typer.Option(help="Passes over the training images. Default: 60 for digits, else 6.", show_default=False),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images per step. Default: 32 for digits, else 100.", show_default=False)
     ] = None,
     optimizer: Annotated[
-        str | None, typer.Option(metavar="sgd|momentum|adam", help="How steps are taken. Default: adam.", show_default=False)
+        str | None, typer.Option(metavar="NAME", help="adam (the default), momentum or sgd.", show_default=False)
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="Learning rate: the size of the first steps. Default: by optimizer.", show_default=False),
+        typer.Option(
+            help="Learning rate at the start. Default: 0.002 for adam, 0.02 for momentum, 0.1 for sgd.",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of all random numbers: the same seed, the same result. Default: 0.", show_default=False)
+        int | None,
+        typer.Option(help="Of all random numbers: the same seed, the same result. Default: 0.", show_default=False),
     ] = None,
     augment: Annotated[
         bool | None,
-        typer.Option("--augment/--no-augment", help="Shift training images by a pixel or two. Default: yes.", show_default=False),
+        typer.Option(
+            "--augment/--no-augment", help="Shift training images by a pixel or two. Default: yes.", show_default=False
+        ),
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with this run: its folder, or its checkpoint file.", show_default=False)
@@ -150,22 +152,21 @@ def train(
 ) -> None:
     """Train a network on images and write a report.
 
-    [bold]digits[/bold] are 1797 small images (8 x 8) that come with scikit-learn. [bold]mnist[/bold] and
-    [bold]fashion-mnist[/bold] have 70,000 images (28 x 28); they are looked for on this machine, else downloaded.
+    **digits** are 1797 small images (8 x 8) that come with scikit-learn. **mnist** and
+    **fashion-mnist** have 70,000 images (28 x 28); they are looked for on this machine, else downloaded.
 
-    [bold]simple[/bold] is one convolution and two dense layers; [bold]deep[/bold] has six convolutions; [bold]sequence[/bold]
+    **simple** is one convolution and two dense layers; **deep** has six convolutions; **sequence**
     reads an image row by row through DownConv.
 
     The folder of a run gets checkpoint.npz after every epoch, and at the end report.html with its pictures.
 
-    [bold]Examples[/bold]
+    **Examples**
 
-    \b
-      konv train                                      digits, under two minutes
-      konv train mnist --epochs 3                     a bigger task
-      konv train fashion-mnist --model deep           clothes, with the deep network
-      konv train --resume runs/digits-simple          go on after an interruption
-      konv train --resume runs/digits-simple --epochs 90   train a finished run further
+    * `konv train` - digits, in under two minutes
+    * `konv train mnist --epochs 3` - a bigger task
+    * `konv train fashion-mnist --model deep` - clothes, with the deep network
+    * `konv train --resume runs/digits-simple` - go on after an interruption
+    * `konv train --resume runs/digits-simple --epochs 90` - train a finished run further
     """
     from konv.training import checkpoint as checkpoints
     from konv.training import report
@@ -174,7 +175,7 @@ def train(
     from konv.training.loop import Trainer
     from konv.training.page import duration
 
-    given = {
+    given: dict[str, Any] = {
         "dataset": dataset,
         "model": model,
         "epochs": epochs,
@@ -203,14 +204,20 @@ def train(
     parameters = sum(array.size for array in trainer.model.params().values())
     say(f"{config.model}: {parameters:,} parameters; {config.optimizer}, lr {config.lr:g}, seed {config.seed}")
     if saved:
-        say(f"going on after epoch {trainer.finished} of {config.epochs}")
+        done = trainer.finished == config.epochs
+        say(
+            f"all {config.epochs} epochs are finished: only the report is written. To train further, give --epochs"
+            if done
+            else f"going on after epoch {trainer.finished} of {config.epochs}"
+        )
     try:
         trainer.run(folder, console)
     except KeyboardInterrupt:
-        if trainer.finished:
-            again = checkpoints.resume_command(folder, epochs if saved else None)
-            fail(f"interrupted after epoch {trainer.finished} of {config.epochs}. Go on with: {again}", 130)
-        fail("interrupted in the first epoch; nothing was saved", 130)
+        place, epoch = (folder, trainer.saved) if trainer.saved else (resume, len(saved.history) if saved else 0)
+        if place is None:
+            fail("interrupted in the first epoch; nothing was saved", 130)
+        again = checkpoints.resume_command(place, epochs if saved else None)
+        fail(f"interrupted after epoch {epoch} of {config.epochs}. Go on with: {again}", 130)
     page = report.write(trainer, folder, config.command())
     last = trainer.history[-1]
     wrong = round((1 - last["test_accuracy"]) * len(data.test_images))
@@ -225,9 +232,12 @@ def train(
 @app.command()
 @plain_errors
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="The folder of a run, or a checkpoint file.", show_default=False)],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(metavar="CHECKPOINT", help="The folder of a run, or a checkpoint file.", show_default=False),
+    ],
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Image files: PNG, JPEG, GIF, ...", show_default=False)
+        list[Path], typer.Argument(metavar="IMAGE", help="Image files: PNG, JPEG, GIF, ...", show_default=False)
     ],
     invert: Annotated[
         bool | None,
@@ -237,24 +247,31 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    fit: Annotated[
+        bool,
+        typer.Option(
+            "--fit/--no-fit",
+            help="Crop the picture and frame it as the training images are. Default: yes.",
+            show_default=False,
+        ),
+    ] = True,
 ) -> None:
     """Read images with a trained network.
 
-    A picture is made grey, light on dark as in the training images, and as small as those. It should show one digit (or
-    one piece of clothing), upright and filling most of the picture.
+    A picture is made grey, light on dark as the training images are, cropped to what it shows, and as small as those. It
+    should show one digit (or one piece of clothing), upright, on an even background.
 
-    [bold]Examples[/bold]
+    **Examples**
 
-    \b
-      konv predict runs/digits-simple seven.png
-      konv predict runs/mnist-simple *.jpg
+    * `konv predict runs/digits-simple seven.png`
+    * `konv predict runs/mnist-simple *.jpg`
     """
     from rich.table import Table
     from rich.text import Text
 
     from konv.training.predict import predict as read
 
-    predictions = read(checkpoint, images, invert=invert)
+    predictions = read(checkpoint, images, invert=invert, fit=fit)
     console = _console()
     if len(predictions) == 1:
         (one,) = predictions
@@ -286,6 +303,8 @@ def check(
     from konv import checks
 
     table = Table("layer", "elements", "worst element", "difference", "tolerance", "")
+    for column in (1, 3, 4):
+        table.columns[column].justify = "right"
     failed = []
     for name, result in checks.run(seed):
         worst = result.worst

@@ -197,7 +197,7 @@ def geometry(
     x_shape = _x_shape(x_shape)
     w_shape = _w_shape(w_shape, x_shape, "(F, C // groups, *kernel)")
     axes = len(x_shape) - 2
-    groups = _integer("groups", groups, 1)
+    groups = checked_integer("groups", groups, 1)
     (batch, channels, *spatial), (filters, group_channels, *kernel) = x_shape, w_shape
     if channels % groups or filters % groups:
         raise ValueError(
@@ -265,7 +265,7 @@ def transposed_geometry(
     x_shape = _x_shape(x_shape)
     w_shape = _w_shape(w_shape, x_shape, "(C, F // groups, *kernel)")
     axes = len(x_shape) - 2
-    groups = _integer("groups", groups, 1)
+    groups = checked_integer("groups", groups, 1)
     (batch, channels, *spatial), (w_channels, group_filters, *kernel) = x_shape, w_shape
     if channels != w_channels:
         raise ValueError(
@@ -376,8 +376,8 @@ def per_axis(name: str, value: IntOrAxes, axes: int, minimum: int = 1) -> tuple[
             raise ValueError(
                 f"{name}={value!r} has {len(values)} entries; expected an int or one for each of {axes} axes"
             )
-        return tuple(_integer(f"{name}[{i}]", v, minimum) for i, v in enumerate(values))
-    return (_integer(name, value, minimum),) * axes
+        return tuple(checked_integer(f"{name}[{i}]", v, minimum) for i, v in enumerate(values))
+    return (checked_integer(name, value, minimum),) * axes
 
 
 def padding_pairs(
@@ -406,7 +406,7 @@ def padding_pairs(
         pairs = [(total // 2, total - total // 2) for total in totals]
         return tuple(pairs) if padding == "same" else tuple((high, low) for low, high in pairs)
     if not _is_sequence(padding):
-        return ((_integer(name, padding, 0),) * 2,) * axes
+        return ((checked_integer(name, padding, 0),) * 2,) * axes
     entries = tuple(padding)  # type: ignore[arg-type]
     if len(entries) != axes:
         hint = f"; for one (low, high) pair write {name}=({entries!r},)" if axes == 1 and len(entries) == 2 else ""
@@ -463,7 +463,7 @@ def _check_sizes(g: Geometry) -> None:
 def _shape(name: str, shape: Any) -> tuple[int, ...]:
     if not _is_sequence(shape):
         raise TypeError(f"{name}_shape must be a sequence of integers, not {type(shape).__name__}")
-    result = tuple(_integer(f"{name}_shape[{i}]", n, 0) for i, n in enumerate(shape))
+    result = tuple(checked_integer(f"{name}_shape[{i}]", n, 0) for i, n in enumerate(shape))
     for i, n in enumerate(result):
         if n == 0 and not (name == "x" and i == 0):
             raise ValueError(
@@ -488,13 +488,19 @@ def _w_shape(shape: Any, x_shape: tuple[int, ...], layout: str) -> tuple[int, ..
 
 def _pair(name: str, entry: Any) -> tuple[int, int]:
     if not _is_sequence(entry):
-        return (_integer(name, entry, 0),) * 2
+        return (checked_integer(name, entry, 0),) * 2
     if len(entry) != 2:
         raise ValueError(f"{name}={entry!r} has {len(entry)} entries; expected an int or a (low, high) pair")
-    return _integer(f"{name}[0]", entry[0], 0), _integer(f"{name}[1]", entry[1], 0)
+    return checked_integer(f"{name}[0]", entry[0], 0), checked_integer(f"{name}[1]", entry[1], 0)
 
 
-def _integer(name: str, value: Any, minimum: int) -> int:
+def checked_integer(name: str, value: Any, minimum: int) -> int:
+    """``value`` as an int, at least ``minimum``; a bool or a float is a TypeError that names the argument.
+
+    >>> checked_integer("stride", 1.5, 1)
+    Traceback (most recent call last):
+    TypeError: stride=1.5: expected an integer, not float
+    """
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}={value!r}: expected an integer, not a bool")
     try:

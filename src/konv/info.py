@@ -95,9 +95,8 @@ def info() -> Info:
     """
     import platform
 
-    import konv
-
-    versions = {"konv": konv.__version__, "python": platform.python_version()}
+    # Looked up, not imported: the package stands above this file.
+    versions = {"konv": getattr(sys.modules["konv"], "__version__", None), "python": platform.python_version()}
     versions |= {name: _version(name) for name in PACKAGES}
     name, features = _cpu()
     return Info(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,13 +70,14 @@ def conv(
     >>> conv(x, np.array([[[1.0, 1.0, 1.0]]]), padding="same")
     array([[[1., 3., 6., 9., 7.]]])
     """
-    x, w, b = checked_floats(x=x, w=w, b=b)
+    given = {"x": x, "w": w, "b": b}
+    x, w, b = checked_floats(**given)
     g = geometry(
         x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups,
         padding_mode=padding_mode, dtype=x.dtype,
     )  # fmt: skip
     _check_bias(b, g.filters)
-    y = output_array(out, g.output_shape, x.dtype, x=x, w=w, b=b)
+    y = output_array(out, g.output_shape, x.dtype, **given)
     x, g = _zero_padded(x, g)
     choose(Problem("forward", g, x.dtype.name, any_length)).algorithm.forward(x, w, b, g, y)
     return y if out is None else out
@@ -324,7 +325,10 @@ def fold(
     """
     if checked_array("columns", columns).ndim != 3:
         raise ValueError(f"columns has shape {columns.shape}: expected (N, C * prod(kernel), prod(output))")
-    spatial = (output_size,) if isinstance(output_size, (int, np.integer)) else tuple(output_size)
+    axes = len(output_size) if isinstance(output_size, Sequence) else 1
+    if not 1 <= axes <= 3:
+        raise ValueError(f"output_size={output_size!r}: expected 1, 2 or 3 spatial axes")
+    spatial = per_axis("output_size", output_size, axes)
     kernel = per_axis("kernel_size", kernel_size, len(spatial))
     batch, rows, positions = columns.shape
     if rows % math.prod(kernel) or not rows:
@@ -353,6 +357,8 @@ def _check_bias(b: np.ndarray | None, filters: int) -> None:
 
 
 def _needed(need: Sequence[str]) -> set[str]:
+    if not isinstance(need, Collection):
+        raise TypeError(f"need={need!r}: expected a sequence of names out of {GRADIENTS}")
     wanted = {need} if isinstance(need, str) else set(need)
     if not wanted <= set(GRADIENTS):
         raise ValueError(f"need={need!r}: expected names out of {GRADIENTS}")

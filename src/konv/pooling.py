@@ -44,8 +44,9 @@ def max_pool(
     g = pooling_geometry(x.shape, kernel_size, stride=stride, padding=padding, dilation=dilation, dtype=x.dtype)
     padded = textbook.pad(x, g, fill=-np.inf)
     y = np.full(g.output_shape, -np.inf, x.dtype)
-    for _, cells in textbook.taps(g):
-        np.maximum(y, padded[cells], out=y)
+    with np.errstate(invalid="ignore"):  # bfloat16 warns where it compares a NaN, the other types do not
+        for _, cells in textbook.taps(g):
+            np.maximum(y, padded[cells], out=y)
     return y
 
 
@@ -83,31 +84,34 @@ def max_pool_backward(
     g = pooling_geometry(x.shape, kernel_size, stride=stride, padding=padding, dilation=dilation, dtype=x.dtype)
     check_upstream(dy, g.output_shape)
     wide = accumulator(x.dtype)
-    padded, gradient = textbook.pad(x, g, fill=-np.inf), np.zeros((*x.shape[:2], *g.padded), wide)
-    winner = max_pool_argmax(padded, g)
+    gradient = np.zeros((*x.shape[:2], *g.padded), wide)
+    winner = max_pool_argmax(x, g)
     for number, (_, cells) in enumerate(textbook.taps(g)):
         gradient[cells] += np.where(winner == number, dy, 0).astype(wide, copy=False)
     return textbook.unpad(gradient, g).astype(x.dtype, copy=False)
 
 
-def max_pool_argmax(padded: np.ndarray, g: Geometry) -> np.ndarray:
-    """Which tap of each window holds its first largest cell: int, the shape of the result.
+def max_pool_argmax(x: np.ndarray, g: Geometry) -> np.ndarray:
+    """Which tap of each window holds its first largest cell (its first NaN): int, the shape of the result.
 
     Parameters
     ----------
-    padded : (N, C, *g.padded), padded with -inf
-    g : a :func:`konv.geometry.pooling_geometry`
+    x : (N, C, *spatial)
+    g : its :func:`konv.geometry.pooling_geometry`
 
     Examples
     --------
     >>> max_pool_argmax(np.array([[[1.0, 5.0, 3.0, 3.0]]]), pooling_geometry((1, 1, 4), 2))
     array([[[1, 0]]])
     """
-    best = padded[next(iter(textbook.taps(g)))[1]].copy()
-    winner = np.zeros(best.shape, np.intp)
+    padded, real = textbook.pad(x, g, fill=-np.inf), textbook.pad(np.ones((1, 1, *g.spatial), bool), g)
+    best = np.full(g.output_shape, -np.inf, x.dtype)
+    winner = np.full(g.output_shape, -1, np.intp)
     for number, (_, cells) in enumerate(textbook.taps(g)):
         cell = padded[cells]
-        better = (cell > best) | (np.isnan(cell) & ~np.isnan(best))
+        with np.errstate(invalid="ignore"):  # bfloat16 warns where it compares a NaN, the other types do not
+            better = (cell > best) | (np.isnan(cell) & ~np.isnan(best)) | (winner < 0)
+        better &= real[cells]  # padding never wins, not even where all is -inf
         np.copyto(best, cell, where=better)
         winner[better] = number
     return winner

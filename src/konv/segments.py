@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from konv.geometry import _integer
+from konv.geometry import checked_integer
 
 LARGEST = 2**48
 """Sizes beyond this are refused: no memory holds such a sequence, and floats begin to skip whole numbers."""
@@ -288,7 +288,7 @@ def _cut(seq_len: int, m_segments: int, k1: int) -> Segments:
 
 
 def _length(name: str, value: int) -> int:
-    number = _integer(name, value, 1)
+    number = checked_integer(name, value, 1)
     if number > LARGEST:
         raise ValueError(f"{name}={number}: must be at most 2**48 = {LARGEST}; no memory holds more")
     return number

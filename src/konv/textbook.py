@@ -13,10 +13,11 @@ convolution arithmetic for deep learning*, arXiv:1603.07285.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from konv.arrays import checked_array
 from konv.geometry import (
     PADDING_MODES,
     Geometry,
@@ -56,8 +57,8 @@ def im2col(input_data: np.ndarray, filter_h: int, filter_w: int, stride: int = 1
            [3., 4., 6., 7.],
            [4., 5., 7., 8.]])
     """
-    if not isinstance(input_data, np.ndarray) or input_data.ndim != 4:
-        raise ValueError(f"input_data must be an array of shape (N, C, H, W), not {_describe(input_data)}")
+    if checked_array("input_data", input_data).ndim != 4:
+        raise ValueError(f"input_data has shape {input_data.shape}: expected (N, C, H, W)")
     g = window_geometry(input_data.shape, (filter_h, filter_w), stride=stride, padding=pad)
     return columns(input_data, g)
 
@@ -91,16 +92,18 @@ def col2im(
            [2., 4., 2.],
            [1., 2., 1.]])
     """
+    if not isinstance(input_shape, Sequence):
+        raise TypeError(f"input_shape={input_shape!r}: expected (N, C, H, W)")
     if len(input_shape) != 4:
         raise ValueError(f"input_shape={tuple(input_shape)}: expected (N, C, H, W)")
     g = window_geometry(input_shape, (filter_h, filter_w), stride=stride, padding=pad)
     rows = g.batch * math.prod(g.output)
     width = g.channels * math.prod(g.kernel)
-    if not isinstance(col, np.ndarray) or col.shape != (rows, width):
+    if checked_array("col", col).shape != (rows, width):
         raise ValueError(
             f"col must have shape (N * out_h * out_w, C * filter_h * filter_w) = "
             f"({g.batch} * {g.output[0]} * {g.output[1]}, {g.channels} * {g.kernel[0]} * {g.kernel[1]}) = ({rows}, {width}), "
-            f"not {_describe(col)}"
+            f"not {col.shape}"
         )
     return fold_columns(col, g)
 
@@ -231,11 +234,26 @@ def max_pool_backward(dy, x, kernel_size, *, stride=None, padding=0, dilation=1)
     array([[[ 0., 10., 20.,  0.]]])
     """
     g = pooling_geometry(x.shape, kernel_size, stride=stride, padding=padding, dilation=dilation)
-    winner = windows(x, g, fill=-np.inf).argmax(axis=-1)
+    winner = max_pool_argmax(x, g)
     dx = np.zeros((*x.shape[:2], *g.padded), x.dtype)
     for number, (_, cells) in enumerate(taps(g)):
         dx[cells] += np.where(winner == number, dy, 0)
     return np.ascontiguousarray(dx[_inside(g)])
+
+
+def max_pool_argmax(x: np.ndarray, g: Geometry) -> np.ndarray:
+    """Which tap of each window is its first largest real cell (its first NaN): int, (N, C, *output).
+
+    >>> max_pool_argmax(np.array([[[1.0, 5.0, 3.0, 3.0]]]), pooling_geometry((1, 1, 4), 2))
+    array([[[1, 0]]])
+    """
+    cells = windows(x, g, fill=-np.inf)
+    real = windows(np.ones((1, 1, *g.spatial), bool), g)
+    first_real = real.argmax(axis=-1)
+    winner = cells.argmax(axis=-1)
+    # Padding is -inf; only a window of nothing but -inf can take it for its largest cell.
+    taken_from_padding = ~np.take_along_axis(np.broadcast_to(real, cells.shape), winner[..., np.newaxis], -1)[..., 0]
+    return np.where(taken_from_padding, first_real, winner)
 
 
 def avg_pool(x, kernel_size, *, stride=None, padding=0, dilation=1, count_include_pad=True):
@@ -313,7 +331,8 @@ def columns(x: np.ndarray, g: Geometry) -> np.ndarray:
            [2, 3]])
     """
     channels = x.shape[1]
-    return np.moveaxis(windows(x, g), 1, -2).reshape(g.batch * math.prod(g.output), channels * math.prod(g.kernel))
+    rows = np.moveaxis(windows(x, g), 1, -2)
+    return np.ascontiguousarray(rows).reshape(g.batch * math.prod(g.output), channels * math.prod(g.kernel))
 
 
 def fold_columns(col: np.ndarray, g: Geometry) -> np.ndarray:
@@ -366,7 +385,3 @@ def window_sizes(g: Geometry, count_include_pad: bool) -> np.ndarray:
     for axis in range(g.axes):
         sizes = np.multiply.outer(sizes, g.real_taps(axis))
     return sizes
-
-
-def _describe(value) -> str:
-    return f"shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__

@@ -31,19 +31,20 @@ def declines(problem: Problem) -> str | None:
 
 
 def workspace(problem: Problem) -> int:
-    """Bytes of the padded block, of the columns and of the products."""
+    """Bytes of the padded block, of the columns, of one product, and of what is copied of w and dy."""
     g = problem.geometry
-    itemsize = 8 if problem.dtype == "float64" else 4
-    samples, rows = _block(g, itemsize)
+    wide, half = (8 if problem.dtype == "float64" else 4), problem.dtype in ("float16", "bfloat16")
+    samples, rows = _block(g, wide)
     positions = samples * rows * math.prod(g.output[1:])
-    padded = samples * g.channels * math.prod(g.padded)
-    kernel_cells = g.channels * math.prod(g.kernel)
-    product = {
-        "forward": g.filters * positions,
-        "input_gradient": 0,
-        "weight_gradient": 2 * math.prod(g.w_shape),
+    cells = samples * g.channels * math.prod(g.padded) + g.channels * math.prod(g.kernel) * positions
+    weights, block = math.prod(g.w_shape), g.filters * positions
+    copied = block if half or rows < g.output[0] else 0  # dy, where it has to be brought together
+    cells += {
+        "forward": block + weights * half,
+        "input_gradient": copied + weights * half,
+        "weight_gradient": copied + 2 * weights,
     }[problem.kind]
-    return itemsize * (padded + kernel_cells * positions + product)
+    return wide * cells
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
@@ -51,9 +52,12 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
     dtype = accumulator(x.dtype)
     weights = _weight_matrix(w, g, dtype)
     bias = None if b is None else b.astype(dtype, copy=False).reshape(-1, *[1] * g.axes)
+    columns, product = _Buffer(dtype), _Buffer(dtype)
     for samples, padded in _padded_samples(x, g, dtype):
-        for rows, col in _column_blocks(padded, g):
-            y = np.matmul(weights, col).reshape(len(padded), g.filters, -1, *g.output[1:])
+        for rows, col in _column_blocks(padded, g, columns):
+            y = product.array((len(padded), g.groups, g.filters // g.groups, col.shape[-1]))
+            np.matmul(weights, col, out=y)
+            y = y.reshape(len(padded), g.filters, -1, *g.output[1:])
             if bias is not None:
                 y += bias
             out[samples, :, rows] = y
@@ -64,55 +68,78 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
     dtype = accumulator(dy.dtype)
     weights = _weight_matrix(w, g, dtype).swapaxes(-1, -2)
     count, row_count = _block(g, dtype.itemsize)
-    inside = tuple(slice(low, low + n) for n, (low, _) in zip(g.spatial, g.padding))
+    padded_buffer, product = _Buffer(dtype), _Buffer(dtype)
     for start in range(0, g.batch, count):
         upstream = dy[start : start + count]
-        padded = np.zeros((len(upstream), g.channels, *g.padded), dtype)
+        padded = padded_buffer.array((len(upstream), g.channels, *g.padded))
+        padded[...] = 0
         for row in range(0, g.output[0], row_count):
             part = upstream[:, :, row : row + row_count]
             rows = part.shape[2]
-            dcol = np.matmul(weights, _by_group(part, g, dtype))
+            dcol = product.array((len(part), g.groups, weights.shape[-2], rows * math.prod(g.output[1:])))
+            np.matmul(weights, _by_group(part, g, dtype), out=dcol)
             dcol = dcol.reshape(len(part), g.channels, *g.kernel, rows, *g.output[1:])
             for k in np.ndindex(*g.kernel):
                 starts = [k[0] * g.dilation[0] + row * g.stride[0], *(i * d for i, d in zip(k[1:], g.dilation[1:]))]
                 spans = [slice(a, a + (n - 1) * s + 1, s) for a, n, s in zip(starts, (rows, *g.output[1:]), g.stride)]
                 padded[:, :, *spans] += dcol[:, :, *k]
-        out[start : start + count] = padded[:, :, *inside]
+        out[start : start + count] = padded[:, :, *_inside(g)]
 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """``dw = sum over n of dy[n] @ columns(x[n]).T``, in the order of the samples."""
     dtype = accumulator(x.dtype)
     total = np.zeros((g.groups, g.filters // g.groups, math.prod(g.w_shape[1:])), dtype)
+    columns, product = _Buffer(dtype), np.empty_like(total)
     for samples, padded in _padded_samples(x, g, dtype):
-        for rows, col in _column_blocks(padded, g):
+        for rows, col in _column_blocks(padded, g, columns):
             for upstream, matrix in zip(_by_group(dy[samples, :, rows], g, dtype), col):
-                total += np.matmul(upstream, matrix.swapaxes(-1, -2))
+                np.matmul(upstream, matrix.swapaxes(-1, -2), out=product)
+                total += product
     out[...] = total.reshape(g.w_shape)
+
+
+class _Buffer:
+    """Memory that is used again for each block: fresh memory costs more than the product that is written to it."""
+
+    def __init__(self, dtype: np.dtype):
+        self.flat = np.empty(0, dtype)
+
+    def array(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An uninitialised array of ``shape``; the one before is gone."""
+        size = math.prod(shape)
+        if size > self.flat.size:
+            self.flat = np.empty(size, self.flat.dtype)
+        return self.flat[:size].reshape(shape)
 
 
 def _block(g: Geometry, itemsize: int) -> tuple[int, int]:
     """How many samples, and how many rows of the first output axis, are laid out at once."""
     row_bytes = itemsize * g.channels * math.prod(g.kernel) * math.prod(g.output[1:])
     rows = max(1, min(g.output[0], BLOCK_BYTES // row_bytes))
-    samples = 1 if rows < g.output[0] else max(1, min(g.batch, BLOCK_BYTES // (row_bytes * rows)))
+    sample_bytes = row_bytes * rows + itemsize * g.channels * math.prod(g.padded)
+    samples = 1 if rows < g.output[0] else max(1, min(g.batch, BLOCK_BYTES // sample_bytes))
     return samples, rows
 
 
+def _inside(g: Geometry) -> tuple[slice, ...]:
+    """The spatial slices that leave the padding out."""
+    return tuple(slice(low, low + n) for n, (low, _) in zip(g.spatial, g.padding))
+
+
 def _padded_samples(x: np.ndarray, g: Geometry, dtype: np.dtype) -> Iterator[tuple[slice, np.ndarray]]:
-    """Blocks of samples in a zero-padded buffer of the accumulator's type, which is reused."""
+    """Blocks of samples in a zero-padded buffer of the accumulator's type, which is used again."""
     count, _ = _block(g, dtype.itemsize)
-    buffer = np.zeros((count, g.channels, *g.padded), dtype)
-    inside = tuple(slice(low, low + n) for n, (low, _) in zip(g.spatial, g.padding))
+    buffer = np.zeros((min(count, g.batch), g.channels, *g.padded), dtype)
     for start in range(0, g.batch, count):
         block = x[start : start + count]
         padded = buffer[: len(block)]
-        padded[:, :, *inside] = block
+        padded[:, :, *_inside(g)] = block
         yield slice(start, start + count), padded
 
 
-def _column_blocks(padded: np.ndarray, g: Geometry) -> Iterator[tuple[slice, np.ndarray]]:
-    """Blocks of output rows as columns: (n, groups, C // groups * prod(kernel), rows * prod(output[1:]))."""
+def _column_blocks(padded: np.ndarray, g: Geometry, buffer: _Buffer) -> Iterator[tuple[slice, np.ndarray]]:
+    """Blocks of output rows as columns, in ``buffer``: (n, groups, C // groups * prod(kernel), rows * prod(output[1:]))."""
     n, channels = padded.shape[:2]
     spatial = padded.strides[2:]
     view = as_strided(  # [n, c, *k, *o] is padded[n, c, o * stride + k * dilation]
@@ -129,8 +156,9 @@ def _column_blocks(padded: np.ndarray, g: Geometry) -> Iterator[tuple[slice, np.
     before = (slice(None),) * (2 + g.axes)
     for row in range(0, g.output[0], count):
         part = view[*before, row : row + count]
-        col = np.ascontiguousarray(part).reshape(n, g.groups, channels // g.groups * math.prod(g.kernel), -1)
-        yield slice(row, row + count), col
+        col = buffer.array(part.shape)
+        col[...] = part
+        yield slice(row, row + count), col.reshape(n, g.groups, channels // g.groups * math.prod(g.kernel), -1)
 
 
 def _weight_matrix(w: np.ndarray, g: Geometry, dtype: np.dtype) -> np.ndarray:

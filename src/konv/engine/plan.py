@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
+from konv.arrays import FLOAT_TYPES
 from konv.engine import columns, ordered
 from konv.geometry import Geometry, IntOrAxes, Padding, geometry
 
@@ -126,7 +127,7 @@ def plan(
     Raises
     ------
     TypeError, ValueError
-        As :func:`konv.geometry`; and for an unknown ``kind``.
+        As :func:`konv.geometry`; and for an unknown ``kind`` or a dtype that is not floating point.
 
     Examples
     --------
@@ -139,5 +140,7 @@ def plan(
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(map(repr, KINDS))}")
+    if np.dtype(dtype).name not in FLOAT_TYPES:
+        raise TypeError(f"dtype={np.dtype(dtype)}: konv computes in {', '.join(FLOAT_TYPES)}")
     g = geometry(x_shape, w_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, dtype=dtype)
     return choose(Problem(kind, g, np.dtype(dtype).name))

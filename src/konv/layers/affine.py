@@ -130,6 +130,7 @@ class Affine(Layer):
         rows, W, shape = self._recall()
         (dout,) = checked_floats(dout=dout)
         check_upstream(dout, (rows.shape[0], W.shape[1]), "dout")
+        self._answered()
         dout = dout.astype(W.dtype, copy=False)
         self.dW = (rows.T.astype(W.dtype, copy=False) @ dout).astype(self.W.dtype.newbyteorder("="), copy=False)
         if self.b is not None:

@@ -76,12 +76,12 @@ class Layer:
         for name, array in own.items():
             array[...] = state[name]
 
-    def _remember(self, saved: Any) -> None:
-        """Called by ``forward`` with what ``backward`` will need; kept in training only."""
+    def _remember(self, saved: Any, training: bool | None = None) -> None:
+        """Called by ``forward`` with what ``backward`` will need; kept in training only (``training`` overrides)."""
         if self._backwards:
             self._forwards = self._backwards = 0
         self._forwards += 1
-        self._saved = saved if self.training else None
+        self._saved = saved if (self.training if training is None else training) else None
 
     def _recall(self) -> Any:
         """Called by ``backward``: what the last ``forward`` kept.
@@ -94,13 +94,18 @@ class Layer:
         """
         name = type(self).__name__
         if self._saved is None:
-            why = "forward has not run" if self.training else "the layer is in inference mode, call train() first"
+            why = "the last one was in inference mode" if self._forwards else "forward has not run"
+            if not self.training:
+                why = "the layer is in inference mode, call train() first"
             raise RuntimeError(f"{name}.backward needs a forward in training mode before it: {why}")
-        self._backwards += 1
-        if self._forwards > 1 and self._backwards > 1:
+        if self._forwards > 1 and self._backwards:
             raise RuntimeError(
-                f"{name}.backward ran {self._backwards} times after {self._forwards} forward calls, but a layer keeps its "
-                "last input only. To use the same weights at several places, make one layer for each place with the "
+                f"{name}.backward ran {self._backwards + 1} times after {self._forwards} forward calls, but a layer keeps "
+                "its last input only. To use the same weights at several places, make one layer for each place with the "
                 "same parameter arrays and add up their gradients."
             )
         return self._saved
+
+    def _answered(self) -> None:
+        """Called by ``backward`` once its arguments are accepted."""
+        self._backwards += 1

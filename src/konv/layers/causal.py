@@ -21,7 +21,7 @@ class CausalConv1d(_Convolution):
     Parameters
     ----------
     W : (FN, C // groups, K); depthwise, as in ONNX, is (C, 1, K) with ``groups=C``
-    b : (FN,) or None
+    b : (FN,), a number for all, or None
     stride, dilation, groups : int
 
     Attributes
@@ -37,9 +37,9 @@ class CausalConv1d(_Convolution):
 
     Notes
     -----
-    The state holds the last ``history + phase`` inputs, (N, C, history + phase), where ``phase = time % stride`` inputs came
-    after the last output; with stride 1 it is ONNX's (N, C, K - 1). Outputs are summed in one fixed order, so that
-    chunks of any lengths give the very bits that the whole gives.
+    The state holds the last ``history + phase`` inputs, (N, C, history + phase), ``phase = inputs so far % stride``; with
+    stride 1 and dilation 1 it is ONNX's (N, C, K - 1). (A time that is a multiple of the stride starts an output.) Outputs
+    are summed in one fixed order, so that chunks of any lengths give the very bits that the whole gives.
 
     Examples
     --------
@@ -56,7 +56,7 @@ class CausalConv1d(_Convolution):
     def __init__(
         self,
         W: np.ndarray,
-        b: np.ndarray | None = None,
+        b: np.ndarray | float | None = None,
         *,
         stride: IntOrAxes = 1,
         dilation: IntOrAxes = 1,
@@ -65,10 +65,6 @@ class CausalConv1d(_Convolution):
         super().__init__(W, b, stride, 0, dilation, groups)
         if W.ndim != 3:
             raise ValueError(f"W has shape {W.shape}: expected (FN, C // groups, K)")
-        if b is not None and b.shape != W.shape[:1]:
-            raise ValueError(
-                f"b has shape {b.shape}; expected (FN,) = ({W.shape[0]},), one for each filter of W {W.shape}"
-            )
         self.stride, self.dilation = per_axis("stride", stride, 1)[0], per_axis("dilation", dilation, 1)[0]
 
     @property
@@ -101,7 +97,7 @@ class CausalConv1d(_Convolution):
             lengths = f"{self.history}" + (f" to {self.history + stride - 1}" if stride > 1 else "")
             raise ValueError(
                 f"past_state has shape {past_state.shape}: expected ({x.shape[0]}, {channels}, {lengths}), "
-                "dilation * (K - 1) inputs and those since the last output"
+                "dilation * (K - 1) inputs, and the inputs since the last multiple of the stride"
             )
         seen = np.concatenate([past_state, x], axis=2)  # starts at a multiple of stride, less history
         elapsed = seen.shape[2] - self.history
@@ -134,6 +130,7 @@ class CausalConv1d(_Convolution):
             dpresent_state = np.zeros((*seen.shape[:2], kept), seen.dtype)
         (dpresent_state,) = checked_floats(dpresent_state=dpresent_state)
         check_upstream(dpresent_state, (*seen.shape[:2], kept), "dpresent_state")
+        self._answered()
         dseen = np.zeros_like(seen)
         if shape[2]:
             dseen[:, :, first:], dW, db = ops.conv_backward(dout, seen[:, :, first:], W, **self._options())

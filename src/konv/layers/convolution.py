@@ -8,7 +8,7 @@ import numpy as np
 
 from konv import ops, textbook
 from konv.arrays import check_upstream, checked_array, checked_floats
-from konv.geometry import IntOrAxes, Padding, geometry, padding_pairs, per_axis
+from konv.geometry import IntOrAxes, Padding, checked_integer, geometry, padding_pairs, per_axis
 from konv.layers.base import Layer
 
 
@@ -18,7 +18,13 @@ class _Convolution(Layer):
     parameter_names = ("W", "b")
 
     def __init__(
-        self, W: np.ndarray, b: np.ndarray | None, stride: IntOrAxes, pad: Padding, dilation: IntOrAxes, groups: int
+        self,
+        W: np.ndarray,
+        b: np.ndarray | float | None,
+        stride: IntOrAxes,
+        pad: Padding,
+        dilation: IntOrAxes,
+        groups: int,
     ):
         checked_floats(W=W)
         if not 3 <= W.ndim <= 5 or 0 in W.shape:
@@ -29,13 +35,11 @@ class _Convolution(Layer):
         strides, dilations = per_axis("stride", stride, axes), per_axis("dilation", dilation, axes)
         windows = tuple(d * (k - 1) + 1 for k, d in zip(W.shape[2:], dilations))
         padding_pairs(pad, windows, windows, strides, name="pad")
-        per_axis("groups", groups, 1)
+        groups = checked_integer("groups", groups, 1)
         if W.shape[0] % groups:
             raise ValueError(f"groups={groups} must divide the first axis of W (shape {W.shape})")
-        if b is not None:
-            checked_floats(b=checked_array("b", b))
         self.W = W
-        self.b = b
+        self.b = self._bias(b, W, groups)
         self.stride: Any = stride
         self.pad: Any = pad
         self.dilation: Any = dilation
@@ -47,6 +51,21 @@ class _Convolution(Layer):
         """W and b in x's dtype; in training a copy of W, so that an update in place cannot change the gradient."""
         W = self.W.astype(x.dtype, copy=self.training)
         return W, None if self.b is None else self.b.astype(x.dtype, copy=False)
+
+    def _bias(self, b: Any, W: np.ndarray, groups: int) -> np.ndarray | None:
+        if b is None:
+            return None
+        filters, why = self._filters(W, groups)
+        if type(b) in (int, float):
+            return np.full(filters, b, W.dtype)  # the book's programs pass 0
+        checked_floats(b=checked_array("b", b))
+        if b.shape != (filters,):
+            raise ValueError(f"b has shape {b.shape}; expected (FN,) = ({filters},), {why}")
+        return b
+
+    def _filters(self, W: np.ndarray, groups: int) -> tuple[int, str]:
+        """Channels of the output, the length of b, and why."""
+        return W.shape[0], f"one for each filter of W {W.shape}"
 
     @property
     def x(self) -> np.ndarray | None:
@@ -72,7 +91,7 @@ class Convolution(_Convolution):
     Parameters
     ----------
     W : (FN, C // groups, FH, FW), or one or three kernel axes
-    b : (FN,) or None
+    b : (FN,), a number for all, or None
     stride, dilation : int or one per axis
     pad : int, one per axis, a (low, high) pair per axis, "valid", "same", "same_lower" or "causal"
     groups : int, divides C and FN
@@ -110,7 +129,7 @@ class Convolution(_Convolution):
     def __init__(
         self,
         W: np.ndarray,
-        b: np.ndarray | None,
+        b: np.ndarray | float | None,
         stride: IntOrAxes = 1,
         pad: Padding = 0,
         *,
@@ -119,10 +138,6 @@ class Convolution(_Convolution):
         padding_mode: str = "zeros",
     ):
         super().__init__(W, b, stride, pad, dilation, groups)
-        if b is not None and b.shape != W.shape[:1]:
-            raise ValueError(
-                f"b has shape {b.shape}; expected (FN,) = ({W.shape[0]},), one for each filter of W {W.shape}"
-            )
         channels = W.shape[1] * groups
         # Any input at least as long as the window passes this: what fails now, fails for every input.
         large = tuple(2 * per * k for per, k in zip(per_axis("dilation", dilation, W.ndim - 2), W.shape[2:]))
@@ -163,7 +178,9 @@ class Convolution(_Convolution):
             No forward in training mode came before, or several did and this is a second backward.
         """
         x, W, shape = self._recall()
-        dx, dW, db = ops.conv_backward(self._upstream(dout, shape), x, W, **self._options())
+        dout = self._upstream(dout, shape)
+        self._answered()
+        dx, dW, db = ops.conv_backward(dout, x, W, **self._options())
         self._keep_gradients(dW, db)
         return dx
 
@@ -200,7 +217,7 @@ class ConvolutionTranspose(_Convolution):
     Parameters
     ----------
     W : (C, FN // groups, *kernel), 1 to 3 kernel axes
-    b : (FN,) or None
+    b : (FN,), a number for all, or None
     stride, dilation : int or one per axis
     pad : int, one per axis, or a (low, high) pair per axis
     output_padding : int or one per axis, less than ``max(stride, dilation)``
@@ -226,7 +243,7 @@ class ConvolutionTranspose(_Convolution):
     def __init__(
         self,
         W: np.ndarray,
-        b: np.ndarray | None,
+        b: np.ndarray | float | None,
         stride: IntOrAxes = 1,
         pad: Padding = 0,
         *,
@@ -237,11 +254,6 @@ class ConvolutionTranspose(_Convolution):
         super().__init__(W, b, stride, pad, dilation, groups)
         if isinstance(pad, str) and pad != "valid":
             raise ValueError(f"pad={pad!r}: a transposed convolution takes numbers, (low, high) pairs, or 'valid'")
-        filters = W.shape[1] * groups
-        if b is not None and b.shape != (filters,):
-            raise ValueError(
-                f"b has shape {b.shape}; expected (FN,) = ({filters},), W.shape[1] * groups = {W.shape[1]} * {groups}"
-            )
         axes = W.ndim - 2
         extra = per_axis("output_padding", output_padding, axes, minimum=0)
         for e, s, d in zip(extra, per_axis("stride", stride, axes), per_axis("dilation", dilation, axes)):
@@ -250,6 +262,9 @@ class ConvolutionTranspose(_Convolution):
                     f"output_padding={output_padding} must be less than max(stride, dilation) = {max(s, d)}"
                 )
         self.output_padding = output_padding
+
+    def _filters(self, W: np.ndarray, groups: int) -> tuple[int, str]:
+        return W.shape[1] * groups, f"W.shape[1] * groups = {W.shape[1]} * {groups}"
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Enlarge x (N, C, *spatial) to (N, FN, *out), dtype of x."""
@@ -262,7 +277,9 @@ class ConvolutionTranspose(_Convolution):
     def backward(self, dout: np.ndarray) -> np.ndarray:
         """Back-propagate the last ``forward``: sets ``dW`` and ``db``, returns dx like x. Raises as :class:`Convolution`."""
         x, W, shape = self._recall()
-        dx, dW, db = ops.conv_transpose_backward(self._upstream(dout, shape), x, W, **self._options())
+        dout = self._upstream(dout, shape)
+        self._answered()
+        dx, dW, db = ops.conv_transpose_backward(dout, x, W, **self._options())
         self._keep_gradients(dW, db)
         return dx
 

@@ -159,6 +159,7 @@ class DownConv(Layer):
         (dout,) = checked_floats(dout=dout)
         if dout.shape != shape:
             raise ValueError(f"dout has shape {dout.shape}, but forward returned shape {shape}")
+        self._answered()
         dwindows = self.relu1a.backward(self.conv2a.backward(dout.transpose(0, 2, 1)))
         return self.conv1a.backward(dwindows).transpose(0, 2, 1)
 

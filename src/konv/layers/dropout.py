@@ -95,11 +95,11 @@ class Dropout(Layer):
         """
         (x,) = checked_floats(x=x)
         training = self.training if train_flg is None else bool(train_flg)
-        self._remember(None)
         if training:
             mask = np.greater(self.rng.random(x.shape), self.dropout_ratio)
-            self._saved = (mask, x.dtype)  # also where train_flg=True overrides inference mode
+            self._remember((mask, x.dtype), training)
             return x * mask
+        self._remember(None, training)
         return (x.astype(accumulator(x.dtype), copy=False) * (1.0 - self.dropout_ratio)).astype(x.dtype, copy=False)
 
     def backward(self, dout: np.ndarray) -> np.ndarray:
@@ -115,4 +115,5 @@ class Dropout(Layer):
         mask, dtype = self._recall()
         (dout,) = checked_floats(dout=dout)
         check_upstream(dout, mask.shape, "dout")
+        self._answered()
         return dout.astype(dtype, copy=False) * mask

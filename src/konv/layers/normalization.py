@@ -193,10 +193,8 @@ class BatchNormalization(Layer):
         std = np.sqrt(var + self.epsilon)
         xn /= std
         self.input_shape = x.shape
-        self._remember(None)
-        if training:
-            self.batch_size = x.shape[0]
-            self._saved = (xn, std, gamma, x.shape, x.dtype)  # also where train_flg=True overrides inference mode
+        self.batch_size = x.shape[0]
+        self._remember((xn, std, gamma, x.shape, x.dtype), training)
         out = xn * gamma
         out += beta
         return out.reshape(x.shape).astype(x.dtype, copy=False)
@@ -217,6 +215,7 @@ class BatchNormalization(Layer):
         xn, std, gamma, shape, dtype = self._recall()
         (dout,) = checked_floats(dout=dout)
         check_upstream(dout, shape, "dout")
+        self._answered()
         dout = dout.reshape(xn.shape).astype(xn.dtype, copy=False)
         values = max(1, xn.shape[0] * xn.shape[2])
         dbeta = dout.sum(axis=(0, 2), dtype=np.float64)

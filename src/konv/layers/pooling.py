@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from konv import pooling, textbook
+from konv import pooling
 from konv.arrays import check_upstream, checked_floats
 from konv.geometry import IntOrAxes, Padding, padding_pairs, per_axis, pooling_geometry
 from konv.layers.base import Layer
@@ -35,6 +35,7 @@ class _Pooling(Layer):
         x, shape = self._recall()
         (dout,) = checked_floats(dout=dout)
         check_upstream(dout, shape, "dout")
+        self._answered()
         return dout.astype(x.dtype, copy=False), x
 
     def _window(self) -> dict:
@@ -92,7 +93,7 @@ class Pooling(_Pooling):
             return None
         x = self._saved[0]
         g = pooling_geometry(x.shape, **self._window())
-        return np.moveaxis(pooling.max_pool_argmax(textbook.pad(x, g, fill=-np.inf), g), 1, -1).ravel()
+        return np.moveaxis(pooling.max_pool_argmax(x, g), 1, -1).ravel()
 
 
 class AveragePooling(_Pooling):

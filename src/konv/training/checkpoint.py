@@ -189,7 +189,16 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     except (CheckpointError, FileNotFoundError, PermissionError):
         raise
     # What zipfile and NumPy raise for damaged bytes: RuntimeError and NotImplementedError for flags of other archivers.
-    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError, RuntimeError, MemoryError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        ValueError,
+        KeyError,
+        EOFError,
+        OSError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
         raise CheckpointError(f"{path} is damaged, or is no konv checkpoint ({error})") from None
     return _parse(content, path)
 

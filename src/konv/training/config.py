@@ -10,9 +10,9 @@ from konv.training.data import DATASETS
 
 MODELS = ("simple", "deep", "sequence")
 OPTIMIZERS = ("sgd", "momentum", "adam")
-DEFAULT_EPOCHS = {"digits": 60, "mnist": 10, "fashion-mnist": 10}
+DEFAULT_EPOCHS = {"digits": 60, "mnist": 6, "fashion-mnist": 6}
 DEFAULT_LR = {"sgd": 0.1, "momentum": 0.02, "adam": 0.002}
-HALF_LIFE = {"digits": 12, "mnist": 3, "fashion-mnist": 3}  # epochs in which the learning rate halves
+HALF_LIFE = {"digits": 12, "mnist": 2, "fashion-mnist": 2}  # epochs in which the learning rate halves
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Config:
         The rule of the update.
     lr : float
         The learning rate of the first epoch, finite and above 0. It falls from epoch to epoch, to half in every 12 epochs
-        of digits and 3 of the others: whatever ``epochs`` is, so that a run can be prolonged.
+        of digits and 2 of the others: whatever ``epochs`` is, so that a run can be prolonged.
     seed : int
         Of the weights, the shuffling, the dropout and the shifts; at least 0.
     augment : bool

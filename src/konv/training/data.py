@@ -103,7 +103,7 @@ def load(
     --------
     >>> digits = load("digits")
     >>> digits.train_images.shape, digits.test_images.shape
-    ((1437, 1, 8, 8), (360, 1, 8, 8))
+    ((1438, 1, 8, 8), (359, 1, 8, 8))
     >>> digits.train_images.dtype, float(digits.train_images.max())
     (dtype('float32'), 1.0)
     """
@@ -202,7 +202,7 @@ def _folders(source: Source, root: str | os.PathLike[str] | None) -> list[Path]:
 def _find(file: RemoteFile, folders: list[Path]) -> tuple[bytes | None, list[str]]:
     """The file's content from the first folder that has it right, and why other candidates were passed over."""
     dotted = file.name.replace("-idx", ".idx")  # the spelling of some archives
-    passed_over = []
+    passed_over: list[str] = []
     for folder in folders:
         for name in (file.name, file.name + ".gz", dotted, dotted + ".gz"):
             path = folder / name
@@ -241,7 +241,7 @@ def _download(
     import pooch
     import requests
 
-    failures = []
+    failures: list[str] = []
     logger = pooch.get_logger()
     level = logger.level
     logger.setLevel("WARNING")  # what it would say, the console says
@@ -262,7 +262,10 @@ def _download(
                 if not reason:
                     return content, failures
             except requests.HTTPError as error:
-                reason = f"the server answered {error.response.status_code} {error.response.reason}"
+                reason = "the server refused"
+                if error.response is not None:
+                    reason = f"the server answered {error.response.status_code} {error.response.reason}"
+                    error.response.close()
             except requests.Timeout:
                 reason = f"no answer in {TIMEOUT:g} seconds"
             except requests.ConnectionError:

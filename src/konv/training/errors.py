@@ -1,5 +1,7 @@
 """Errors that are no bug: the command line shows their message and no traceback."""
 
+INSTALL = "konv's command line needs more packages than konv itself. Install them with: pip install 'konv[train]'"
+
 
 class UserError(Exception):
     """The base of those below and elsewhere in this package, beside a built-in type that says what kind it is."""

@@ -53,6 +53,8 @@ class Trainer:
         One entry per finished epoch: ``epoch`` (from 1), ``loss`` and ``accuracy`` (means over the training images, each
         at the time of its step, dropout and shifts included), ``test_loss``, ``test_accuracy`` (after the epoch),
         ``seconds`` (of training, without the test) and ``images_per_second``.
+    saved : int
+        The epoch of the last checkpoint that :meth:`run` has written; 0 before the first.
 
     Raises
     ------
@@ -75,11 +77,17 @@ class Trainer:
         self.optimizer: Any = {"sgd": SGD, "momentum": Momentum, "adam": Adam}[config.optimizer](lr=config.lr)
         self.loss = SoftmaxWithLoss()
         self.history: list[dict[str, Any]] = []
+        self.saved = 0
         if saved is not None:
             if (saved.image_shape, saved.classes) != (dataset.image_shape, dataset.classes):
-                raise CheckpointError(f"the checkpoint was trained on other images or classes than those of {dataset.name}")
+                raise CheckpointError(
+                    f"the checkpoint was trained on other images or classes than those of {dataset.name}"
+                )
             load_model(self.model, saved)
-            self.optimizer.load_state_dict(saved.optimizer)
+            try:
+                self.optimizer.load_state_dict(saved.optimizer)
+            except (KeyError, TypeError, ValueError) as error:
+                raise CheckpointError(f"the checkpoint's optimizer is no {config.optimizer}: {error}") from None
             self.history = list(saved.history)
 
     @property
@@ -173,6 +181,7 @@ class Trainer:
             while self.finished < self.config.epochs:
                 entry = self.train_epoch(on_step)
                 checkpoints.write(self.checkpoint(), folder / checkpoints.FILE_NAME)
+                self.saved = self.finished
                 console.print(line(entry, self.config.epochs), highlight=False, markup=False, soft_wrap=True)
 
     def _rng(self, *key: int) -> np.random.Generator:
@@ -242,21 +251,17 @@ def _progress(trainer: Trainer, console: Console) -> Iterator[OnStep | None]:
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    text = "loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.1%}  {task.fields[speed]:,.0f} images/s"
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn(text), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn())
     images, epochs = len(trainer.dataset.train_images), trainer.config.epochs
     with Progress(*columns, console=console, transient=True) as progress:
-        start = {"completed": trainer.finished * images, "total": epochs * images}
-        task = progress.add_task("", **start, loss=math.nan, accuracy=0.0, speed=0.0)
+        task = progress.add_task("", total=epochs * images, completed=trainer.finished * images, now="")
 
         def on_step(seen: int, loss: float, accuracy: float, speed: float) -> None:
             progress.update(
                 task,
                 description=f"epoch {trainer.finished + 1}/{epochs}",
                 completed=trainer.finished * images + seen,
-                loss=loss,
-                accuracy=accuracy,
-                speed=speed,
+                now=f"loss {loss:.4f}  accuracy {accuracy:.1%}  {speed:,.0f} images/s",
             )
 
         yield on_step

@@ -25,7 +25,7 @@ section { background: white; border: 1px solid var(--line); border-radius: .6rem
 .figures b { display: block; font-size: 1.6rem; line-height: 1.2; color: var(--accent); }
 .figures span { color: var(--soft); font-size: .9rem; }
 img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
-pre { background: #111827; color: #f9fafb; padding: .8rem 1rem; border-radius: .4rem; overflow-x: auto; margin: .5rem 0 0; }
+pre { background: #111827; color: #f9fafb; padding: .8rem 1rem; border-radius: .4rem; white-space: pre-wrap; margin: .5rem 0 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem 1.25rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }

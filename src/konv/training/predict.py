@@ -14,6 +14,26 @@ from konv.training.loop import load_model, scores_of
 from konv.training.models import build
 
 SMALLEST_CONTRAST = 8 / 255  # less between the lightest and the darkest pixel is an empty page
+INK = 0.2  # of the brightest; what is darker does not count when the picture is cropped to what it shows
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How the makers of a data set cut their images.
+
+    Attributes
+    ----------
+    fill : float
+        How much of the image's side the longer side of the shown thing takes, in (0, 1].
+    by_mass : bool
+        Whether the middle of the image is the thing's centre of mass; else it is the middle of its box.
+    """
+
+    fill: float
+    by_mass: bool = False
+
+
+FRAMES = {"digits": Frame(1.0), "mnist": Frame(20 / 28, by_mass=True), "fashion-mnist": Frame(1.0)}
 
 
 @dataclass(frozen=True)
@@ -36,7 +56,11 @@ class Prediction:
 
 
 def predict(
-    checkpoint: str | os.PathLike[str], images: Iterable[str | os.PathLike[str]], *, invert: bool | None = None
+    checkpoint: str | os.PathLike[str],
+    images: Iterable[str | os.PathLike[str]],
+    *,
+    invert: bool | None = None,
+    fit: bool = True,
 ) -> list[Prediction]:
     """Read image files with the model of a checkpoint.
 
@@ -48,6 +72,9 @@ def predict(
         Files of any format that Pillow reads.
     invert : bool, optional
         As in :func:`prepare`.
+    fit : bool
+        Whether a picture is cropped to what it shows and framed as the training images are. One that has the size of a
+        training image already is taken as it is.
 
     Raises
     ------
@@ -62,7 +89,8 @@ def predict(
     model = build(saved.config.model, saved.image_shape, len(saved.classes), np.random.default_rng(0))
     load_model(model, saved)
     paths = [os.fspath(path) for path in images]
-    prepared = [prepare_file(path, saved.image_shape, invert=invert) for path in paths]
+    frame = FRAMES[saved.config.dataset] if fit else None
+    prepared = [prepare_file(path, saved.image_shape, invert=invert, frame=frame) for path in paths]
     if not prepared:
         return []
     scores = np.concatenate(list(scores_of(model, np.stack([image for image, _ in prepared])[:, None])))
@@ -87,7 +115,11 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def prepare_file(
-    path: str | os.PathLike[str], image_shape: tuple[int, int], *, invert: bool | None = None
+    path: str | os.PathLike[str],
+    image_shape: tuple[int, int],
+    *,
+    invert: bool | None = None,
+    frame: Frame | None = None,
 ) -> tuple[np.ndarray, bool]:
     """An image file as :func:`prepare` gives it; transparent parts count as white paper.
 
@@ -115,20 +147,21 @@ def prepare_file(
         reason = error.strerror or str(error)
         raise type(error)(f"{os.fspath(path)}: {reason}") from None
     try:
-        return prepare(grey, image_shape, invert=invert)
+        return prepare(grey, image_shape, invert=invert, frame=frame)
     except PictureError as error:
         raise PictureError(f"{os.fspath(path)}: {error}") from None
 
 
 def prepare(
-    grey: np.ndarray, image_shape: tuple[int, int], *, invert: bool | None = None
+    grey: np.ndarray, image_shape: tuple[int, int], *, invert: bool | None = None, frame: Frame | None = None
 ) -> tuple[np.ndarray, bool]:
     """A grey picture as the models were taught to see: light on a background of 0, the brightest pixel 1.
 
     The background is what most of the border shows (its median). Where the border is lighter than the middle of the
     picture's range, as with ink on paper, dark and light are exchanged. What is darker than the background after that
-    becomes background. The picture is padded with background to the proportions of ``image_shape`` and resized, each new
-    pixel the mean of the old ones below it.
+    becomes background. Then the picture is cropped to what it shows if there is a ``frame``, padded with background to the
+    proportions of ``image_shape``, and resized, each new pixel the mean of the old ones below it. A picture that has
+    ``image_shape`` keeps its pixels where they are.
 
     Parameters
     ----------
@@ -138,6 +171,8 @@ def prepare(
         Height and width to resize to.
     invert : bool, optional
         Whether to exchange dark and light; None decides by the border.
+    frame : Frame, optional
+        Crop to what is shown, and place it as this says.
 
     Returns
     -------
@@ -173,13 +208,13 @@ def prepare(
     if ink.max() < SMALLEST_CONTRAST * span:
         other = "--no-invert" if inverted else "--invert"
         raise PictureError(f"nothing in the picture stands out from its border; try {other}")
-    ink = _pad_to(ink / ink.max(), image_shape)
-    height, width = image_shape
+    ink /= ink.max()
     if ink.shape == image_shape:
         return ink.astype(np.float32), inverted
-    smaller = ink.shape[0] >= height
-    filter_ = Image.Resampling.BOX if smaller else Image.Resampling.BILINEAR
-    resized = Image.fromarray(ink.astype(np.float32), mode="F").resize((width, height), filter_)
+    height, width = image_shape
+    ink = _framed(_cropped(ink) if frame else ink, height / width, frame or Frame(1.0))
+    kind = Image.Resampling.BOX if ink.shape[0] >= height else Image.Resampling.BILINEAR
+    resized = Image.fromarray(ink.astype(np.float32), mode="F").resize((width, height), kind)
     return np.clip(np.asarray(resized, np.float32), 0, 1), inverted
 
 
@@ -193,12 +228,24 @@ def _grey(image: object) -> np.ndarray:
     return np.asarray(image.convert("L"))
 
 
-def _pad_to(picture: np.ndarray, image_shape: tuple[int, int]) -> np.ndarray:
-    """``picture`` amid zeros, so that its proportions are those of ``image_shape``."""
-    (h, w), (height, width) = picture.shape, image_shape
-    new_h, new_w = max(h, round(w * height / width)), max(w, round(h * width / height))
-    top, left = (new_h - h) // 2, (new_w - w) // 2
-    return np.pad(picture, ((top, new_h - h - top), (left, new_w - w - left)))
+def _cropped(ink: np.ndarray) -> np.ndarray:
+    """The part between the first and the last row, and column, with ink."""
+    rows, columns = (np.flatnonzero((ink > INK).any(axis=axis)) for axis in (1, 0))
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _framed(ink: np.ndarray, proportion: float, frame: Frame) -> np.ndarray:
+    """``ink`` amid zeros whose height is ``proportion`` of their width; it takes ``frame.fill`` of the tighter side."""
+    h, w = ink.shape
+    height = max(h, w * proportion) / frame.fill
+    free = max(round(height) - h, 0), max(round(height / proportion) - w, 0)
+    before = [cells // 2 for cells in free]
+    if frame.by_mass:
+        for axis, (cells, length) in enumerate(zip(free, ink.shape)):
+            mass = ink.sum(axis=1 - axis)
+            centre = float((mass * (np.arange(length) + 0.5)).sum() / mass.sum())
+            before[axis] = min(max(round((length + cells) / 2 - centre), 0), cells)
+    return np.pad(ink, [(start, cells - start) for start, cells in zip(before, free)])
 
 
 def _best(probabilities: np.ndarray, classes: tuple[str, ...]) -> tuple[tuple[str, float], ...]:

@@ -114,7 +114,8 @@ def curves(history: list[dict[str, Any]]) -> Figure:
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(True, color="#e5e7eb", lw=0.8)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper right" if key == "loss" else "lower right")
+        axes.spines[["top", "right"]].set_visible(False)
     if min(e[key] for e in history for key in ("loss", "test_loss")) > 0:
         loss_axes.set_yscale("log")
         _plain_log_ticks(loss_axes)
@@ -156,16 +157,20 @@ def confusion(counts: np.ndarray, classes: tuple[str, ...]) -> Figure:
     axes = figure.subplots()
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     right = np.eye(size, dtype=bool)
-    axes.imshow(np.where(right, share, np.nan), cmap="Blues", vmin=0, vmax=1.3)
-    axes.imshow(np.where(~right & (counts > 0), share, np.nan), cmap="Reds", vmin=-0.05, vmax=max(share[~right].max(), 0.1))
+    worst = float(share[~right].max(initial=0))
+    axes.imshow(np.where(right, share, np.nan), cmap="Blues", vmin=0, vmax=1.2)
+    axes.imshow(np.where(~right & (counts > 0), share, np.nan), cmap="Reds", vmin=-worst / 3, vmax=max(2 * worst, 0.1))
     for true, read in np.argwhere(counts > 0):
-        axes.text(read, true, f"{counts[true, read]}", ha="center", va="center", fontsize=9, color="#111827")
+        color = "white" if true == read and share[true, read] > 0.6 else "#111827"
+        axes.text(read, true, f"{counts[true, read]}", ha="center", va="center", fontsize=9, color=color)
     axes.set_xticks(range(size), classes, rotation=40 if long_names else 0, ha="right" if long_names else "center")
     axes.set_yticks(range(size), classes)
     axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
     axes.grid(True, which="minor", color="#e5e7eb", lw=0.8)
     axes.tick_params(which="both", length=0)
+    for spine in axes.spines.values():
+        spine.set_color("#9ca3af")
     axes.set_xlabel("read as")
     axes.set_ylabel("true class")
     return figure
