@@ -264,7 +264,7 @@ class ConvolutionTranspose(_Convolution):
         self.output_padding = output_padding
 
     def _filters(self, W: np.ndarray, groups: int) -> tuple[int, str]:
-        return W.shape[1] * groups, f"W.shape[1] * groups = {W.shape[1]} * {groups}"
+        return W.shape[1] * groups, f"W.shape[1] * groups = {W.shape[1]} * {groups} for W {W.shape}"
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Enlarge x (N, C, *spatial) to (N, FN, *out), dtype of x."""

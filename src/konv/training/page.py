@@ -93,8 +93,7 @@ the run has them; test values are measured after the epoch.</p>
 </section>
 <section>
 <h2>Misread images</h2>
-<p>{f"{shown} of {wrong}, the" if shown < wrong else "The"} surest mistakes first, with the probability given to the wrong
-answer.</p>
+{_misread_text(shown, wrong)}
 {_image(pictures, "misread", "Misread test images")}
 </section>
 <section>
@@ -155,6 +154,13 @@ def _history(history: list[dict[str, Any]]) -> str:
     head = "".join(f"<th>{name}</th>" for name in heads)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<table class="numbers"><tr>{head}</tr>{body}</table>'
+
+
+def _misread_text(shown: int, wrong: int) -> str:
+    if not wrong:
+        return ""
+    which = f"{shown} of {wrong:,}, the" if shown < wrong else "The"
+    return f"<p>{which} surest mistakes first, with the probability given to the wrong answer.</p>"
 
 
 def _first_layer_text(trainer: Trainer) -> str:
