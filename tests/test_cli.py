@@ -28,7 +28,7 @@ def own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KONV_DATA", raising=False)
     monkeypatch.setattr(data, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(data, "_download", lambda *arguments: (None, ["http://127.0.0.1/x.gz: no connection"]))
+    monkeypatch.setattr(data, "download_file", lambda *arguments: (None, ["http://127.0.0.1/x.gz: no connection"]))
 
 
 def run(*words):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from konv.training import data
+from konv.training import data, download
 from konv.training.data import load, load_source, split_digits
 from konv.training.idx import parse_idx, read_idx
 from konv.training.sources import SOURCES, RemoteFile, Source
@@ -403,7 +403,7 @@ def test_server_gone(gone):
 
 def test_silent_server(monkeypatch):
     """It takes the connection and never answers."""
-    monkeypatch.setattr(data, "TIMEOUT", 0.2)
+    monkeypatch.setattr(download, "TIMEOUT", 0.2)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

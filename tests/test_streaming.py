@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import konv
 from compare import assert_close, assert_equal, assert_same_bits, untouched
 from oracles import with_gradients
-from strategies import BFLOAT16, DTYPES, LAYOUTS, channel_counts, dtypes, integers, layouts, plain, seeds
+from strategies import BFLOAT16, DTYPES, LAYOUTS, channel_counts, convolutions, dtypes, integers, layouts, plain, seeds
 
 
 @st.composite
@@ -224,3 +224,15 @@ def test_a_long_stream_in_small_chunks_is_what_pytorch_computes_at_once():
         parts.append(y)
     expected = F.conv1d(F.pad(torch.tensor(x), (3, 0)), torch.tensor(W), groups=16).numpy()
     assert_equal(np.concatenate(parts, axis=2), expected)
+
+
+@given(convolutions(axes=1, min_batch=1), seeds, st.integers(1, 9))
+def test_outputs_have_the_same_bits_at_any_length(case, seed, more):
+    """Cells that are appended to x cannot change the bits of the outputs that do not see them."""
+    options = {**case.options, "padding": 0}
+    rng = np.random.default_rng(seed)
+    window = konv.geometry(case.x_shape, case.w_shape, **case.options).receptive_field[0]
+    x = rng.standard_normal((*case.x_shape[:2], window + 3 + more), dtype=np.float32)
+    w = rng.standard_normal(case.w_shape, dtype=np.float32)
+    longer, shorter = konv.conv(x, w, **options), konv.conv(x[:, :, : window + 3], w, **options)
+    assert_same_bits(shorter, np.ascontiguousarray(longer[:, :, : shorter.shape[2]]))

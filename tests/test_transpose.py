@@ -25,6 +25,8 @@ from strategies import (
     transposed_convolutions,
 )
 
+pytestmark = pytest.mark.usefixtures("every_algorithm")
+
 
 def draw_arrays(case, seed, dtype=np.float64):
     rng = np.random.default_rng(seed)

@@ -6,6 +6,7 @@ The functions and layers for NumPy arrays are here; ``konv.torch`` holds those f
 from typing import Any
 
 from konv.engine.plan import plan
+from konv.engine.threads import get_threads, set_threads
 from konv.geometry import Geometry, geometry
 from konv.gradcheck import gradcheck
 from konv.info import info
@@ -64,12 +65,14 @@ __all__ = [
     "conv_transpose_backward",
     "fold",
     "geometry",
+    "get_threads",
     "gradcheck",
     "im2col",
     "info",
     "max_pool",
     "max_pool_backward",
     "plan",
+    "set_threads",
     "unfold",
 ]
 

@@ -38,7 +38,6 @@ def conv(
     groups: int = 1,
     padding_mode: str = "zeros",
     out: np.ndarray | None = None,
-    any_length: bool = False,
 ) -> np.ndarray:
     """Convolution (cross-correlation, as in every deep learning library) in 1, 2 or 3 dimensions.
 
@@ -51,7 +50,6 @@ def conv(
     b : (F,) or None
     stride, padding, dilation, groups, padding_mode : as for :func:`konv.geometry`
     out : array of the result's shape and dtype to write into, any memory layout, sharing no memory with an input
-    any_length : sum in one fixed order, so that an output has the same bits however long x is (slower; for streams)
 
     Returns
     -------
@@ -79,7 +77,7 @@ def conv(
     _check_bias(b, g.filters)
     y = output_array(out, g.output_shape, x.dtype, **given)
     x, g = _zero_padded(x, g)
-    choose(Problem("forward", g, x.dtype.name, any_length)).algorithm.forward(x, w, b, g, y)
+    choose(Problem("forward", g, x.dtype.name)).algorithm.forward(x, w, b, g, y)
     return y if out is None else out
 
 

@@ -2,8 +2,13 @@
 
 ::
 
-    ops.py  --Problem-->  plan.choose  --asks in order-->  ordered -> columns
+    ops.py  --Problem-->  plan.choose  --asks in order-->  direct -> columns
                                                            (the first that does not decline computes)
+
+    direct.py, weights.py     cut a problem into jobs      columns.py   NumPy and its BLAS, always says yes
+    correlate.py, outer.py    the kernels' texts
+    simd.py                   the language they are written in
+    compile.py, machine.py    texts to machine code        launch.py, memory.py   threads, workspaces
 
 An algorithm is a module with a ``NAME``, ``declines(problem) -> reason or None``, ``workspace(problem) -> bytes`` and the
 three computations ``forward``, ``input_gradient``, ``weight_gradient``. It sees native arrays of checked shapes with zero

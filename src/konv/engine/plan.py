@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
 
 from konv.arrays import FLOAT_TYPES
-from konv.engine import columns, ordered
 from konv.geometry import Geometry, IntOrAxes, Padding, geometry
 
 KINDS = ("forward", "input_gradient", "weight_gradient")
@@ -25,13 +25,11 @@ class Problem:
     kind : "forward", "input_gradient" or "weight_gradient"
     geometry : the checked shapes; its padding is zeros (other modes are applied before)
     dtype : name of the element type, "float16", "bfloat16", "float32" or "float64"
-    any_length : the bits of an output must not depend on how many outputs are computed beside it
     """
 
     kind: str
     geometry: Geometry
     dtype: str
-    any_length: bool = False
 
 
 class Algorithm(Protocol):
@@ -55,8 +53,12 @@ class Algorithm(Protocol):
         """Write dL/dw into ``out``."""
 
 
-ALGORITHMS: list[Algorithm] = [cast(Algorithm, ordered), cast(Algorithm, columns)]
-"""The table, asked from the top; ``columns`` is last and takes everything."""
+@functools.cache
+def algorithms() -> list[Algorithm]:
+    """The table, asked from the top; the last takes everything. Imported when first asked: LLVM takes a while."""
+    from konv.engine import columns, direct
+
+    return [cast(Algorithm, direct), cast(Algorithm, columns)]
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,6 @@ class Plan:
         return "\n".join(lines)
 
 
-@functools.lru_cache(maxsize=1024)
 def choose(problem: Problem) -> Plan:
     """The plan for ``problem``: deterministic, nothing is timed.
 
@@ -97,8 +98,42 @@ def choose(problem: Problem) -> Plan:
     LookupError
         Every algorithm of the table declined (the shipped table's last never does).
     """
+    return _choose(problem, _preferred)
+
+
+@contextlib.contextmanager
+def prefer(name: str) -> Iterator[None]:
+    """For experiments: inside this context the algorithm called ``name`` computes whatever it does not decline.
+
+    Raises
+    ------
+    ValueError
+        There is no such algorithm.
+
+    Examples
+    --------
+    >>> with prefer("columns"):
+    ...     plan((1, 1, 9), (1, 1, 3)).algorithm.NAME
+    'columns'
+    """
+    global _preferred
+    names = [algorithm.NAME for algorithm in algorithms()]
+    if name not in names:
+        raise ValueError(f"name={name!r}: expected one of {', '.join(map(repr, names))}")
+    before, _preferred = _preferred, name
+    try:
+        yield
+    finally:
+        _preferred = before
+
+
+_preferred: str | None = None
+
+
+@functools.lru_cache(maxsize=1024)
+def _choose(problem: Problem, preferred: str | None) -> Plan:
     passed_over: list[tuple[str, str]] = []
-    for algorithm in ALGORITHMS:
+    for algorithm in sorted(algorithms(), key=lambda algorithm: preferred != algorithm.NAME):
         reason = algorithm.declines(problem)
         if reason is None:
             return Plan(problem, algorithm, algorithm.workspace(problem), tuple(passed_over))

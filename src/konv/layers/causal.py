@@ -104,7 +104,7 @@ class CausalConv1d(_Convolution):
         first = min(stride, elapsed) if phase else 0  # the output at 0 was given with an earlier chunk
         W, b = self._parameters(x)
         if elapsed - first > 0:
-            y = ops.conv(seen[:, :, first:], W, b, any_length=True, **self._options())
+            y = ops.conv(seen[:, :, first:], W, b, **self._options())
         else:
             y = np.empty((len(x), len(W), 0), x.dtype)
         kept = self.history + elapsed % stride

@@ -20,16 +20,16 @@ In a folder of 1 the files may lie directly, in ``NAME/`` or in torchvision's ``
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from konv.training.download import download_file
 from konv.training.idx import parse_idx, read_bytes
-from konv.training.sources import DIGIT_NAMES, SOURCES, RemoteFile, Source
+from konv.training.sources import DIGIT_NAMES, SOURCES, RemoteFile, Source, wrong_content
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 DATASETS = ("digits", *SOURCES)
 SPLIT_SEED = 0
 TEST_SHARE = 0.2
-TIMEOUT = 15.0  # seconds without an answer before the next address is tried
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def load_source(
         if content is None:
             failures: list[str] = []
             if download:
-                content, failures = _download(file, source, target, console)
+                content, failures = download_file(file, source.addresses, target, console)
             if content is None:
                 raise FileNotFoundError(_nowhere(source, file, folders, passed_over, failures, download))
         arrays.append(parse_idx(content, file.name))
@@ -210,110 +209,13 @@ def _find(file: RemoteFile, folders: list[Path]) -> tuple[bytes | None, list[str
                 continue
             try:
                 content = read_bytes(path)
-                reason = _wrong(content, file, path)
+                reason = wrong_content(content, file, path)
             except (OSError, ValueError) as error:
                 reason = str(error)
             if not reason:
                 return content, passed_over
             passed_over.append(reason)
     return None, passed_over
-
-
-def _wrong(content: bytes, file: RemoteFile, path: Path) -> str:
-    """What is wrong with a file's content; nothing if it is the official one."""
-    found = hashlib.sha256(content).hexdigest()
-    if found == file.sha256:
-        return ""
-    for other in SOURCES.values():
-        if found in (official.sha256 for official in other.files):
-            return f"{path}: it is a file of {other.name}, not the wanted one"
-    try:
-        parse_idx(content, str(path))
-    except ValueError as error:
-        return str(error)
-    return f"{path}: not the official content (sha256 {found[:12]}... instead of {file.sha256[:12]}...)"
-
-
-def _download(
-    file: RemoteFile, source: Source, target: Path, console: Console | None
-) -> tuple[bytes | None, list[str]]:
-    """The file's content from the first address that serves it right, and why the others did not."""
-    import pooch
-    import requests
-
-    failures: list[str] = []
-    logger = pooch.get_logger()
-    level = logger.level
-    logger.setLevel("WARNING")  # what it would say, the console says
-    try:
-        for address in source.addresses:
-            url = f"{address}{file.name}.gz"
-            try:
-                with _Bar(url, console) as bar:
-                    path = pooch.retrieve(
-                        url,
-                        known_hash=f"md5:{file.gz_md5}",
-                        fname=f"{file.name}.gz",
-                        path=target,
-                        downloader=pooch.HTTPDownloader(progressbar=bar, timeout=TIMEOUT),
-                    )
-                content = read_bytes(path)
-                reason = _wrong(content, file, Path(path))
-                if not reason:
-                    return content, failures
-            except requests.HTTPError as error:
-                reason = "the server refused"
-                if error.response is not None:
-                    reason = f"the server answered {error.response.status_code} {error.response.reason}"
-                    error.response.close()
-            except requests.Timeout:
-                reason = f"no answer in {TIMEOUT:g} seconds"
-            except requests.ConnectionError:
-                reason = "no connection"
-            except (OSError, ValueError) as error:
-                reason = " ".join(str(error).split())
-            failures.append(f"{url}: {reason}")
-    finally:
-        logger.setLevel(level)
-    return None, failures
-
-
-class _Bar:
-    """A rich progress bar with the four names that pooch calls; a plain line where the console is no terminal."""
-
-    def __init__(self, url: str, console: Console | None) -> None:
-        self._url, self._console = url, console
-        self._bar: Any = None
-        self.total = 0
-
-    def __enter__(self) -> _Bar:
-        from rich import progress
-
-        if self._console is None:
-            return self
-        if not self._console.is_terminal:
-            self._console.print(f"downloading {self._url}", markup=False, highlight=False, soft_wrap=True)
-            return self
-        columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn())
-        self._bar = progress.Progress(*columns, progress.TransferSpeedColumn(), console=self._console)
-        self._task = self._bar.add_task(self._url, total=None)
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def update(self, size: int) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, advance=size, total=self.total or None)
-
-    def reset(self) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=0)
-
-    def close(self) -> None:
-        """Nothing to do: the ``with`` block ends the bar."""
 
 
 def _nowhere(

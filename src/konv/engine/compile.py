@@ -1,0 +1,180 @@
+"""From a kernel's text to machine code: traced once, optimised by LLVM, kept in this process and on disk.
+
+A *factory* is a function of compile-time parameters (dtype, lanes, tile shape, ...) that returns a kernel's text and the
+element types of its pointers. Decorated with :func:`kernel`, calling it returns the compiled :class:`Kernel`::
+
+    @kernel
+    def scale(dtype, lanes):
+        def text(piece, slot, x, y, factor):
+            y.put(lanes * piece, x.vec(lanes * piece, lanes) * factor[0])
+        return text, {"x": dtype, "y": dtype, "factor": dtype}
+
+A kernel does one *piece* of a job in one *slot* (which workspace it may use) and takes its arguments from an array of
+int64: pointers for the names in the dict, integers for the others. Compiled code is stored under a hash of everything
+it depends on: all sources of the engine, the parameters, the CPU, LLVM's version. Nothing in the cache can go stale.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import os
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+from konv.engine.machine import machine
+from konv.engine.simd import INT64, Pointer, Value, trace_into
+
+Text = Callable[..., None]
+Factory = Callable[..., tuple[Text, dict[str, str]]]
+
+_lock = threading.RLock()
+_loaded: list[Any] = []  # LLVM's engines own the code: they live as long as the process
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Compiled code: ``void (int64 piece, int64 slot, const int64* arguments)`` at ``address``."""
+
+    name: str
+    address: int
+    arguments: tuple[str, ...]
+
+
+def kernel(factory: Factory) -> Any:
+    """Compile what ``factory`` returns, once for each set of parameters; ``.text(...)`` gives the uncompiled text."""
+
+    @functools.cache
+    def compiled(*parameters: Any) -> Kernel:
+        with _lock:
+            name = f"{factory.__name__}_{'_'.join(map(str, parameters))}"
+            text, pointers = factory(*parameters)
+            code = stored(name, lambda: compile_ir(trace(text, pointers)))
+            return Kernel(name, load(code), _arguments(text))
+
+    @functools.wraps(factory)
+    def call(*parameters: Any) -> Kernel:
+        return compiled(*parameters)
+
+    call.text = lambda *parameters: factory(*parameters)[0]  # type: ignore[attr-defined]
+    return call
+
+
+def trace(text: Text, pointers: dict[str, str]) -> str:
+    """LLVM IR of a kernel's text, as a string."""
+    module = ir.Module("konv")
+    module.triple = llvm.get_default_triple()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT64, INT64, ir.PointerType()]), "kernel")
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    body = function.append_basic_block("start")
+    with trace_into(builder):
+        arguments: list[Any] = [Value(function.args[0]), Value(function.args[1])]
+        for i, name in enumerate(_arguments(text)):
+            number = builder.load(builder.gep(function.args[2], [INT64(i)], source_etype=INT64), typ=INT64)
+            stored = pointers.get(name)
+            arguments.append(Pointer(builder.inttoptr(number, ir.PointerType()), stored) if stored else Value(number))
+        builder.branch(body)
+        builder.position_at_end(body)
+        text(*arguments)
+    builder.ret_void()
+    return str(module)
+
+
+def compile_ir(text: str) -> bytes:
+    """Object code of LLVM IR for this machine. Loops stay as they are written: the texts unroll and vectorise themselves."""
+    target = _target()
+    module = llvm.parse_assembly(text)
+    module.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+    builder = llvm.create_pass_builder(target, options)
+    builder.getModulePassManager().run(module, builder)
+    return target.emit_object(module)
+
+
+def load(code: bytes, symbol: str = "kernel") -> int:
+    """Load object code into the process and return the address of ``symbol``."""
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _loaded.append(engine)
+    return engine.get_function_address(symbol)
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: ``$KONV_CACHE``, or ``konv`` in the user's cache folder."""
+    if folder := os.environ.get("KONV_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "konv" / "kernels"
+
+
+def _arguments(text: Text) -> tuple[str, ...]:
+    """The names after ``piece`` and ``slot``."""
+    return tuple(inspect.signature(text).parameters)[2:]
+
+
+@functools.cache
+def _sources() -> bytes:
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.digest()
+
+
+def stored(name: str, make: Callable[[], bytes]) -> bytes:
+    """Object code under ``name`` from the cache folder, made and put there if it is missing."""
+    host = machine()
+    key = hashlib.sha256(_sources() + "\0".join([name, host.cpu, host.features, llvmlite.__version__]).encode())
+    path = cache_folder() / f"{key.hexdigest()[:40]}.o"
+    if (code := _read(path)) is not None:
+        return code
+    _announce()
+    code = make()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(hashlib.sha256(code).digest() + code)
+        os.replace(file.name, path)
+    except OSError as error:
+        _warn_unwritable(str(path.parent), str(error))
+    return code
+
+
+def _read(path: Path) -> bytes | None:
+    """The object code in a cache file, or None: not there yet, not readable, or damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, code = content[:32], content[32:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+@functools.cache
+def _announce() -> None:
+    if sys.stderr.isatty():
+        print(f"konv: compiling kernels for this CPU (once; kept in {cache_folder()})", file=sys.stderr, flush=True)
+
+
+@functools.cache
+def _warn_unwritable(folder: str, error: str) -> None:
+    warnings.warn(f"konv cannot keep compiled kernels in {folder} ({error}); set KONV_CACHE", stacklevel=2)
+
+
+def _target() -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    host = machine()
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(cpu=host.cpu, features=host.features, opt=3, jit=True)

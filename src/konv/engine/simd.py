@@ -1,0 +1,413 @@
+"""The kernel language: one text that runs on NumPy arrays in plain Python and, traced once, becomes machine code.
+
+A kernel is a Python function over pointers, integers and vectors. Python's own loops and lists unroll while it is traced;
+what is to happen at run time is said with a few words:
+
+=============================  ===============================================================================
+``for k in loop(n): ...``      a run-time loop, k = 0 .. n - 1, empty when n <= 0
+``acc = Variable(value)``      a value that a run-time loop changes: ``acc.set(fma(a, b, acc.get()))``
+``p[i]``, ``p[i] = value``     one element; ``p.at(i)`` is the pointer moved by i elements
+``p.vec(i, lanes)``            neighbouring elements as a vector; ``p.put(i, vector)`` writes one. With ``count`` only the
+                               first lanes are touched (the others read as 0), with ``start`` only later ones
+``p.gather``, ``p.scatter``    the same with a stride between the elements
+``fma splat shuffle transpose``  vector instructions;  ``+ - *`` work on vectors and integers
+``minimum maximum // %``       index arithmetic (``//`` and ``%`` for numbers that are not negative)
+=============================  ===============================================================================
+
+Called with :class:`ArrayPointer` and Python integers the same function runs in plain Python: for tests, for debugging,
+for a reader. Called by :mod:`konv.engine.compile` the words leave LLVM IR behind. No source text is ever generated.
+Elements are stored as float32, float64, float16, bfloat16 or int64; the half types are widened to float32 when read and
+rounded to nearest even when written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+BOOL, INT32, INT64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+FLOAT, DOUBLE, HALF, BITS16 = ir.FloatType(), ir.DoubleType(), ir.HalfType(), ir.IntType(16)
+STORED = {"float32": FLOAT, "float64": DOUBLE, "float16": HALF, "bfloat16": BITS16, "int64": INT64}
+ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int64": 8}
+FAST = ("contract", "nsz")  # a * b + c may be one instruction, the sign of zero is free; NaN and infinity are kept
+
+_builder: Any = None  # where traced words leave their IR; None while kernels run on NumPy
+
+
+@contextlib.contextmanager
+def trace_into(builder: ir.IRBuilder) -> Iterator[None]:
+    """Trace: inside this context the words of the language emit IR through ``builder``."""
+    global _builder
+    outer, _builder = _builder, builder
+    try:
+        yield
+    finally:
+        _builder = outer
+
+
+class Value:
+    """A traced integer, float or vector."""
+
+    __array_ufunc__ = None  # NumPy scalars on the left leave the operation to us
+
+    def __init__(self, value: ir.Value):
+        self.ir = value
+
+    @property
+    def lanes(self) -> int:
+        """Number of lanes; 0 for a scalar."""
+        return self.ir.type.count if isinstance(self.ir.type, ir.VectorType) else 0
+
+    def __add__(self, other):
+        return self if _is_number(other, 0) else _binary("add", self, other)
+
+    def __radd__(self, other):
+        return self if _is_number(other, 0) else _binary("add", other, self)
+
+    def __sub__(self, other):
+        return self if _is_number(other, 0) else _binary("sub", self, other)
+
+    def __rsub__(self, other):
+        return _binary("sub", other, self)
+
+    def __mul__(self, other):
+        return self if _is_number(other, 1) else _binary("mul", self, other)
+
+    __rmul__ = __mul__
+
+    def __neg__(self):
+        integer = isinstance(self.ir.type, ir.IntType)
+        return Value(_builder.neg(self.ir) if integer else _builder.fneg(self.ir))
+
+    def __floordiv__(self, other):
+        return self if _is_number(other, 1) else Value(_builder.sdiv(self.ir, _like(other, self).ir))
+
+    def __mod__(self, other):
+        return Value(_builder.srem(self.ir, _like(other, self).ir))
+
+
+class Variable:
+    """A value that run-time loops change."""
+
+    def __init__(self, value: Any):
+        self._traced = isinstance(value, Value)
+        if self._traced:
+            with _builder.goto_entry_block():
+                self._slot = _builder.alloca(value.ir.type)  # LLVM keeps it in a register
+        self.set(value)
+
+    def get(self) -> Any:
+        """The value now."""
+        return Value(_builder.load(self._slot)) if self._traced else self._value
+
+    def set(self, value: Any) -> None:
+        """Change the value."""
+        if self._traced:
+            _builder.store(value.ir, self._slot)
+        else:
+            self._value = value
+
+
+def loop(n: Any) -> Iterator[Any]:
+    """``for k in loop(n)``: k = 0 .. n - 1 at run time. The body is traced once; it cannot ``break``."""
+    if _builder is None:
+        yield from range(n)
+        return
+    before, head, body, done = _builder.block, *(_builder.append_basic_block(name) for name in ("head", "body", "done"))
+    _builder.branch(head)
+    _builder.position_at_end(head)
+    k = _builder.phi(INT64)
+    k.add_incoming(INT64(0), before)
+    _builder.cbranch(_builder.icmp_signed("<", k, _integer(n)), body, done)
+    _builder.position_at_end(body)
+    yield Value(k)
+    k.add_incoming(_builder.add(k, INT64(1)), _builder.block)
+    _builder.branch(head)
+    _builder.position_at_end(done)
+
+
+def minimum(a: Any, b: Any) -> Any:
+    """The smaller of two integers."""
+    return _select("<", a, b) if _traced(a, b) else min(a, b)
+
+
+def maximum(a: Any, b: Any) -> Any:
+    """The larger of two integers."""
+    return _select(">", a, b) if _traced(a, b) else max(a, b)
+
+
+def within(i: Any, n: Any) -> Any:
+    """1 where 0 <= i < n, else 0: a factor for counts, which needs no branch."""
+    return minimum(maximum(i + 1, 0), 1) * minimum(maximum(n - i, 0), 1)
+
+
+def fma(a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c`` on vectors, rounded once when traced."""
+    if not _traced(c):
+        return a * b + c
+    return Value(_call(f"llvm.fma.{_mangled(c.ir.type)}", c.ir.type, a.ir, b.ir, c.ir))
+
+
+def splat(scalar: Any, lanes: int) -> Any:
+    """A vector with ``scalar`` in every lane."""
+    if not _traced(scalar):
+        return np.full(lanes, scalar)
+    vector = ir.VectorType(scalar.ir.type, lanes)
+    first = _builder.insert_element(ir.Constant(vector, ir.Undefined), scalar.ir, INT32(0))
+    return Value(_builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), _lane_constants([0] * lanes)))
+
+
+def shuffle(a: Any, b: Any, order: Sequence[int]) -> Any:
+    """The lanes ``order`` of a and b laid end to end."""
+    if not _traced(a):
+        return np.concatenate([a, b])[list(order)]
+    return Value(_builder.shuffle_vector(a.ir, b.ir, _lane_constants(order)))
+
+
+def transpose(rows: Sequence[Any]) -> list[Any]:
+    """n vectors of n lanes -> their transpose, in log2(n) rounds of interleaving row i with row i + n / 2."""
+    n, rows = len(rows), list(rows)
+    low = [i // 2 + (n if i % 2 else 0) for i in range(n)]
+    high = [n // 2 + i for i in low]
+    for _ in range(n.bit_length() - 1):
+        pairs = [(rows[i], rows[i + n // 2]) for i in range(n // 2)]
+        rows = [shuffle(a, b, order) for a, b in pairs for order in (low, high)]
+    return rows
+
+
+class Pointer:
+    """A traced pointer to elements stored as ``stored``."""
+
+    def __init__(self, address: ir.Value, stored: str):
+        self.address, self.stored = address, stored
+
+    def at(self, i: Any) -> Pointer:
+        """The pointer i elements further on."""
+        return Pointer(_builder.gep(self.address, [_integer(i)], source_etype=STORED[self.stored]), self.stored)
+
+    def __getitem__(self, i: Any) -> Value:
+        return Value(_widened(_builder.load(self.at(i).address, typ=STORED[self.stored]), self.stored))
+
+    def __setitem__(self, i: Any, value: Any) -> None:
+        scalar = value.ir if isinstance(value, Value) else STORED[self.stored](value)
+        _builder.store(_narrowed(scalar, self.stored), self.at(i).address)
+
+    def vec(self, i: Any, lanes: int, count: Any = None, start: Any = None) -> Value:
+        """Elements i .. i + lanes - 1; lanes outside start .. count - 1 are 0 and their memory is not touched."""
+        vector, address, size = ir.VectorType(STORED[self.stored], lanes), self.at(i).address, ITEMSIZE[self.stored]
+        if count is None:
+            loaded = _builder.load(address, typ=vector, align=size)
+        else:
+            name = f"llvm.masked.load.{_mangled(vector)}.p0"
+            loaded = _call(name, vector, address, INT32(size), _mask(lanes, count, start), _zeros(vector))
+        return Value(_widened(loaded, self.stored))
+
+    def put(self, i: Any, vector: Value, count: Any = None) -> None:
+        """Write a vector to i, i + 1, ...; of lanes from ``count`` on the memory is not touched."""
+        value, address, size = _narrowed(vector.ir, self.stored), self.at(i).address, ITEMSIZE[self.stored]
+        if count is None:
+            _builder.store(value, address, align=size)
+        else:
+            name = f"llvm.masked.store.{_mangled(value.type)}.p0"
+            _call(name, ir.VoidType(), value, address, INT32(size), _mask(value.type.count, count, None))
+
+    def gather(self, i: Any, stride: Any, lanes: int, count: Any) -> Value:
+        """Elements i, i + stride, ... of the lanes < count; the others are 0."""
+        vector = ir.VectorType(STORED[self.stored], lanes)
+        name = f"llvm.masked.gather.{_mangled(vector)}.v{lanes}p0"
+        addresses, mask = self._strided(i, stride, lanes), _mask(lanes, count, None)
+        return Value(
+            _widened(_call(name, vector, addresses, INT32(ITEMSIZE[self.stored]), mask, _zeros(vector)), self.stored)
+        )
+
+    def scatter(self, i: Any, stride: Any, vector: Value, count: Any) -> None:
+        """Write the lanes < count to i, i + stride, ..."""
+        value, lanes = _narrowed(vector.ir, self.stored), vector.lanes
+        name = f"llvm.masked.scatter.{_mangled(value.type)}.v{lanes}p0"
+        addresses, mask = self._strided(i, stride, lanes), _mask(lanes, count, None)
+        _call(name, ir.VoidType(), value, addresses, INT32(ITEMSIZE[self.stored]), mask)
+
+    def zero(self, lanes: int) -> Value:
+        """A vector of zeros of the type that elements are computed in."""
+        return Value(_zeros(ir.VectorType(DOUBLE if self.stored == "float64" else FLOAT, lanes)))
+
+    def prefetch(self, i: Any) -> None:
+        """Ask for the cache line of element i."""
+        _call("llvm.prefetch.p0", ir.VoidType(), self.at(i).address, INT32(0), INT32(3), INT32(1))
+
+    def _strided(self, i: Any, stride: Any, lanes: int) -> ir.Value:
+        size = ITEMSIZE[self.stored]
+        lane = ir.Constant(ir.VectorType(INT64, lanes), [k * size for k in range(lanes)])
+        first = Value(_builder.ptrtoint(self.at(i).address, INT64))
+        cells = _builder.add(splat(first, lanes).ir, _builder.mul(splat(Value(_integer(stride)), lanes).ir, lane))
+        return _builder.inttoptr(cells, ir.VectorType(ir.PointerType(), lanes))
+
+
+class ArrayPointer:
+    """The twin of :class:`Pointer` on a one-dimensional NumPy array: bounds are checked, nothing is compiled."""
+
+    def __init__(self, array: np.ndarray, base: int = 0):
+        self.array, self.base = array, base
+
+    def at(self, i: int) -> ArrayPointer:
+        """As :meth:`Pointer.at`."""
+        return ArrayPointer(self.array, self.base + i)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.array[self._cells(np.array([i]))][0]
+
+    def __setitem__(self, i: int, value: Any) -> None:
+        self.array[self._cells(np.array([i]))] = value
+
+    def vec(self, i: int, lanes: int, count: int | None = None, start: int | None = None) -> np.ndarray:
+        """As :meth:`Pointer.vec`."""
+        lane = np.arange(lanes)
+        used = lane[(lane < (lanes if count is None else count)) & (lane >= (0 if start is None else start))]
+        return self._read(i + used, used, lanes)
+
+    def put(self, i: int, vector: np.ndarray, count: int | None = None) -> None:
+        """As :meth:`Pointer.put`."""
+        used = np.arange(len(vector))[: None if count is None else max(0, count)]
+        self.array[self._cells(i + used)] = vector[used]
+
+    def gather(self, i: int, stride: int, lanes: int, count: int) -> np.ndarray:
+        """As :meth:`Pointer.gather`."""
+        used = np.arange(lanes)[: max(0, count)]
+        return self._read(i + stride * used, used, lanes)
+
+    def scatter(self, i: int, stride: int, vector: np.ndarray, count: int) -> None:
+        """As :meth:`Pointer.scatter`."""
+        used = np.arange(len(vector))[: max(0, count)]
+        self.array[self._cells(i + stride * used)] = vector[used]
+
+    def zero(self, lanes: int) -> np.ndarray:
+        """As :meth:`Pointer.zero`."""
+        return np.zeros(lanes, self._wide)
+
+    def prefetch(self, i: int) -> None:
+        """As :meth:`Pointer.prefetch`: nothing."""
+
+    @property
+    def _wide(self) -> np.dtype:
+        return self.array.dtype if self.array.dtype.itemsize >= 4 else np.dtype(np.float32)
+
+    def _read(self, cells: np.ndarray, used: np.ndarray, lanes: int) -> np.ndarray:
+        vector = np.zeros(lanes, self._wide)
+        vector[used] = self.array[self._cells(cells)]
+        return vector
+
+    def _cells(self, cells: np.ndarray) -> np.ndarray:
+        cells = self.base + cells
+        if cells.size and (cells.min() < 0 or cells.max() >= self.array.size):
+            raise IndexError(
+                f"a kernel touches elements {cells.min()} .. {cells.max()} of an array of {self.array.size}"
+            )
+        return cells
+
+
+def _traced(*values: Any) -> bool:
+    return any(isinstance(value, Value) for value in values)
+
+
+def _is_number(value: Any, number: int) -> bool:
+    return isinstance(value, (int, float)) and value == number
+
+
+def _integer(i: Any) -> ir.Value:
+    return i.ir if isinstance(i, Value) else INT64(int(i))
+
+
+def _like(value: Any, other: Value) -> Value:
+    """``value`` as a Value of the type of ``other``: constants are converted, scalars spread over the lanes."""
+    kind = other.ir.type
+    if isinstance(value, Value):
+        return splat(value, other.lanes) if other.lanes and not value.lanes else value
+    return Value(
+        ir.Constant(kind, [float(value)] * kind.count) if isinstance(kind, ir.VectorType) else ir.Constant(kind, value)
+    )
+
+
+def _binary(name: str, a: Any, b: Any) -> Value:
+    if isinstance(a, Value) and (not isinstance(b, Value) or a.lanes):
+        b = _like(b, a)
+    else:
+        a = _like(a, b)
+    if isinstance(a.ir.type, ir.IntType):
+        return Value(getattr(_builder, name)(a.ir, b.ir))
+    return Value(getattr(_builder, "f" + name)(a.ir, b.ir, flags=FAST))
+
+
+def _select(comparison: str, a: Any, b: Any) -> Value:
+    x, y = _integer(a), _integer(b)
+    return Value(_builder.select(_builder.icmp_signed(comparison, x, y), x, y))
+
+
+def _call(name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
+    module = _builder.module
+    if name not in module.globals:
+        ir.Function(module, ir.FunctionType(result, [a.type for a in arguments]), name)
+    return _builder.call(module.globals[name], arguments)
+
+
+def _mangled(kind: ir.Type) -> str:
+    """LLVM's name of a type in the names of its intrinsics."""
+    if isinstance(kind, ir.VectorType):
+        return f"v{kind.count}{_mangled(kind.element)}"
+    return f"i{kind.width}" if isinstance(kind, ir.IntType) else {FLOAT: "f32", DOUBLE: "f64", HALF: "f16"}[kind]
+
+
+def _lane_constants(numbers: Sequence[int]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(INT32, len(numbers)), list(numbers))
+
+
+def _zeros(vector: ir.VectorType) -> ir.Constant:
+    return ir.Constant(vector, None)
+
+
+def _mask(lanes: int, count: Any, start: Any) -> ir.Value:
+    """One bit per lane: start <= lane < count."""
+    lane = _lane_constants(range(lanes))
+
+    def limit(n: Any) -> ir.Value:
+        return splat(Value(_builder.trunc(_integer(n), INT32)), lanes).ir
+
+    below = _builder.icmp_signed("<", lane, limit(count))
+    return below if start is None else _builder.and_(below, _builder.icmp_signed(">=", lane, limit(start)))
+
+
+def _widened(value: ir.Value, stored: str) -> ir.Value:
+    if stored == "float16":
+        return _builder.fpext(value, _shaped(FLOAT, value))
+    if stored == "bfloat16":  # the upper half of a float32
+        bits = _builder.zext(value, _shaped(INT32, value))
+        return _builder.bitcast(_builder.shl(bits, _filled(INT32, 16, value)), _shaped(FLOAT, value))
+    return value
+
+
+def _narrowed(value: ir.Value, stored: str) -> ir.Value:
+    if stored == "float16":
+        return _builder.fptrunc(value, _shaped(HALF, value))
+    if stored == "bfloat16":  # add just under half a unit, or half where the last kept bit is odd; NaN stays NaN
+        bits = _builder.bitcast(value, _shaped(INT32, value))
+        odd = _builder.and_(_builder.lshr(bits, _filled(INT32, 16, value)), _filled(INT32, 1, value))
+        rounded = _builder.add(_builder.add(bits, _filled(INT32, 0x7FFF, value)), odd)
+        rounded = _builder.select(
+            _builder.fcmp_unordered("uno", value, value), _filled(INT32, 0x7FC00000, value), rounded
+        )
+        return _builder.trunc(_builder.lshr(rounded, _filled(INT32, 16, value)), _shaped(BITS16, value))
+    return value
+
+
+def _shaped(kind: ir.Type, value: ir.Value) -> ir.Type:
+    """``kind`` with as many lanes as ``value``."""
+    return ir.VectorType(kind, value.type.count) if isinstance(value.type, ir.VectorType) else kind
+
+
+def _filled(kind: ir.Type, number: int, value: ir.Value) -> ir.Constant:
+    return ir.Constant(
+        _shaped(kind, value), [number] * value.type.count if isinstance(value.type, ir.VectorType) else number
+    )

@@ -1,0 +1,46 @@
+"""How many threads konv's operations use."""
+
+from __future__ import annotations
+
+import os
+
+from konv.geometry import checked_integer
+
+SMALL_WORK = 1 << 18  # multiply-adds, some microseconds: less is done before a second thread has begun
+_threads: int | None = None
+
+
+def set_threads(n: int) -> None:
+    """Use n threads for every following operation of konv, in this process.
+
+    Results do not depend on n, bit for bit. The default is the number of cores that the process may use, or
+    ``OMP_NUM_THREADS`` where that is set.
+
+    Raises
+    ------
+    TypeError, ValueError
+        n is not an integer, or less than 1.
+
+    Examples
+    --------
+    >>> import konv
+    >>> before = konv.get_threads()
+    >>> konv.set_threads(1)
+    >>> konv.set_threads(before)
+    """
+    global _threads
+    _threads = checked_integer("n", n, 1)
+
+
+def get_threads() -> int:
+    """How many threads konv's operations use."""
+    global _threads
+    if _threads is None:
+        wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+        _threads = int(wanted) if wanted.isdigit() and int(wanted) else len(os.sched_getaffinity(0))
+    return _threads
+
+
+def width(pieces: int, work: int) -> int:
+    """How many threads, and so slots, a job of so many pieces and multiply-adds uses."""
+    return 1 if work < SMALL_WORK else max(1, min(get_threads(), pieces))
