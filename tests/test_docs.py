@@ -19,7 +19,7 @@ import pytest
 
 import konv
 import konv.book
-from konv.engine.plan import ALGORITHMS, choose
+from konv.engine.plan import algorithms, forget
 from test_architecture import place
 
 ROOT = Path(__file__).parents[1]
@@ -60,10 +60,10 @@ def run_program(code: str, namespace: dict, name: str, line: int) -> None:
 @pytest.fixture
 def engine_as_it_is():
     """A page may put an algorithm into the engine's table; whatever happens to it, the next test has the old table."""
-    before = ALGORITHMS.copy()
+    before = algorithms().copy()
     yield
-    ALGORITHMS[:] = before
-    choose.cache_clear()
+    algorithms()[:] = before
+    forget()
 
 
 @pytest.mark.parametrize("name", [n for n, page in zip(NAMES, PAGES) if blocks(page, "python", "pycon")])

@@ -57,9 +57,9 @@ BLOCK_BYTES = MIB // 4
 def small_blocks(monkeypatch):
     """Small arrays need several blocks when a block is small."""
     monkeypatch.setattr(columns, "BLOCK_BYTES", BLOCK_BYTES)
-    plan._choose.cache_clear()
+    plan.forget()
     yield
-    plan._choose.cache_clear()
+    plan.forget()
 
 
 def arrays(x_shape, w_shape, dtype, options):

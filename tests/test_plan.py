@@ -52,9 +52,9 @@ def counting(monkeypatch):
     algorithm = Counting()
     table = [algorithm, *algorithms()]
     monkeypatch.setattr(planning, "algorithms", lambda: table)
-    planning._choose.cache_clear()
+    planning.forget()
     yield algorithm
-    planning._choose.cache_clear()
+    planning.forget()
 
 
 def test_the_first_that_accepts_computes(counting):
@@ -103,12 +103,12 @@ def test_a_table_without_an_answer_says_so(monkeypatch):
             return "never"
 
     monkeypatch.setattr(planning, "algorithms", lambda: [Never()])
-    planning._choose.cache_clear()
+    planning.forget()
     try:
         with pytest.raises(LookupError, match=r"no algorithm computes .*never"):
             konv.conv(np.ones((1, 1, 5)), np.ones((1, 1, 3)))
     finally:
-        planning._choose.cache_clear()
+        planning.forget()
 
 
 @given(

@@ -127,6 +127,11 @@ def prefer(name: str) -> Iterator[None]:
         _preferred = before
 
 
+def forget() -> None:
+    """Plan anew: after a change of :func:`algorithms`."""
+    _choose.cache_clear()
+
+
 _preferred: str | None = None
 
 
@@ -168,10 +173,9 @@ def plan(
     --------
     >>> print(plan((8, 64, 56, 56), (64, 64, 3, 3), padding=1))
     forward of x (8, 64, 56, 56), w (64, 64, 3, 3) -> y (8, 64, 56, 56), float32
-    algorithm    columns
+    algorithm    direct
     work         1,849,688,064 FLOP on 12,992,512 bytes
-    workspace    8,889,344 bytes
-    passed over  ordered: the caller does not ask for bits that are the same at any length
+    workspace    ... bytes
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(map(repr, KINDS))}")
