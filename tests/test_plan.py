@@ -142,3 +142,13 @@ def test_a_plan_prints_shapes_work_and_workspace(kind):
 def test_the_names_of_the_algorithms_differ():
     names = [algorithm.NAME for algorithm in algorithms()]
     assert len(set(names)) == len(names)
+
+
+@given(convolutions(axes=1, modes=PADDING_MODES), st.sampled_from(["float16", "bfloat16", "float32", "float64"]))
+def test_what_computes_streams_does_not_depend_on_their_length(case, dtype):
+    """CausalConv1d promises the same bits for any chunks: a BLAS does not keep that, and no plan may change with the length."""
+    g = konv.geometry(case.x_shape, case.w_shape, **case.options)
+    g = dataclasses.replace(g, padding_mode="zeros")
+    longer = dataclasses.replace(g, spatial=(g.spatial[0] + 100,), output=(g.output[0] + 100,), stride=(1,))
+    names = {choose(Problem("forward", problem, dtype)).algorithm.NAME for problem in (g, longer)}
+    assert len(names) == 1 and "columns" not in names

@@ -54,7 +54,7 @@ def checked_floats(**arrays: np.ndarray | None) -> tuple[Any, ...]:
             raise TypeError(f"{name} has dtype {array.dtype}; konv computes in {', '.join(FLOAT_TYPES)}{hint}")
         if not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
-        checked[name] = array.view(np.ndarray)
+        checked[name] = array if type(array) is np.ndarray else array.view(np.ndarray)
     first_name, first = next(iter(checked.items()))
     for name, other in checked.items():
         if other is not None and first is not None and other.dtype != first.dtype:

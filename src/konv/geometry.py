@@ -122,11 +122,13 @@ class Geometry:
         """Input cells of one channel that no window reads."""
         return math.prod(self.spatial) - math.prod(int(self.read(a).sum()) for a in range(self.axes))
 
-    def real_taps(self, axis: int) -> np.ndarray:
-        """For each output along ``axis``, how many of its ``kernel`` taps fall on input, not on padding: int, (output,)."""
+    def real_taps(self, axis: int, outputs: np.ndarray | None = None) -> np.ndarray:
+        """For outputs along ``axis`` (all of them), how many of the ``kernel`` taps fall on input, not on padding: int."""
         length, (low, _) = self.spatial[axis], self.padding[axis]
         kernel, dilation = self.kernel[axis], self.dilation[axis]
-        start = np.arange(self.output[axis], dtype=np.int64) * self.stride[axis] - low
+        if outputs is None:
+            outputs = np.arange(self.output[axis], dtype=np.int64)
+        start = outputs * self.stride[axis] - low
         first = np.maximum(0, -(start // dilation))  # ceil(-start / dilation)
         last = np.minimum(kernel - 1, (length - 1 - start) // dilation)
         return np.maximum(0, last - first + 1)
@@ -138,16 +140,25 @@ class Geometry:
             real = np.multiply.outer(real, self.real_taps(axis) / self.kernel[axis])
         return 1.0 - real
 
+    def _real_share(self, axis: int) -> tuple[float, float]:
+        """Mean and least share of real cells in the windows along ``axis``. Only windows at the ends can see padding."""
+        (low, _), stride, out = self.padding[axis], self.stride[axis], self.output[axis]
+        front = min(out, -(-low // stride))
+        back = max(front, (self.spatial[axis] - self.receptive_field[axis] + low) // stride + 1)
+        ends = self.real_taps(axis, np.r_[0:front, back : max(back, out)])
+        kernel = self.kernel[axis]
+        mean = (ends.sum() + kernel * (out - len(ends))) / (kernel * out)
+        return float(mean), float(ends.min(initial=kernel)) / kernel
+
     def __str__(self) -> str:
-        share = self.padding_share()
+        means, least = zip(*(self._real_share(axis) for axis in range(self.axes)))
         lines = [
             f"x {self.x_shape}, w {self.w_shape} -> y {self.output_shape}",
-            f"stride {self.stride}, padding {self.padding} {self.padding_mode}, dilation {self.dilation}, "
-            f"groups {self.groups}",
+            f"stride {self.stride}, padding {self.padding} {self.padding_mode}, dilation {self.dilation}, groups {self.groups}",
             f"receptive field  {' x '.join(map(str, self.receptive_field))}",
             f"work             {self.flops:,} FLOP on {self.bytes:,} bytes",
             f"never read       {self.unread_cells:,} of {math.prod(self.spatial):,} cells of each channel",
-            f"padding          {share.mean():.1%} of the windows' cells, {share.max():.1%} of the worst window's",
+            f"padding          {1 - math.prod(means):.1%} of the windows' cells, {1 - math.prod(least):.1%} of the worst window's",
         ]
         return "\n".join(lines)
 
@@ -243,7 +254,8 @@ def transposed_geometry(
     A transposed convolution of x (N, C, *spatial) with w (C, F // groups, *kernel) gives y (N, F, *out),
     ``out = (L - 1) * stride - low - high + dilation * (kernel - 1) + 1 + output_padding``. It is the input gradient of
     the convolution that takes y's shape to x's, and that convolution's geometry is returned: its ``x_shape`` is the
-    result's shape, its ``output_shape`` is the shape of x.
+    result's shape, its ``output_shape`` is the shape of x. (With ``stride <= output_padding < dilation`` that convolution has
+    room for more outputs than x has cells; the geometry has those of x.)
 
     Parameters
     ----------

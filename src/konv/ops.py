@@ -49,7 +49,8 @@ def conv(
     w : (F, C // groups, *kernel)
     b : (F,) or None
     stride, padding, dilation, groups, padding_mode : as for :func:`konv.geometry`
-    out : array of the result's shape and dtype to write into, any memory layout, sharing no memory with an input
+    out : array of the result's shape and dtype to write into, any memory layout; its range of
+        memory must not overlap that of an input
 
     Returns
     -------
@@ -323,7 +324,7 @@ def fold(
     """
     if checked_array("columns", columns).ndim != 3:
         raise ValueError(f"columns has shape {columns.shape}: expected (N, C * prod(kernel), prod(output))")
-    axes = len(output_size) if isinstance(output_size, Sequence) else 1
+    axes = len(output_size) if isinstance(output_size, (Sequence, np.ndarray)) else 1
     if not 1 <= axes <= 3:
         raise ValueError(f"output_size={output_size!r}: expected 1, 2 or 3 spatial axes")
     spatial = per_axis("output_size", output_size, axes)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,29 +52,38 @@ def workspace(problem: Problem) -> int:
     g, dtype = problem.geometry, problem.dtype
     if problem.kind == "weight_gradient":
         return weights.workspace(g, dtype)
-    phases = [_forward_axes(g)] if problem.kind == "forward" else _gradient_axes(g)
+    phases = [forward_axes(g)] if problem.kind == "forward" else gradient_axes(g)
     transposed = problem.kind == "input_gradient"
-    return max((_correlation(a, g, transposed, dtype, dtype, get_threads()).size for a in phases if _any(a)), default=0)
+    return max(
+        (_correlation(a, g, transposed, dtype, dtype, get_threads()).size for a in phases if has_cells(a)), default=0
+    )
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
     """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
-    _run(_forward_axes(g), g, False, x, w, b, target)
-    if target is not out:
-        out[...] = target
+    in_place(out, lambda target: _run(forward_axes(g), g, False, x, w, b, target))
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dx (N, C, *spatial) into ``out``."""
-    target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
-    phases = _gradient_axes(g)
-    if not all(axis.taps for phase in phases for axis in phase):
-        target[...] = 0  # the cells of some phases meet no weight
-    if not all(_run(axes, g, True, dy, w, None, target) for axes in phases if _any(axes)):
-        # A zero of dy's padding times an infinite weight is NaN, in cells that the textbook's sum does not reach.
-        columns.input_gradient(dy, w, g, target)
-    if target is not out:
+
+    def run(target: np.ndarray) -> None:
+        phases = gradient_axes(g)
+        if not all(axis.taps for phase in phases for axis in phase):
+            target[...] = 0  # the cells of some phases meet no weight
+        if not all(_run(axes, g, True, dy, w, None, target) for axes in phases if has_cells(axes)):
+            # A zero of dy's padding times an infinite weight is NaN, in cells that the textbook's sum does not reach.
+            columns.input_gradient(dy, w, g, target)
+
+    in_place(out, run)
+
+
+def in_place(out: np.ndarray, run: Callable[[np.ndarray], Any]) -> None:
+    """``run(out)``, by way of a C-contiguous array where ``out`` is none: kernels write to such."""
+    if out.flags.c_contiguous:
+        run(out)
+    else:
+        run(target := np.empty(out.shape, out.dtype))
         out[...] = target
 
 
@@ -102,12 +112,14 @@ class Axis:
 Axes = tuple[Axis, ...]
 
 
-def _any(axes: Axes) -> bool:
+def has_cells(axes: Axes) -> bool:
+    """Whether a correlation computes anything: every axis has taps and outputs."""
     return all(axis.taps and axis.out > 0 for axis in axes)
 
 
 @functools.lru_cache(maxsize=512)
-def _forward_axes(g: Geometry) -> Axes:
+def forward_axes(g: Geometry) -> Axes:
+    """The three axes of the forward correlation."""
     axes = []
     for i in range(g.axes):
         taps = tuple(k * g.dilation[i] for k in range(g.kernel[i]))
@@ -116,7 +128,7 @@ def _forward_axes(g: Geometry) -> Axes:
 
 
 @functools.lru_cache(maxsize=512)
-def _gradient_axes(g: Geometry) -> tuple[Axes, ...]:
+def gradient_axes(g: Geometry) -> tuple[Axes, ...]:
     """The axes of each phase of the input gradient."""
     choices = []
     for i in range(g.axes):

@@ -56,9 +56,9 @@ class Algorithm(Protocol):
 @functools.cache
 def algorithms() -> list[Algorithm]:
     """The table, asked from the top; the last takes everything. Imported when first asked: LLVM takes a while."""
-    from konv.engine import columns, direct
+    from konv.engine import columns, direct, grouped
 
-    return [cast(Algorithm, direct), cast(Algorithm, columns)]
+    return [cast(Algorithm, module) for module in (grouped, direct, columns)]
 
 
 @dataclass(frozen=True)

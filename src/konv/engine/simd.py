@@ -215,11 +215,11 @@ class Pointer:
             name = f"llvm.masked.store.{_mangled(value.type)}.p0"
             _call(name, ir.VoidType(), value, address, INT32(size), _mask(value.type.count, count, None))
 
-    def gather(self, i: Any, stride: Any, lanes: int, count: Any) -> Value:
-        """Elements i, i + stride, ... of the lanes < count; the others are 0."""
+    def gather(self, i: Any, stride: Any, lanes: int, count: Any, start: Any = None) -> Value:
+        """Elements i, i + stride, ... of the lanes start .. count - 1; the others are 0."""
         vector = ir.VectorType(STORED[self.stored], lanes)
         name = f"llvm.masked.gather.{_mangled(vector)}.v{lanes}p0"
-        addresses, mask = self._strided(i, stride, lanes), _mask(lanes, count, None)
+        addresses, mask = self._strided(i, stride, lanes), _mask(lanes, count, start)
         return Value(
             _widened(_call(name, vector, addresses, INT32(ITEMSIZE[self.stored]), mask, _zeros(vector)), self.stored)
         )
@@ -274,9 +274,10 @@ class ArrayPointer:
         used = np.arange(len(vector))[: None if count is None else max(0, count)]
         self.array[self._cells(i + used)] = vector[used]
 
-    def gather(self, i: int, stride: int, lanes: int, count: int) -> np.ndarray:
+    def gather(self, i: int, stride: int, lanes: int, count: int, start: int | None = None) -> np.ndarray:
         """As :meth:`Pointer.gather`."""
-        used = np.arange(lanes)[: max(0, count)]
+        lane = np.arange(lanes)
+        used = lane[(lane < count) & (lane >= (0 if start is None else start))]
         return self._read(i + stride * used, used, lanes)
 
     def scatter(self, i: int, stride: int, vector: np.ndarray, count: int) -> None:

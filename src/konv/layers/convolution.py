@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class _Convolution(Layer):
         if b is None:
             return None
         filters, why = self._filters(W, groups)
-        if type(b) in (int, float):
+        if isinstance(b, numbers.Real) and not isinstance(b, (bool, np.bool_)):
             return np.full(filters, b, W.dtype)  # the book's programs pass 0
         checked_floats(b=checked_array("b", b))
         if b.shape != (filters,):
