@@ -158,7 +158,7 @@ class Geometry:
             f"receptive field  {' x '.join(map(str, self.receptive_field))}",
             f"work             {self.flops:,} FLOP on {self.bytes:,} bytes",
             f"never read       {self.unread_cells:,} of {math.prod(self.spatial):,} cells of each channel",
-            f"padding          {1 - math.prod(means):.1%} of the windows' cells, {1 - math.prod(least):.1%} of the worst window's",
+            f"padding          {1 - math.prod(means):.1%} of the windows' cells, {1 - math.prod(least):.1%} of the worst",
         ]
         return "\n".join(lines)
 

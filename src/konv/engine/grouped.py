@@ -36,7 +36,7 @@ def declines(problem: Problem) -> str | None:
     filters, channels = g.filters // g.groups, g.channels // g.groups
     if problem.kind == "weight_gradient":
         if g.groups < 4 or filters * channels > 64 or max(filters, channels) > MOST_FILTERS:
-            return f"{g.groups} groups of {channels} x {filters}; it computes 4 or more of at most {MOST_FILTERS} x {MOST_FILTERS}"
+            return f"{g.groups} groups of {channels} x {filters}; it takes 4 or more of at most {MOST_FILTERS} x {MOST_FILTERS}"
         return None
     role = filters if problem.kind == "forward" else channels
     if role > MOST_FILTERS:
