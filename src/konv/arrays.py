@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 
 FLOAT_TYPES = ("float16", "float32", "float64", "bfloat16")
+_KNOWN = frozenset(
+    map(np.dtype, ("float16", "float32", "float64"))
+)  # bfloat16 has no dtype until ml_dtypes is imported
 
 
 def accumulator(dtype: np.dtype) -> np.dtype:
@@ -49,7 +52,7 @@ def checked_floats(**arrays: np.ndarray | None) -> tuple[Any, ...]:
             checked[name] = None
             continue
         array = checked_array(name, value)
-        if array.dtype.name not in FLOAT_TYPES:
+        if array.dtype not in _KNOWN and array.dtype.name not in FLOAT_TYPES:
             hint = "" if array.dtype.kind == "c" else f"; convert it with {name}.astype(np.float32)"
             raise TypeError(f"{name} has dtype {array.dtype}; konv computes in {', '.join(FLOAT_TYPES)}{hint}")
         if not array.dtype.isnative:

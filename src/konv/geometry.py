@@ -11,6 +11,7 @@ file, with the formula and the caller's numbers. Along one spatial axis of lengt
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Sequence
@@ -54,6 +55,13 @@ class Geometry:
     output: tuple[int, ...]
     padding_mode: str = "zeros"
     itemsize: int = 4
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.x_shape, self.w_shape, self.stride, self.padding, self.dilation, self.output, self.itemsize))
+
+    def __hash__(self) -> int:  # a geometry is the key of every plan: computed once
+        return self._hash
 
     @property
     def axes(self) -> int:

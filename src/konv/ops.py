@@ -13,6 +13,7 @@ computes. Shared rules:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -71,10 +72,7 @@ def conv(
     """
     given = {"x": x, "w": w, "b": b}
     x, w, b = checked_floats(**given)
-    g = geometry(
-        x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups,
-        padding_mode=padding_mode, dtype=x.dtype,
-    )  # fmt: skip
+    g = _geometry(x, w, stride, padding, dilation, groups, padding_mode)
     _check_bias(b, g.filters)
     y = output_array(out, g.output_shape, x.dtype, **given)
     x, g = _zero_padded(x, g)
@@ -121,10 +119,7 @@ def conv_backward(
     (array([[[1., 2., 3., 2., 1.]]]), array([[[3., 6., 9.]]]), array([3.]))
     """
     dy, x, w = checked_floats(dy=dy, x=x, w=w)
-    g = geometry(
-        x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups,
-        padding_mode=padding_mode, dtype=x.dtype,
-    )  # fmt: skip
+    g = _geometry(x, w, stride, padding, dilation, groups, padding_mode)
     check_upstream(dy, g.output_shape)
     wanted = _needed(need)
     dx = dw = db = None
@@ -348,6 +343,25 @@ def fold(
     return textbook.fold_columns(by_window.reshape(batch * positions, rows).astype(wide), g).astype(
         columns.dtype, copy=False
     )
+
+
+def _geometry(x: np.ndarray, w: np.ndarray, *options: Any) -> Geometry:
+    """The geometry of a call; that of the same plain numbers is checked once (a network makes the same calls again)."""
+    # Only exact ints and strings: True and 1.0 equal 1, and would find its geometry instead of an error.
+    plain = all(type(option) is int or type(option) is str for option in options)
+    return (_known_geometry if plain else _new_geometry)(x.shape, w.shape, x.dtype, *options)
+
+
+def _new_geometry(
+    x_shape: Any, w_shape: Any, dtype: Any, stride: Any, padding: Any, dilation: Any, groups: Any, padding_mode: Any
+) -> Geometry:
+    return geometry(
+        x_shape, w_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, padding_mode=padding_mode,
+        dtype=dtype,
+    )  # fmt: skip
+
+
+_known_geometry = functools.lru_cache(maxsize=1024)(_new_geometry)
 
 
 def _check_bias(b: np.ndarray | None, filters: int) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from konv.engine import columns, memory, weights
 from konv.engine.correlate import correlate, panels
 from konv.engine.launch import Job, address
-from konv.engine.machine import machine, wide_type
+from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.threads import get_threads, width
 from konv.engine.weights import weight_gradient
 from konv.geometry import Geometry
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 NAME = "direct"
 BLOCK_BYTES = 192 << 10  # the input of a block of outputs stays in L2, beside a panel of weights
 MOST_PHASES = 16
+FORWARD = -1  # a phase number: those of the input gradient count from 0
+FORWARD_ONLY = (FORWARD,)
 
 __all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
 
@@ -52,26 +54,22 @@ def workspace(problem: Problem) -> int:
     g, dtype = problem.geometry, problem.dtype
     if problem.kind == "weight_gradient":
         return weights.workspace(g, dtype)
-    phases = [forward_axes(g)] if problem.kind == "forward" else gradient_axes(g)
-    transposed = problem.kind == "input_gradient"
-    return max(
-        (_correlation(a, g, transposed, dtype, dtype, get_threads()).size for a in phases if has_cells(a)), default=0
-    )
+    phases = FORWARD_ONLY if problem.kind == "forward" else gradient_phases(g)
+    return max((_correlation(g, phase, dtype, dtype, get_threads()).size for phase in phases), default=0)
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
     """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    in_place(out, lambda target: _run(forward_axes(g), g, False, x, w, b, target))
+    in_place(out, lambda target: _run(g, FORWARD, x, w, b, target))
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dx (N, C, *spatial) into ``out``."""
 
     def run(target: np.ndarray) -> None:
-        phases = gradient_axes(g)
-        if not all(axis.taps for phase in phases for axis in phase):
+        if leaves_cells(g):
             target[...] = 0  # the cells of some phases meet no weight
-        if not all(_run(axes, g, True, dy, w, None, target) for axes in phases if has_cells(axes)):
+        if not all([_run(g, phase, dy, w, None, target) for phase in gradient_phases(g)]):
             # A zero of dy's padding times an infinite weight is NaN, in cells that the textbook's sum does not reach.
             columns.input_gradient(dy, w, g, target)
 
@@ -112,9 +110,21 @@ class Axis:
 Axes = tuple[Axis, ...]
 
 
-def has_cells(axes: Axes) -> bool:
-    """Whether a correlation computes anything: every axis has taps and outputs."""
-    return all(axis.taps and axis.out > 0 for axis in axes)
+@functools.lru_cache(maxsize=512)
+def gradient_phases(g: Geometry) -> tuple[int, ...]:
+    """The phases of the input gradient that compute anything: those with taps and cells on every axis."""
+    return tuple(i for i, axes in enumerate(gradient_axes(g)) if all(axis.taps and axis.out > 0 for axis in axes))
+
+
+@functools.lru_cache(maxsize=512)
+def leaves_cells(g: Geometry) -> bool:
+    """Whether some phase of the input gradient has no tap, so that its cells are zero."""
+    return not all(axis.taps for axes in gradient_axes(g) for axis in axes)
+
+
+def axes_of(g: Geometry, phase: int) -> Axes:
+    """The axes of the forward correlation (``FORWARD``), or of a phase of the input gradient."""
+    return forward_axes(g) if phase == FORWARD else gradient_axes(g)[phase]
 
 
 @functools.lru_cache(maxsize=512)
@@ -167,8 +177,9 @@ class Correlation:
 
 
 @functools.lru_cache(maxsize=512)
-def _correlation(axes: Axes, g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads: int) -> Correlation:
-    depth, height, row = axes
+def _correlation(g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: int) -> Correlation:
+    depth, height, row = axes = axes_of(g, phase)
+    transposed = phase != FORWARD
     host, wide = machine(), wide_type(x_dtype)
     lanes, (vectors, pixels) = host.lanes(x_dtype), host.tile
     itemsize = np.dtype(wide).itemsize
@@ -251,10 +262,10 @@ def _taps(
     return np.array(offsets, np.int64), np.array(sources, np.int64)
 
 
-def _run(axes: Axes, g: Geometry, transposed: bool, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> bool:
+def _run(g: Geometry, phase: int, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> bool:
     """Run one correlation. True if all weights are finite."""
     x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
-    job = _correlation(axes, g, transposed, x.dtype.name, out.dtype.name, get_threads())
+    job = _correlation(g, phase, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
     bias = job.no_bias
     if b is not None:
         bias = np.zeros_like(bias)

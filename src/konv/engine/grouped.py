@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from konv.engine import columns, direct, memory
-from konv.engine.direct import Axes, forward_axes, gradient_axes, has_cells
+from konv.engine.direct import FORWARD, FORWARD_ONLY, Axes, axes_of, forward_axes, gradient_phases, leaves_cells
 from konv.engine.launch import Job, address
-from konv.engine.machine import machine, wide_type
+from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.planes import accumulate_planes, correlate_planes
 from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
@@ -49,14 +49,13 @@ def workspace(problem: Problem) -> int:
     g, dtype = problem.geometry, problem.dtype
     if problem.kind == "weight_gradient":
         return _weights(g, dtype, get_threads()).size
-    transposed = problem.kind == "input_gradient"
-    phases = gradient_axes(g) if transposed else [forward_axes(g)]
-    return max((_planes(a, g, transposed, dtype, dtype, get_threads()).size for a in phases if has_cells(a)), default=0)
+    phases = FORWARD_ONLY if problem.kind == "forward" else gradient_phases(g)
+    return max((_planes(g, phase, dtype, dtype, get_threads()).size for phase in phases), default=0)
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
     """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    direct.in_place(out, lambda target: _run(forward_axes(g), g, False, x, w, b, target))
+    direct.in_place(out, lambda target: _run(g, FORWARD, x, w, b, target))
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
@@ -68,12 +67,10 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
         return
 
     def run(target: np.ndarray) -> None:
-        phases = gradient_axes(g)
-        if not all(axis.taps for phase in phases for axis in phase):
+        if leaves_cells(g):
             target[...] = 0
-        for axes in phases:
-            if has_cells(axes):
-                _run(axes, g, True, dy, w, None, target)
+        for phase in gradient_phases(g):
+            _run(g, phase, dy, w, None, target)
 
     direct.in_place(out, run)
 
@@ -98,18 +95,18 @@ class Planes:
     job: Job
     offsets: np.ndarray
     depth_cells: np.ndarray
-    weights: Any
     threads: int
     size: int
+    wide: str
+    weights: Any = None
+    no_bias: Any = None
     sums: tuple[int, ...] = ()
-    wide: str = "float32"
 
 
-def _run(axes: Axes, g: Geometry, transposed: bool, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> None:
-    plan = _planes(axes, g, transposed, x.dtype.name, out.dtype.name, get_threads())
-    filters = g.channels if transposed else g.filters
+def _run(g: Geometry, phase: int, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> None:
+    plan = _planes(g, phase, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
     factors = np.ascontiguousarray(w, plan.wide).reshape(-1)[plan.weights]
-    bias = np.zeros(filters, plan.wide) if b is None else np.ascontiguousarray(b, plan.wide)
+    bias = plan.no_bias if b is None else np.ascontiguousarray(b, plan.wide)
     x = np.ascontiguousarray(x)
     with memory.workspace(plan.size) as space:
         plan.job.run(
@@ -139,8 +136,9 @@ def _lanes(dtype: str, row: int) -> int:
 
 
 @functools.lru_cache(maxsize=512)
-def _planes(axes: Axes, g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads: int) -> Planes:
-    depth, height, row = axes
+def _planes(g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: int) -> Planes:
+    depth, height, row = axes = axes_of(g, phase)
+    transposed = phase != FORWARD
     wide = wide_type(x_dtype)
     itemsize = np.dtype(wide).itemsize
     lanes = _lanes(x_dtype, row.out)
@@ -175,7 +173,8 @@ def _planes(axes: Axes, g: Geometry, transposed: bool, x_dtype: str, y_dtype: st
     work = g.batch * g.groups * depth.out * height.out * row.out * filters * len(offsets)
     used = width(job.pieces, work)
     factors = _factors(axes, g, transposed, channels, filters, tile_filters)
-    return Planes(job, offsets, np.array(depth.taps, np.int64), factors, used, used * slot * itemsize, wide=wide)
+    no_bias = np.zeros(g.groups * filters, wide)
+    return Planes(job, offsets, np.array(depth.taps, np.int64), used, used * slot * itemsize, wide, factors, no_bias)
 
 
 def _factors(axes: Axes, g: Geometry, transposed: bool, channels: int, filters: int, tile: int) -> np.ndarray:
@@ -214,4 +213,4 @@ def _weights(g: Geometry, dtype: str, threads: int) -> Planes:
     used = width(job.pieces, g.flops // 2)
     shape = (g.filters, channels, tiles * TAPS_IN_TILE, lanes)
     size = used * slot * np.dtype(wide).itemsize
-    return Planes(job, padded, np.array(depth.taps, np.int64), None, used, size, shape, wide)
+    return Planes(job, padded, np.array(depth.taps, np.int64), used, size, wide, sums=shape)

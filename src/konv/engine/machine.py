@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 
 import llvmlite.binding as llvm
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,12 @@ def wide_type(dtype: str) -> str:
     ('float32', 'float64')
     """
     return "float64" if dtype == "float64" else "float32"
+
+
+@functools.cache
+def dtype_name(dtype: np.dtype) -> str:
+    """``dtype.name``, which NumPy builds anew each time."""
+    return dtype.name
 
 
 @functools.cache

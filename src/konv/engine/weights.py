@@ -11,7 +11,7 @@ import numpy as np
 
 from konv.engine import memory
 from konv.engine.launch import Job, address
-from konv.engine.machine import machine, wide_type
+from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.outer import accumulate, channels_last, filters_last, weights_out
 from konv.engine.threads import width
 from konv.geometry import Geometry
@@ -92,7 +92,7 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
         return
     x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
     target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
-    dtype = x.dtype.name
+    dtype = dtype_name(x.dtype)
     cut = layout(g, dtype)
     itemsize = 8 if dtype == "float64" else 4
     with memory.workspace(workspace(g, dtype)) as sums:
@@ -107,7 +107,7 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
                 width(multiply.pieces, g.flops // 2 // g.batch), image=image, gradient=gradient, sums=sums,
                 pixel_cells=address(cut.pixel_cells), run_cells=address(cut.run_cells),
             )  # fmt: skip
-        finish = _finish_job(g, dtype, out.dtype.name)
+        finish = _finish_job(g, dtype, dtype_name(out.dtype))
         finish.run(width(finish.pieces, math.prod(g.w_shape)), sums=sums, dw=address(target))
     if target is not out:
         out[...] = target
