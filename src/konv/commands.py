@@ -1,4 +1,4 @@
-"""``konv train | predict | check | info``: parse, call, print. What is called is imported when a command needs it."""
+"""``konv train | predict | check | bench | info``: parse, call, print. What is called is imported when a command needs it."""
 
 from __future__ import annotations
 
@@ -318,6 +318,106 @@ def check(
     if failed:
         fail("gradients differ\n  " + "\n  ".join(failed))
     typer.echo(f"{table.row_count} layers, all gradients agree")
+
+
+@app.command()
+@plain_errors
+def bench(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME", help="Rows, groups, or patterns such as 'resnet-*'. Default: all.", show_default=False
+        ),
+    ] = None,
+    forward: Annotated[bool, typer.Option("--forward", help="Only the forward pass.")] = False,
+    backward: Annotated[bool, typer.Option("--backward", help="Only the gradients: dx, dw and db together.")] = False,
+    repeat: Annotated[
+        int | None, typer.Option(min=1, help="Turns of each peer. Default: 10, quick 3.", show_default=False)
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of each peer. Default: all cores.", show_default=False)
+    ] = None,
+    peers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="konv-last, torch, torch-last, onnxruntime, textbook; may be repeated. Default: "
+            "all that are installed.",
+            show_default=False,
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One row of each group, few turns.")] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Keep the numbers, with a chart (.png) and a table (.md) beside them.",
+            show_default=False,
+        ),
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="A.json B.json", help="Measure nothing; show two saved runs side by side.", show_default=False
+        ),
+    ] = None,
+    list_rows: Annotated[bool, typer.Option("--list", help="Measure nothing; show the rows.")] = False,
+) -> None:
+    """Time layers of real networks: konv beside PyTorch, ONNX Runtime and the textbook.
+
+    Each result is checked against float64 first; a row that is wrong is not timed, and the exit code is 1. Every peer runs in a
+    process of its own, in turns with the others. Leave the machine alone meanwhile: all rows take some minutes.
+
+    **Examples**
+
+    * `konv bench --quick` - one layer of each kind
+    * `konv bench 3x3 1x1 --forward` - two groups, forward only
+    * `konv bench 'resnet-*' --save after.json` - the layers of one network, kept
+    * `konv bench --compare before.json after.json` - what a change did
+    """
+    from konv.bench import compare as comparison
+    from konv.bench import layers, measure, results, table
+    from konv.engine.threads import get_threads
+
+    console = _console()
+    if compare is not None:
+        with usage():
+            grid = comparison.compare(*map(results.load, compare))
+        console.print(grid.rich())
+        return
+    with usage():
+        rows = layers.select(names or [], quick)
+        chosen, missing = measure.available(peers or [])
+        if save is not None and save.suffix != ".json":
+            raise ValueError(f"--save {save}: expected a name that ends in .json")
+    if list_rows:
+        console.print(table.listing(rows).rich())
+        return
+    for note in missing:
+        typer.echo(note, err=True)
+    directions = [d for d, wanted in (("forward", forward), ("backward", backward)) if wanted] or layers.DIRECTIONS
+    run = measure.run(
+        rows, directions, repeat=repeat or (3 if quick else 10), threads=threads or get_threads(), peers=chosen,
+        report=lambda result: typer.echo(table.line(result), err=True),
+    )  # fmt: skip
+    if save is not None:
+        run.save(save)
+    for grid in table.grids(run):
+        console.print(grid.rich())
+    for note in [*table.caveats(run), *table.left_out(run)]:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    if save is not None:
+        from konv.bench import chart
+
+        save.with_suffix(".md").write_text(table.markdown(run) + "\n", encoding="utf-8")
+        chart.draw(run, save.with_suffix(".png"))
+        console.print(
+            f"saved: {save}, and beside it the same as .md and .png", markup=False, highlight=False, soft_wrap=True
+        )
+    if run.failed:
+        fail("wrong results\n  " + "\n  ".join(table.line(result) for result in run.failed))
+    if run.settings["interrupted"]:
+        fail("interrupted", 130)
 
 
 @app.command()

@@ -387,4 +387,6 @@ def _zero_padded(x: np.ndarray, g: Geometry) -> tuple[np.ndarray, Geometry]:
 
 
 def _bias_gradient(dy: np.ndarray) -> np.ndarray:
-    return dy.sum(axis=(0, *range(2, dy.ndim)), dtype=accumulator(dy.dtype)).astype(dy.dtype, copy=False)
+    # Pixels first, then images: NumPy adds one contiguous axis several times faster than three at once.
+    pixels = dy.reshape(*dy.shape[:2], math.prod(dy.shape[2:])).sum(axis=2, dtype=accumulator(dy.dtype))
+    return pixels.sum(axis=0).astype(dy.dtype, copy=False)

@@ -77,8 +77,8 @@ def accumulate(wide, lanes, vectors, rows):
     width = lanes * vectors
 
     def text(
-        piece, slot, image, gradient, sums, pixel_cells, run_cells, first_image, images, groups, group_panels, runs, blocks,
-        group_size, panel_pixels, pixels,
+        piece, slot, image, gradient, sums, run_cells, first_image, images, groups, group_panels, runs, blocks, group_size,
+        panel_pixels, out_depth, out_height, out_width, depth_step, height_step, width_step,
     ):  # fmt: skip
         block, rest = piece % blocks, piece // blocks
         run, rest = rest % runs, rest // runs
@@ -90,21 +90,24 @@ def accumulate(wide, lanes, vectors, rows):
             source = image.at((n * groups + group) * group_size + run_cells[run] + block * rows)
             upstream = gradient.at(((n * groups + group) * group_panels + panel) * panel_pixels * width)
             part = [Variable(sums.zero(lanes)) for _ in totals]
-            for p in loop(pixels):
-                filters = [upstream.vec(p * width + lanes * j, lanes) for j in range(vectors)]
-                cell = source.at(pixel_cells[p])
-                for i in range(rows):
-                    number = splat(cell[i], lanes)
-                    for j in range(vectors):
-                        a = part[vectors * i + j]
-                        a.set(fma(number, filters[j], a.get()))
+            for d in loop(out_depth):
+                for h in loop(out_height):
+                    line = source.at(d * depth_step + h * height_step)
+                    line_upstream = upstream.at((d * out_height + h) * out_width * width)
+                    for w in loop(out_width):
+                        filters = [line_upstream.vec(w * width + lanes * j, lanes) for j in range(vectors)]
+                        cell = line.at(w * width_step)
+                        for i in range(rows):
+                            number = splat(cell[i], lanes)
+                            for j in range(vectors):
+                                a = part[vectors * i + j]
+                                a.set(fma(number, filters[j], a.get()))
             for a, b in zip(totals, part):
                 a.set(a.get() + b.get())
         for i, a in enumerate(totals):
             sums.put(to + lanes * i, a.get())
 
-    pointers = {"image": wide, "gradient": wide, "sums": wide, "pixel_cells": "int64", "run_cells": "int64"}
-    return text, pointers
+    return text, {"image": wide, "gradient": wide, "sums": wide, "run_cells": "int64"}
 
 
 @kernel

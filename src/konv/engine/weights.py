@@ -26,7 +26,7 @@ class Layout:
     Attributes
     ----------
     spatial, low, padded : length, low padding, and padded length that windows read, of three axes
-    pixel_cells : where the window of each output begins in an image laid out channels last
+    output, steps : outputs along three axes, and the step from one's window to the next in an image laid out channels last
     run_cells : where each run of a window lies in it
     run_taps : taps in a run
     blocks : tiles in a run
@@ -35,7 +35,8 @@ class Layout:
     spatial: tuple[int, ...]
     low: tuple[int, ...]
     padded: tuple[int, ...]
-    pixel_cells: np.ndarray
+    output: tuple[int, ...]
+    steps: tuple[int, ...]
     run_cells: np.ndarray
     run_taps: int
     blocks: int
@@ -58,11 +59,17 @@ def layout(g: Geometry, dtype: str) -> Layout:
     channels = g.channels // g.groups
     run_taps = kernel[2] if dilation[2] == 1 else 1
 
-    def cells(counts: tuple[int, ...], steps: tuple[int, ...]) -> np.ndarray:
-        places = itertools.product(*(range(0, n * s, s) for n, s in zip(counts, steps)))
-        return np.array([((d * padded[1] + h) * padded[2] + w) * channels for d, h, w in places], np.int64)
-
+    cells = (
+        padded[1] * padded[2] * channels,
+        padded[2] * channels,
+        channels,
+    )  # from one cell to the next, on each axis
+    steps = tuple(n * size for n, size in zip(stride, cells))
     runs = (*kernel[:2], kernel[2] // run_taps)
+    places = itertools.product(
+        *(range(0, n * size, size) for n, size in zip(runs, (d * c for d, c in zip(dilation, cells))))
+    )
+    run_cells = np.array([sum(place) for place in places], np.int64)
     blocks = -(-run_taps * channels // rows)
     panels = -(-(g.filters // g.groups) // (lanes * vectors))
     panel_pixels = -(-math.prod(output) // lanes) * lanes
@@ -73,7 +80,7 @@ def layout(g: Geometry, dtype: str) -> Layout:
     chunk = max(1, min(g.batch, CHUNK_BYTES // ((image_size + gradient_size) * itemsize)))
     low = (0,) * len(one) + tuple(pair[0] for pair in g.padding)
     return Layout(
-        one + g.spatial, low, padded, cells(output, stride), cells(runs, dilation), run_taps, blocks, panels, panel_pixels,
+        one + g.spatial, low, padded, output, steps, run_cells, run_taps, blocks, panels, panel_pixels,
         image_size, gradient_size, sums_size, chunk,
     )  # fmt: skip
 
@@ -105,7 +112,7 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
             lay_gradient.run(width(lay_gradient.pieces, moved), dy=address(dy), gradient=gradient)
             multiply.run(
                 width(multiply.pieces, g.flops // 2 // g.batch), image=image, gradient=gradient, sums=sums,
-                pixel_cells=address(cut.pixel_cells), run_cells=address(cut.run_cells),
+                run_cells=address(cut.run_cells),
             )  # fmt: skip
         finish = _finish_job(g, dtype, dtype_name(out.dtype))
         finish.run(width(finish.pieces, math.prod(g.w_shape)), sums=sums, dw=address(target))
@@ -118,7 +125,7 @@ def _chunk_jobs(g: Geometry, dtype: str, first: int, images: int) -> tuple[Job, 
     host, cut = machine(), layout(g, dtype)
     lanes, (vectors, rows) = host.lanes(dtype), host.tile
     (depth, height, row), (pad_depth, pad_height, pad_width) = cut.spatial, cut.low
-    pixels = len(cut.pixel_cells)
+    pixels = math.prod(cut.output)
     lay_image = Job(
         channels_last(dtype, lanes), images * g.groups * cut.padded[0] * cut.padded[1], first_image=first, groups=g.groups,
         channels=g.channels // g.groups, x_depth=depth, x_height=height, x_width=row, pad_depth=pad_depth,
@@ -132,7 +139,9 @@ def _chunk_jobs(g: Geometry, dtype: str, first: int, images: int) -> tuple[Job, 
     multiply = Job(
         accumulate(wide_type(dtype), lanes, vectors, rows), g.groups * cut.panels * len(cut.run_cells) * cut.blocks,
         first_image=first, images=images, groups=g.groups, group_panels=cut.panels, runs=len(cut.run_cells),
-        blocks=cut.blocks, group_size=cut.image_size // g.groups, panel_pixels=cut.panel_pixels, pixels=pixels,
+        blocks=cut.blocks, group_size=cut.image_size // g.groups, panel_pixels=cut.panel_pixels,
+        **dict(zip(("out_depth", "out_height", "out_width"), cut.output)),
+        **dict(zip(("depth_step", "height_step", "width_step"), cut.steps)),
     )  # fmt: skip
     return lay_image, lay_gradient, multiply
 
