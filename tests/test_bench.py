@@ -31,8 +31,8 @@ TINY = (
 @pytest.fixture(scope="module", autouse=True)
 def short_limits():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limits, "SECONDS", 0.005)
         patch.setattr(limits, "SIZES", (1 << 19, 1 << 22))
+        patch.setattr(limits.Meter.measure, "__defaults__", (0.005,))
         patch.setattr(measure, "TURN", 0.0)
         yield
 
@@ -157,6 +157,9 @@ def test_what_is_wrong_is_not_timed(error, tmp_path):
     answers = Answers(konv=RIGHT | {"error": error}, torch=RIGHT)
     result = measure.measure(TINY[0], "forward", 2, ["konv", "torch"], answers, tmp_path / "exact")
     assert result.failed and ("konv", "run") not in answers.asked and ("torch", "run") not in answers.asked
+    answers = Answers(konv=RIGHT, konv_last=RIGHT | {"error": error})
+    result = measure.measure(TINY[0], "forward", 2, ["konv", "konv-last"], answers, tmp_path / "exact")
+    assert result.failed.startswith("konv channels_last: error") and ("konv", "run") not in answers.asked
     answers = Answers(konv=RIGHT, torch=RIGHT | {"error": error}, textbook={"declined": "too large"})
     result = measure.measure(TINY[0], "forward", 2, ["konv", "torch", "textbook"], answers, tmp_path / "exact")
     assert not result.failed and result.seconds("konv") == 0.5 and result.peers["konv"].timing.calls == 2
@@ -173,12 +176,21 @@ main()
 """
 
 
+@pytest.mark.parametrize("peer", ["konv", "konv-last", "torch", "onnxruntime"])
+def test_others_may_be_less_exact_but_not_konv(peer):
+    answers = Answers(**{peer.replace("-", "_"): RIGHT | {"error": 5e-5}})
+    _, seconds = measure.check(peer, 1e-5, {}, answers)
+    assert (seconds is None) == peer.startswith("konv")
+
+
 def test_a_failing_row_goes_all_the_way(tmp_path, monkeypatch, run):
     (tmp_path / "wrong.py").write_text(WRONG)
     monkeypatch.setattr(Worker, "PROGRAM", (sys.executable, str(tmp_path / "wrong.py")))
     bad = measure.run(TINY[:1], ["forward"], repeat=1, threads=1, peers=["konv", "textbook"])
     (result,) = bad.failed
-    assert re.match(r"error 1\.0e-04, at most 1\.\de-05 is right", result.failed) and result.seconds("konv") is None
+    assert (
+        re.match(r"konv: error 1\.0e-04, at most 1\.\de-05 is right", result.failed) and result.seconds("konv") is None
+    )
     assert result.peers.keys() == {"konv"}
     assert (
         "WRONG" in table.markdown(bad) and "WRONG, not timed" in table.line(result) and "1 WRONG" in table.markdown(bad)
@@ -308,7 +320,12 @@ def test_what_was_measured_before_an_interrupt_is_kept(monkeypatch):
 
 
 def test_limits_are_those_of_a_machine():
-    found = limits.measure(1)
+    meter = limits.Meter(1)
+    meter.measure()
+    first = meter.limits
+    meter.measure()
+    found = meter.limits
+    assert all(found.fma[dtype] >= speed for dtype, speed in first.fma.items())
     assert found.fma["float32"] > found.fma["float64"] > 1e8
     speeds = [speed for _, speed in found.memory]
     assert speeds == sorted(speeds, reverse=True) and speeds[-1] > 1e7

@@ -5,7 +5,7 @@ The functions and layers for NumPy arrays are here; ``konv.torch`` holds those f
 
 from typing import Any
 
-from konv.engine.plan import plan
+from konv.engine.plan import plan, set_exact
 from konv.engine.threads import get_threads, set_threads
 from konv.geometry import Geometry, geometry
 from konv.gradcheck import gradcheck
@@ -72,6 +72,7 @@ __all__ = [
     "max_pool",
     "max_pool_backward",
     "plan",
+    "set_exact",
     "set_threads",
     "unfold",
 ]

@@ -22,7 +22,7 @@ import numpy as np
 
 from konv import textbook
 from konv.arrays import FLOAT_TYPES, accumulator, check_upstream, checked_array, checked_floats, output_array
-from konv.engine.plan import Problem, choose
+from konv.engine.plan import choose, problem
 from konv.geometry import Geometry, IntOrAxes, Padding, geometry, per_axis, transposed_geometry, window_geometry
 
 GRADIENTS = ("x", "w", "b")
@@ -76,7 +76,7 @@ def conv(
     _check_bias(b, g.filters)
     y = output_array(out, g.output_shape, x.dtype, **given)
     x, g = _zero_padded(x, g)
-    choose(Problem("forward", g, x.dtype.name)).algorithm.forward(x, w, b, g, y)
+    choose(problem("forward", g, x.dtype.name)).algorithm.forward(x, w, b, g, y)
     return y if out is None else out
 
 
@@ -127,11 +127,11 @@ def conv_backward(
     if "x" in wanted:
         # A repeated cell collects several gradients: half types stay float32 until those are added up.
         inner_dx = np.empty(inner.x_shape, dy.dtype if inner is g else accumulator(dy.dtype))
-        choose(Problem("input_gradient", inner, x.dtype.name)).algorithm.input_gradient(dy, w, inner, inner_dx)
+        choose(problem("input_gradient", inner, x.dtype.name)).algorithm.input_gradient(dy, w, inner, inner_dx)
         dx = inner_dx if inner is g else textbook.unpad(inner_dx, g).astype(x.dtype, copy=False)
     if "w" in wanted:
         dw = np.empty(g.w_shape, w.dtype)
-        choose(Problem("weight_gradient", inner, x.dtype.name)).algorithm.weight_gradient(dy, padded_x, inner, dw)
+        choose(problem("weight_gradient", inner, x.dtype.name)).algorithm.weight_gradient(dy, padded_x, inner, dw)
     if "b" in wanted:
         db = _bias_gradient(dy)
     return dx, dw, db
@@ -181,7 +181,7 @@ def conv_transpose(
     )  # fmt: skip
     _check_bias(b, g.channels)
     y = np.empty(g.x_shape, x.dtype if b is None else accumulator(x.dtype))
-    choose(Problem("input_gradient", g, x.dtype.name)).algorithm.input_gradient(x, w, g, y)
+    choose(problem("input_gradient", g, x.dtype.name)).algorithm.input_gradient(x, w, g, y)
     if b is not None:
         y += b.astype(y.dtype, copy=False).reshape(-1, *[1] * g.axes)
     return y.astype(x.dtype, copy=False)
@@ -230,10 +230,10 @@ def conv_transpose_backward(
     dx = dw = db = None
     if "x" in wanted:
         dx = np.empty(g.output_shape, x.dtype)
-        choose(Problem("forward", g, x.dtype.name)).algorithm.forward(dy, w, None, g, dx)
+        choose(problem("forward", g, x.dtype.name)).algorithm.forward(dy, w, None, g, dx)
     if "w" in wanted:
         dw = np.empty(g.w_shape, w.dtype)
-        choose(Problem("weight_gradient", g, x.dtype.name)).algorithm.weight_gradient(x, dy, g, dw)
+        choose(problem("weight_gradient", g, x.dtype.name)).algorithm.weight_gradient(x, dy, g, dw)
     if "b" in wanted:
         db = _bias_gradient(dy)
     return dx, dw, db

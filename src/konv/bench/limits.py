@@ -15,7 +15,7 @@ from konv.engine.machine import machine
 from konv.engine.simd import Variable, fma, loop
 
 ROUNDS = 10_000  # of one piece: 50 us and more
-SECONDS = 0.3  # spent on each measurement
+SECONDS = 0.3  # spent on each limit at the start
 SIZES = (1 << 19, 1 << 20, 4 << 20, 16 << 20, 128 << 20)  # bytes moved together by all threads: from L2 to memory
 
 
@@ -51,13 +51,32 @@ class Limits:
         return (work, "FMA") if work >= moved else (moved, "memory")
 
 
-def measure(threads: int) -> Limits:
-    """Measure the machine: 3 s."""
-    sums = {dtype: _multiply_adds(dtype, threads) for dtype in ("float32", "float64")}
-    memory: list[tuple[int, float]] = []
-    for size in reversed(SIZES):  # what fits a small cache fits the large ones too: measured slower, it was disturbed
-        memory.insert(0, (size, max(_moved(size, threads), memory[0][1] if memory else 0.0)))
-    return Limits(threads, sums, tuple(memory))
+class Meter:
+    """Measures the limits, again and again in the course of a run: a limit is the best that was ever seen.
+
+    A neighbour that takes a core away for a while spoils one measurement, but not all of them.
+    """
+
+    def __init__(self, threads: int):
+        self.threads = threads
+        self._work = {dtype: _multiply_adds(dtype, threads) for dtype in ("float32", "float64")}
+        self._moves = {size: _moves(size, threads) for size in SIZES}
+        self._best: dict[str | int, float] = {}
+
+    def measure(self, seconds: float = SECONDS) -> None:
+        """Spend about so many seconds on each of the limits."""
+        for name, (call, amount) in (self._work | self._moves).items():
+            self._best[name] = max(self._best.get(name, 0.0), amount / _fastest(call, seconds))
+
+    @property
+    def limits(self) -> Limits:
+        """The best so far."""
+        memory: list[tuple[int, float]] = []
+        for size in reversed(
+            SIZES
+        ):  # what fits a small cache fits the large ones too: measured slower, it was disturbed
+            memory.insert(0, (size, max(self._best[size], memory[0][1] if memory else 0.0)))
+        return Limits(self.threads, {dtype: self._best[dtype] for dtype in self._work}, tuple(memory))
 
 
 def _compiled(name: str, text: Callable[..., None], pointers: dict[str, str], arguments: tuple[str, ...]) -> Kernel:
@@ -65,8 +84,8 @@ def _compiled(name: str, text: Callable[..., None], pointers: dict[str, str], ar
     return Kernel(name, load(compile_ir(trace(text, pointers))), arguments)
 
 
-def _multiply_adds(dtype: str, threads: int) -> float:
-    """As many independent chains of multiply-adds as a register tile has, nothing read or written between."""
+def _multiply_adds(dtype: str, threads: int) -> tuple[Callable[[], None], float]:
+    """A job and its operations: as many chains of multiply-adds as a register tile has, nothing read or written between."""
     lanes, (vectors, pixels) = machine().lanes(dtype), machine().tile
     chains = vectors * pixels
 
@@ -83,12 +102,11 @@ def _multiply_adds(dtype: str, threads: int) -> float:
     job = Job(
         _compiled(f"limit_{dtype}", text, {"a": dtype, "out": dtype}, ("a", "out", "rounds")), pieces, rounds=ROUNDS
     )
-    seconds = _fastest(lambda: job.run(threads, a=address(a), out=address(out)))
-    return 2 * chains * lanes * ROUNDS * pieces / seconds
+    return lambda: job.run(threads, a=address(a), out=address(out)), 2 * chains * lanes * ROUNDS * pieces
 
 
-def _moved(size: int, threads: int) -> float:
-    """``y = x``, half of ``size`` read, half written; each thread has its share, small ones many times over."""
+def _moves(size: int, threads: int) -> tuple[Callable[[], None], float]:
+    """A job and its bytes: ``y = x``, half of ``size`` read, half written; each thread has its share, small ones many times."""
     lanes, half = machine().lanes("float32"), size // 8
     block = half // threads // (4 * lanes) * 4 * lanes
     rounds = max(1, (16 << 20) // size)
@@ -103,14 +121,14 @@ def _moved(size: int, threads: int) -> float:
     x, y = np.ones(half, np.float32), np.ones(half, np.float32)
     kernel = _compiled("limit_memory", text, {"x": "float32", "y": "float32"}, ("x", "y", "block", "rounds"))
     job = Job(kernel, threads, block=block, rounds=rounds)
-    return 8 * threads * block * rounds / _fastest(lambda: job.run(threads, x=address(x), y=address(y)))
+    return lambda: job.run(threads, x=address(x), y=address(y)), 8 * threads * block * rounds
 
 
-def _fastest(call: Callable[[], None]) -> float:
-    """Seconds of the fastest call, after one that is not counted: a limit is what is possible."""
+def _fastest(call: Callable[[], None], seconds: float) -> float:
+    """Seconds of the fastest call, after one that is not counted."""
     call()
     times: list[float] = []
-    while sum(times) < SECONDS or len(times) < 5:
+    while sum(times) < seconds or len(times) < 2:
         began = time.perf_counter()
         call()
         times.append(time.perf_counter() - began)

@@ -157,16 +157,15 @@ def markdown(run: Run) -> str:
 
 def caveats(run: Run) -> list[str]:
     """What a reader must know before believing the numbers: the machine was busy, the run was cut short."""
-    load, cores = run.settings["load"], run.machine["cores_usable"]
-    busy = (
+    load, cores, threads = run.settings["load"], run.machine["cores_usable"], run.settings["threads"]
+    busy = bool(load) and (load[0] > cores / 2 or load[1] > threads + cores / 2)
+    told = (
         f"**The machine was busy**: load {load[0]:.1f} before and {load[1]:.1f} at the end, on {cores} cores."
-        if load
+        if busy
         else ""
     )
-    return [
-        *([busy] if load and load[0] > cores / 2 else []),
-        *(["**Interrupted**: rows are missing."] if run.settings["interrupted"] else []),
-    ]
+    cut = "**Interrupted**: rows are missing." if run.settings["interrupted"] else ""
+    return [caveat for caveat in (told, cut) if caveat]
 
 
 def left_out(run: Run) -> list[str]:

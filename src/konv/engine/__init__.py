@@ -2,11 +2,12 @@
 
 ::
 
-    ops.py  --Problem-->  plan.choose  --asks in order-->  grouped -> direct -> columns
+    ops.py  --Problem-->  plan.choose  --asks in order-->  grouped -> winograd -> direct -> columns
                                                            (the first that does not decline computes)
 
     direct.py, weights.py     filters in lanes: jobs       correlate.py, outer.py   their kernels
     grouped.py                pixels in lanes: jobs        planes.py                its kernels
+    winograd.py               3 x 3, F(4x4, 3x3)           winograd_kernels.py      its kernels
     columns.py                NumPy and its BLAS, always says yes
     simd.py                   the language they are written in
     compile.py, machine.py    texts to machine code        launch.py, memory.py   threads, workspaces

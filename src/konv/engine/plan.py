@@ -25,11 +25,47 @@ class Problem:
     kind : "forward", "input_gradient" or "weight_gradient"
     geometry : the checked shapes; its padding is zeros (other modes are applied before)
     dtype : name of the element type, "float16", "bfloat16", "float32" or "float64"
+    exact : every output is the sum of its own products, as the formula says (no Winograd)
     """
 
     kind: str
     geometry: Geometry
     dtype: str
+    exact: bool = False
+
+
+def set_exact(exact: bool) -> None:
+    """Whether every output must be the sum of its own products, as the formula says; False at the start.
+
+    Winograd's algorithm computes 4 x 4 outputs together from sums and differences: its error is up to twice a direct
+    sum's, and a NaN may fill all of them. True refuses it, for every following operation of konv in this process.
+
+    Raises
+    ------
+    TypeError
+        ``exact`` is not a bool.
+
+    Examples
+    --------
+    >>> set_exact(True)
+    >>> plan((8, 64, 56, 56), (64, 64, 3, 3), padding=1).algorithm.NAME
+    'direct'
+    >>> set_exact(False)
+    >>> plan((8, 64, 56, 56), (64, 64, 3, 3), padding=1).algorithm.NAME
+    'winograd'
+    """
+    global _exact
+    if not isinstance(exact, bool):
+        raise TypeError(f"exact={exact!r}: expected True or False")
+    _exact = exact
+
+
+_exact = False
+
+
+def problem(kind: str, g: Geometry, dtype: str) -> Problem:
+    """The problem that :func:`set_exact` makes of a computation."""
+    return Problem(kind, g, dtype, _exact)
 
 
 class Algorithm(Protocol):
@@ -56,9 +92,9 @@ class Algorithm(Protocol):
 @functools.cache
 def algorithms() -> list[Algorithm]:
     """The table, asked from the top; the last takes everything. Imported when first asked: LLVM takes a while."""
-    from konv.engine import columns, direct, grouped
+    from konv.engine import columns, direct, grouped, winograd
 
-    return [cast(Algorithm, module) for module in (grouped, direct, columns)]
+    return [cast(Algorithm, module) for module in (grouped, winograd, direct, columns)]
 
 
 @dataclass(frozen=True)
@@ -173,7 +209,7 @@ def plan(
     --------
     >>> print(plan((8, 64, 56, 56), (64, 64, 3, 3), padding=1))
     forward of x (8, 64, 56, 56), w (64, 64, 3, 3) -> y (8, 64, 56, 56), float32
-    algorithm    direct
+    algorithm    winograd
     work         1,849,688,064 FLOP on 12,992,512 bytes
     workspace    ... bytes
     passed over  grouped: 64 filters in a group fill the lanes of the direct tile; it computes at most 8
@@ -183,4 +219,4 @@ def plan(
     if np.dtype(dtype).name not in FLOAT_TYPES:
         raise TypeError(f"dtype={np.dtype(dtype)}: konv computes in {', '.join(FLOAT_TYPES)}")
     g = geometry(x_shape, w_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, dtype=dtype)
-    return choose(Problem(kind, g, np.dtype(dtype).name))
+    return choose(problem(kind, g, np.dtype(dtype).name))

@@ -1,0 +1,214 @@
+"""Winograd's algorithm F(4x4, 3x3) for 3 x 3 convolutions with stride 1: a quarter of the multiplications, float32 only.
+
+The input gradient is the same computation on dy, with the taps in reverse order, filters and channels exchanged, and
+``2 - low`` cells of padding (fewer than none where ``low`` is larger: then dy is cut).
+
+Error: 0.3-1.7e-6 of the largest output (direct: 0.3-1.5e-6), of the input gradient 1.0-1.6e-6 (0.5-1.0e-6), measured
+against float64 on normal, rectified and positive numbers, layers 64@56, 128@28, 256@14, 512@7, 512@28, 64->128@112.
+It is relative to the largest output, not to each: one that is small beside its tile loses digits. Numbers above 1e36 may
+overflow. A NaN or an infinity makes every output that reads it NaN or infinite, and may do so to their whole 4 x 4 tiles.
+
+A sum runs over the channels in the same order in every tile, so its bits depend on neither threads nor the batch.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from konv.engine import memory, weights
+from konv.engine.launch import Job, address
+from konv.engine.machine import machine
+from konv.engine.threads import get_threads, width
+from konv.engine.weights import weight_gradient
+from konv.engine.winograd_kernels import DEPTH, OUTPUTS, POINTS, SPAN, SPREAD, TAPS, filters_to_points, winograd
+from konv.geometry import Geometry
+
+if TYPE_CHECKING:
+    from konv.engine.plan import Problem
+
+NAME = "winograd"
+BLOCK_TILES = 42  # 28 is as fast, 14 and 56 are slower by 10-40 % at 256 channels: filters, or inputs, leave the caches
+# Up to here each block transforms the filters anew: at 512@7 keeping them, 4 times w, costs 1.6 times the time for one block,
+# and saves 8 % at most for two.
+FEW_BLOCKS = 2
+LEAST_CHANNELS, LEAST_FILTERS, LEAST_OUTPUTS = 8, 9, 6  # see `declines`
+
+__all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
+
+
+def declines(problem: Problem) -> str | None:
+    """Problems that are not its own, and those where another algorithm is about as fast, or faster.
+
+    The batch is not asked: a sample's bits must not depend on it. Measured on images of 1 x 1 to 224 x 224, batches of 1 to
+    100; the figures are its speed relative to the other algorithm's.
+
+    ==========================================  ======================================================================
+    summed channels (dy's filters) below 8      direct, 3 channels: 0.8-1.3; from 8 channels on 1.1-1.8, 64 1.3-3.1
+    filters (of a gradient, x's channels) to 8  pixels in lanes (:mod:`konv.engine.grouped`), 8 filters: 0.3-0.85
+    fewer than 6 outputs in a tile, on average  direct, 2 x 2 images: 0.8-2.1, 36 products where 36 are needed; of what is
+                                                taken, one image of 3 x 3 or 4 x 4 gains least: 0.93-1.8, 1.0-1.8
+    ==========================================  ======================================================================
+    """
+    g, gradient = problem.geometry, problem.kind == "input_gradient"
+    if problem.kind == "weight_gradient":
+        return "the weight gradient is a sum over pixels, not over the taps of a tile"
+    if getattr(problem, "exact", False):
+        return "an exact sum is asked for: its error is about twice a direct sum's, and one NaN may fill a 4 x 4 tile"
+    if problem.dtype != "float32":
+        return f"computes in float32, not {problem.dtype}"
+    if g.axes != 2 or g.kernel != (TAPS, TAPS):
+        return f"its kernels are 3 x 3, in 2-D, not {' x '.join(map(str, g.kernel))}"
+    for name, value in [("stride", g.stride), ("dilation", g.dilation), ("groups", (g.groups,))]:
+        if set(value) != {1}:
+            return f"its {name} is 1, not {' x '.join(map(str, value))}"
+    channels, filters, output = (g.filters, g.channels, g.spatial) if gradient else (g.channels, g.filters, g.output)
+    if channels < LEAST_CHANNELS:
+        return f"{channels} channels to sum, fewer than {LEAST_CHANNELS}: the transforms cost more than they save"
+    if filters < LEAST_FILTERS:
+        return f"{filters} filters, fewer than {LEAST_FILTERS}: pixels fill vectors better than filters do"
+    tiles = -(-output[0] // OUTPUTS) * -(-output[1] // OUTPUTS)
+    if output[0] * output[1] < LEAST_OUTPUTS * tiles:
+        return f"{output[0]} x {output[1]} outputs fill less than {LEAST_OUTPUTS} of a tile's {OUTPUTS * OUTPUTS} cells"
+    return None
+
+
+def workspace(problem: Problem) -> int:
+    """Bytes borrowed while it runs."""
+    if problem.kind == "weight_gradient":
+        return weights.workspace(problem.geometry, problem.dtype)
+    return _prepare(problem.geometry, problem.kind == "input_gradient", get_threads()).size
+
+
+def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
+    """Write conv(x, w) + b into ``out`` (N, F, *output)."""
+    _run(x, w, b, g, False, out)
+
+
+def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dx (N, C, *spatial) into ``out``."""
+    _run(dy, w, None, g, True, out)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A convolution's jobs, and the workspace they share.
+
+    Attributes
+    ----------
+    transform : the filters to points, ahead of the rest; None where each piece transforms what it needs
+    multiply : everything else
+    no_bias : zeros for the filters of all panels
+    filter_cells : cells of the transformed filters; the slots lie behind them
+    threads : that ``multiply`` uses, each with a slot
+    size : bytes of the workspace
+    """
+
+    transform: Job | None
+    multiply: Job
+    no_bias: np.ndarray
+    filter_cells: int
+    threads: int
+    size: int
+
+
+@functools.lru_cache(maxsize=512)
+def _prepare(g: Geometry, transposed: bool, threads: int) -> Prepared:
+    host = machine()
+    lanes, (vectors, most) = host.lanes("float32"), host.tile
+    channels, filters = (g.filters, g.channels) if transposed else (g.channels, g.filters)
+    vectors = min(vectors, -(-filters // lanes))  # 16 filters at 28 pixels: 1.6 times as fast as half a panel of zeros
+    spatial, output = (g.output, g.spatial) if transposed else (g.spatial, g.output)
+    pad_height, pad_width = [TAPS - 1 - low if transposed else low for low, _ in g.padding]
+    strides = {
+        "filter_stride": TAPS * TAPS * (1 if transposed else g.channels),
+        "channel_stride": TAPS * TAPS * (g.channels if transposed else 1),
+    }
+
+    tile_rows, tile_columns = (-(-length // OUTPUTS) for length in output)
+    all_rows = g.batch * tile_rows
+    column_blocks, block_columns = _evenly(tile_columns, BLOCK_TILES)
+    row_blocks, block_rows = _evenly(all_rows, max(1, BLOCK_TILES // block_columns))
+    blocks = row_blocks * column_blocks
+    group = _group(block_rows * block_columns, most)
+    tiles = -(-block_rows * block_columns // group) * group
+
+    panels = -(-filters // (lanes * vectors))
+    part_panels = panels
+    while blocks * -(-panels // part_panels) < 2 * threads and part_panels > 1:
+        part_panels = -(-part_panels // 2)  # each part transforms the block's inputs again: 3 % for 256 filters
+    parts = -(-panels // part_panels)
+    vectors_of_channels = -(-channels // lanes)
+    chunks, chunk_vectors = _evenly(vectors_of_channels, DEPTH // lanes)
+
+    input_plane, sums_plane = tiles * DEPTH + SPREAD, tiles * lanes * vectors + SPREAD
+    filter_plane = chunk_vectors * lanes * lanes * vectors + SPREAD
+    pitch = -(-(block_columns * OUTPUTS + TAPS - 1) // lanes) * lanes
+    ahead = blocks > FEW_BLOCKS
+    strip_at = chunks * POINTS * input_plane
+    sums_at = strip_at + SPAN * pitch * lanes
+    filters_at = sums_at + POINTS * sums_plane
+    slot_size = filters_at + (0 if ahead else POINTS * filter_plane)
+
+    shared = {
+        **strides,
+        "filters": filters,
+        "channels": channels,
+        "chunks": chunks,
+        "chunk_channels": chunk_vectors * lanes,
+    }
+    transform, filter_cells, source = None, 0, "flipped taps" if transposed else "taps"
+    if ahead:
+        filter_cells, source = panels * chunks * POINTS * filter_plane, "points"
+        transform = Job(filters_to_points(lanes, vectors, transposed), panels * chunks, plane=filter_plane, **shared)
+    multiply = Job(
+        winograd(lanes, vectors, group, source), blocks * parts, slot_size=slot_size, strip_at=strip_at, sums_at=sums_at,
+        filters_at=filters_at, x_height=spatial[0], x_width=spatial[1], pad_height=pad_height, pad_width=pad_width,
+        out_height=output[0], out_width=output[1], tile_rows=tile_rows, tile_columns=tile_columns, all_rows=all_rows,
+        block_rows=block_rows, block_columns=block_columns, column_blocks=column_blocks, part_panels=part_panels,
+        panels=panels, parts=parts, input_plane=input_plane, sums_plane=sums_plane, filter_plane=filter_plane, pitch=pitch,
+        **shared,
+    )  # fmt: skip
+    used = width(multiply.pieces, blocks * tiles * POINTS * channels * filters)
+    no_bias = np.zeros(panels * lanes * vectors, np.float32)
+    return Prepared(transform, multiply, no_bias, filter_cells, used, (filter_cells + used * slot_size) * 4)
+
+
+def _evenly(n: int, most: int) -> tuple[int, int]:
+    """How many parts of at most ``most`` n is cut into, and the size of each (of the last: at most that)."""
+    size = -(-n // -(-n // most))
+    return -(-n // size), size
+
+
+def _group(tiles: int, most: int) -> int:
+    """Tiles in registers at once: few values, each is a kernel to compile, and little waste in a block's last group.
+
+    One step of a group takes about as many cycles as it has tiles, and one more.
+    """
+    if tiles <= most * 2 // 7:
+        return most * 2 // 7
+    return min((most, most * 4 // 5, most * 4 // 7), key=lambda group: -(-tiles // group) * (group + 1))
+
+
+def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transposed: bool, out: np.ndarray) -> None:
+    if out.size == 0:
+        return
+    x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
+    target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
+    job = _prepare(g, transposed, get_threads())
+    bias = job.no_bias
+    if b is not None:
+        bias = np.zeros_like(bias)
+        bias[: len(b)] = b
+    with memory.workspace(job.size) as points:
+        if job.transform is not None:
+            job.transform.run(width(job.transform.pieces, job.filter_cells), w=address(w), points=points)
+        job.multiply.run(
+            job.threads, x=address(x), w=address(w), bias=address(bias), y=address(target), points=points,
+            slots=points + job.filter_cells * bias.itemsize,
+        )  # fmt: skip
+    if target is not out:
+        out[...] = target

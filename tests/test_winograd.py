@@ -1,0 +1,397 @@
+"""Winograd's algorithm: its identity in exact arithmetic, its kernels on NumPy and compiled, its error, its hostile inputs."""
+
+import contextlib
+import functools
+from decimal import Decimal, localcontext
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import konv
+from compare import assert_same_bits
+from konv import textbook
+from konv.engine import winograd as algorithm
+from konv.engine.plan import Problem
+from konv.engine.simd import ArrayPointer
+from konv.engine.winograd_kernels import (
+    OUTPUTS,
+    POINTS,
+    SPAN,
+    TAPS,
+    both_axes,
+    filter_column,
+    filters_to_points,
+    input_column,
+    output_column,
+    winograd,
+)
+from konv.geometry import geometry
+from strategies import seeds
+from test_guard_page import guarded
+
+UNIT = np.finfo(np.float32).eps / 2
+
+
+class Root:
+    """Exact numbers a + r * sqrt(2) with rational a and r."""
+
+    def __init__(self, a, r=0):
+        self.a, self.r = Fraction(a), Fraction(r)
+
+    def __add__(self, other):
+        return Root(self.a + other.a, self.r + other.r)
+
+    def __sub__(self, other):
+        return Root(self.a - other.a, self.r - other.r)
+
+    def __mul__(self, other):
+        return Root(self.a * other.a + 2 * self.r * other.r, self.a * other.r + self.r * other.a)
+
+    def __eq__(self, other):
+        return (self.a, self.r) == (other.a, other.r)
+
+    def __repr__(self):
+        return f"{self.a} + {self.r} sqrt(2)"
+
+
+def matrix(formula, columns, number):
+    """The matrix of a linear formula: its values at the unit vectors, as rows of ``number``s."""
+    units = [[number(int(i == j)) for i in range(columns)] for j in range(columns)]
+    return [list(row) for row in zip(*(formula(unit, number) for unit in units))]
+
+
+@functools.cache
+def magnitudes():
+    """Absolute values of B^T, G and A^T in float64."""
+
+    def number(a, r=0):
+        return float(a) + float(r) * 2**0.5
+
+    return [
+        np.abs(np.array(matrix(formula, n, number)))
+        for formula, n in [(input_column, SPAN), (filter_column, TAPS), (output_column, SPAN)]
+    ]
+
+
+def test_the_identity_holds_exactly_in_one_dimension():
+    """``sum over points of A^T[o, p] G[p, t] B^T[p, i]`` is 1 where ``i == o + t``, else 0: numbers a + r sqrt(2)."""
+    bt, g, at = matrix(input_column, SPAN, Root), matrix(filter_column, TAPS, Root), matrix(output_column, SPAN, Root)
+    for o in range(OUTPUTS):
+        for t in range(TAPS):
+            for i in range(SPAN):
+                total = Root(0)
+                for p in range(SPAN):
+                    total = total + at[o][p] * g[p][t] * bt[p][i]
+                assert total == Root(int(i == o + t)), (o, t, i)
+
+
+def test_the_identity_holds_in_two_dimensions():
+    """A tile in decimal arithmetic of 50 digits."""
+    rng = np.random.default_rng(0)
+    cells, taps = rng.integers(-9, 10, (SPAN, SPAN)), rng.integers(-9, 10, (TAPS, TAPS))
+    with localcontext() as context:
+        context.prec = 50
+
+        def decimal(a):
+            return Decimal(Fraction(a).numerator) / Decimal(Fraction(a).denominator)
+
+        def number(a, r=0):
+            return decimal(a) + decimal(r) * Decimal(2).sqrt()
+
+        v = both_axes(input_column, [[Decimal(int(a)) for a in row] for row in cells], number)
+        u = both_axes(filter_column, [[Decimal(int(a)) for a in row] for row in taps], number)
+        products = [[a * b for a, b in zip(*rows)] for rows in zip(u, v)]
+        outputs = both_axes(output_column, products, number)
+        for i in range(OUTPUTS):
+            for j in range(OUTPUTS):
+                expected = int((cells[i : i + TAPS, j : j + TAPS] * taps).sum())
+                assert abs(outputs[i][j] - expected) <= Decimal(10) ** -45
+
+
+def error_bound(x, w, b, padding):
+    """How far float32 may be from exact, for each output: roundings times the sum of absolute values met on the way.
+
+    Every number on the way is a sum of products, |y'| <= |A|^T [sum of (|G| |w| |G|^T) (|B|^T |x| |B|)] |A| with each of at
+    most ``depth`` roundings on its longest path: 4 for each of the six passes of a transform and for its rounded constants,
+    one for each channel, one for the bias (Higham, *Accuracy and Stability*, ch. 3.1; ch. 3.5 for products of matrices).
+    """
+    bt, g, at = magnitudes()
+    depth = 6 * (4 + 2) + x.shape[1] + 2
+    gamma = depth * UNIT / (1 - depth * UNIT)
+    (low_h, high_h), (low_w, high_w) = padding
+    n, c, height, width = x.shape
+    out_h, out_w = height + low_h + high_h - 2, width + low_w + high_w - 2
+    rows, columns = -(-out_h // OUTPUTS), -(-out_w // OUTPUTS)
+    padded = np.zeros((n, c, rows * OUTPUTS + 2, columns * OUTPUTS + 2))
+    padded[:, :, low_h : low_h + height, low_w : low_w + width][...] = np.abs(x)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (SPAN, SPAN), (2, 3))[:, :, ::OUTPUTS, ::OUTPUTS]
+    v = np.einsum("pi,nchwij,qj->nchwpq", bt, windows, bt, optimize=True)
+    u = np.einsum("pi,fcij,qj->fcpq", g, np.abs(w), g, optimize=True)
+    y = np.einsum("op,nchwpq,fcpq,rq->nfhowr", at, v, u, at, optimize=True)
+    y = y.reshape(n, len(w), rows * OUTPUTS, columns * OUTPUTS)[:, :, :out_h, :out_w]
+    return gamma * (y + (0 if b is None else np.abs(b).reshape(-1, 1, 1)))
+
+
+def assert_within(actual, expected, bound):
+    assert actual.dtype == np.float32 and actual.shape == expected.shape
+    assert np.isfinite(bound).all()
+    assert (np.abs(actual - expected) <= bound).all(), np.abs((actual - expected) / bound).max()
+
+
+def run(x, w, b, padding, threads=None):
+    g = geometry(x.shape, w.shape, padding=padding)
+    out = np.full(g.output_shape, np.nan, x.dtype)
+    algorithm.forward(x, w, b, g, out)
+    return out
+
+
+def run_gradient(dy, w, x_shape, padding):
+    g = geometry(x_shape, w.shape, padding=padding)
+    out = np.full(x_shape, np.nan, dy.dtype)
+    algorithm.input_gradient(dy, w, g, out)
+    return out
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def wide(*arrays):
+    return [None if a is None else a.astype(np.float64) for a in arrays]
+
+
+@st.composite
+def layers(draw):
+    """x shape, filters, padding, whether there is a bias: 3 x 3, every tail."""
+    padding = tuple((draw(st.integers(0, 4)), draw(st.integers(0, 4))) for _ in range(2))
+    sizes = [draw(st.integers(max(1, 3 - low - high), 21)) for low, high in padding]
+    channels, filters = draw(st.sampled_from([1, 3, 16, 17, 65, 130])), draw(st.sampled_from([1, 5, 32, 33]))
+    return (draw(st.integers(1, 4)), channels, *sizes), filters, padding, draw(st.booleans())
+
+
+@settings(max_examples=40)
+@given(layers(), seeds)
+def test_forward_and_input_gradient(layer, seed):
+    x_shape, filters, padding, has_bias = layer
+    rng = np.random.default_rng(seed)
+    x, w = normal(rng, *x_shape), normal(rng, filters, x_shape[1], TAPS, TAPS)
+    b = normal(rng, filters) if has_bias else None
+    expected = textbook.conv(*wide(x, w, b), padding=padding)
+    assert_within(run(x, w, b, padding), expected, error_bound(x, w, b, padding))
+    dy = normal(rng, *expected.shape)
+    expected, _, _ = textbook.conv_backward(*wide(dy, x, w), padding=padding)
+    back = [(TAPS - 1 - low, TAPS - 1 - high) for low, high in padding]
+    mirrored = np.ascontiguousarray(w.swapaxes(0, 1)[:, :, ::-1, ::-1])
+    rows, columns = (slice(max(0, -low), n - max(0, -high)) for (low, high), n in zip(back, dy.shape[2:]))
+    cut = dy[:, :, rows, columns]
+    kept = [(max(0, low), max(0, high)) for low, high in back]
+    assert_within(run_gradient(dy, w, x_shape, padding), expected, error_bound(cut, mirrored, None, kept))
+
+
+@pytest.mark.parametrize("images, channels, filters, size", [(8, 64, 64, 28), (2, 256, 64, 14), (1, 512, 32, 7)])
+def test_error_is_as_stated(images, channels, filters, size):
+    """Under 3e-6 of the largest output; the algorithm's docstring says so."""
+    rng = np.random.default_rng(0)
+    x, w = normal(rng, images, channels, size, size), normal(rng, filters, channels, TAPS, TAPS)
+    expected = textbook.conv(*wide(x, w), padding=1)
+    assert np.abs(run(x, w, None, 1) - expected).max() <= 3e-6 * np.abs(expected).max()
+
+
+@pytest.fixture
+def threads():
+    before = konv.get_threads()
+    yield konv.set_threads
+    konv.set_threads(before)
+
+
+@pytest.mark.parametrize("shape, filters", [((5, 40, 14, 14), 70), ((9, 130, 7, 7), 40), ((1, 16, 33, 190), 33)])
+def test_bits_do_not_depend_on_threads_or_batch(threads, shape, filters):
+    rng = np.random.default_rng(1)
+    x, w, b = normal(rng, *shape), normal(rng, filters, shape[1], TAPS, TAPS), normal(rng, filters)
+    threads(1)
+    y = run(x, w, b, 1)
+    dx = run_gradient(y, w, shape, 1)
+    for n in (2, 3, 7):
+        threads(n)
+        assert_same_bits(run(x, w, b, 1), y)
+        assert_same_bits(run_gradient(y, w, shape, 1), dx)
+    for i in {0, shape[0] - 1}:
+        assert_same_bits(run(x[i : i + 1], w, b, 1)[0], y[i])
+        assert_same_bits(run_gradient(y[i : i + 1], w, (1, *shape[1:]), 1)[0], dx[i])
+
+
+@pytest.mark.parametrize("end", [True, False], ids=["page after", "page before"])
+@pytest.mark.parametrize("x_shape, filters, padding", [
+    ((1, 1, 3, 3), 1, 0), ((2, 3, 13, 9), 4, 1), ((1, 17, 8, 8), 33, ((2, 0), (0, 4))), ((7, 65, 7, 7), 5, 1),
+    ((1, 2, 5, 100), 3, 1), ((1, 2, 5, 14), 3, 1),
+])  # fmt: skip
+def test_guard_pages(x_shape, filters, padding, end):
+    rng = np.random.default_rng(0)
+    x, w, b = normal(rng, *x_shape), normal(rng, filters, x_shape[1], TAPS, TAPS), normal(rng, filters)
+    expected = run(x, w, b, padding)
+    g = geometry(x_shape, w.shape, padding=padding)
+    out = guarded(np.full(expected.shape, np.nan, np.float32), end)
+    algorithm.forward(*(guarded(a, end) for a in (x, w, b)), g, out)
+    assert_same_bits(out.copy(), expected)
+    back = guarded(np.full(x_shape, np.nan, np.float32), end)
+    algorithm.input_gradient(guarded(expected, end), guarded(w, end), g, back)
+    assert_same_bits(back.copy(), run_gradient(expected, w, x_shape, padding))
+
+
+def test_any_memory_layout():
+    rng = np.random.default_rng(0)
+    x, w, b = normal(rng, 2, 5, 9, 8), normal(rng, 6, 5, TAPS, TAPS), normal(rng, 6)
+    g = geometry(x.shape, w.shape, padding=1)
+    out = np.full((2, 9, 8, 6), np.nan, np.float32).transpose(0, 3, 1, 2)
+    last = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    algorithm.forward(last, w[:, :, ::-1][:, :, ::-1], b, g, out)
+    assert_same_bits(out.copy(order="C"), run(x, w, b, 1))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_no_number_is_lost(value):
+    """NaN or infinity is seen in every output that reads it, and in none outside the tiles that do."""
+    rng = np.random.default_rng(0)
+    w = normal(rng, 3, 2, TAPS, TAPS)
+    for place in np.ndindex(9, 10):
+        x = normal(rng, 1, 2, 9, 10)
+        x[(0, 1, *place)] = value
+        finite = np.isfinite(run(x, w, None, 1))
+        for i, j in np.ndindex(9, 10):
+            reads = abs(i - place[0]) <= 1 and abs(j - place[1]) <= 1
+            tile = (i // OUTPUTS * OUTPUTS, j // OUTPUTS * OUTPUTS)
+            near = all(t - 1 <= p <= t + OUTPUTS for t, p in zip(tile, place))
+            assert not reads or not finite[0, :, i, j].any(), (place, i, j)
+            assert near or finite[0, :, i, j].all(), (place, i, j)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("tap", list(np.ndindex(TAPS, TAPS)))
+def test_no_weight_is_lost(value, tap):
+    rng = np.random.default_rng(0)
+    x, w = normal(rng, 1, 3, 8, 8), normal(rng, 4, 3, TAPS, TAPS)
+    w[(2, 1, *tap)] = value
+    y = run(x, w, None, 0)
+    assert not np.isfinite(y[:, 2]).any() and np.isfinite(y[:, [0, 1, 3]]).all()
+    dx = run_gradient(np.ones_like(y), w, x.shape, 0)
+    expected = textbook.conv_backward(np.ones(y.shape), *wide(x, w), padding=0)[0]
+    assert not np.isfinite(dx[~np.isfinite(expected)]).any() and np.isfinite(dx[:, [0, 2]]).all()
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("lanes", [4, 16])
+def test_filters_on_numpy(lanes, flipped):
+    """The kernel's text in plain Python gives ``G w G^T``, for a panel with fewer filters than lanes too."""
+    filters, channels, chunk_channels = lanes + 3, 5, 4
+    width, plane = 2 * lanes, 4 * 2 * lanes + 16
+    w = normal(np.random.default_rng(0), filters, channels, TAPS, TAPS)
+    out = np.full(2 * POINTS * plane, np.nan, np.float32)
+    for piece in range(2):
+        filters_to_points.text(lanes, 2, flipped)(
+            piece, 0, ArrayPointer(w.ravel()), ArrayPointer(out), filter_stride=channels * 9, channel_stride=9,
+            filters=filters, channels=channels, chunks=2, chunk_channels=chunk_channels, plane=plane,
+        )  # fmt: skip
+
+    def number(a, r=0):
+        return float(a) + float(r) * 2**0.5
+
+    g = np.array(matrix(filter_column, TAPS, number))
+    taps = w[:, :, ::-1, ::-1] if flipped else w
+    expected = np.einsum("pi,fcij,qj->pqcf", g, taps.astype(np.float64), g).reshape(POINTS, channels, filters)
+    points = out.reshape(2, POINTS, plane)[:, :, : chunk_channels * width].reshape(2, POINTS, chunk_channels, width)
+    for chunk, first, count in [(0, 0, 4), (1, 4, 1)]:
+        actual = points[chunk, :, :count, :filters]
+        assert (np.abs(actual - expected[:, first : first + count]) <= 1e-5).all()
+
+
+class Space(ArrayPointer):
+    """A workspace of NumPy's: moved by bytes, as an address is."""
+
+    def __add__(self, size):
+        return self.at(size // 4)
+
+
+class PlainJob:
+    """A job whose kernel is a text."""
+
+    def __init__(self, text, pieces, **numbers):
+        self.text, self.pieces, self.numbers = text, pieces, numbers
+
+    def run(self, threads, **pointers):
+        for piece in range(self.pieces):
+            self.text(piece, 0, **self.numbers, **pointers)
+
+
+def run_texts(monkeypatch):
+    """From here on the algorithm runs its kernels' texts."""
+
+    @contextlib.contextmanager
+    def workspace(size):
+        yield Space(np.full(size // 4, np.nan, np.float32))
+
+    monkeypatch.setattr(algorithm.memory, "workspace", workspace)
+    monkeypatch.setattr(algorithm, "_prepare", algorithm._prepare.__wrapped__)
+    monkeypatch.setattr(algorithm, "Job", PlainJob)
+    monkeypatch.setattr(algorithm, "address", lambda array: ArrayPointer(array.reshape(-1)))
+    monkeypatch.setattr(algorithm, "winograd", winograd.text)
+    monkeypatch.setattr(algorithm, "filters_to_points", filters_to_points.text)
+
+
+@pytest.mark.parametrize("few_blocks", [0, 2])
+@pytest.mark.parametrize("shape, filters", [((2, 3, 7, 5), 5), ((1, 17, 6, 10), 20)])
+def test_text_on_numpy_equals_compiled(monkeypatch, shape, filters, few_blocks):
+    """The whole algorithm with every kernel run as its text, in plain Python: NumPy rounds products, machine code does not."""
+    rng = np.random.default_rng(0)
+    x, w, b = normal(rng, *shape), normal(rng, filters, shape[1], TAPS, TAPS), normal(rng, filters)
+    dy = normal(rng, shape[0], filters, *shape[2:])
+    compiled = [run(x, w, b, 1), run_gradient(dy, w, shape, 1)]
+    monkeypatch.setattr(algorithm, "FEW_BLOCKS", few_blocks)
+    run_texts(monkeypatch)
+    plain = [run(x, w, b, 1), run_gradient(dy, w, shape, 1)]
+    for actual, expected in zip(plain, compiled):
+        assert (np.abs(actual - expected) <= 1e-5 * np.abs(expected).max()).all()
+
+
+@pytest.mark.parametrize("change, reason", [
+    (dict(dtype="float64"), "float64"), (dict(stride=2), "stride"), (dict(dilation=2), "dilation"), (dict(groups=2), "groups"),
+    (dict(w_shape=(16, 16, 3, 5)), "3 x 3"), (dict(x_shape=(1, 16, 9), w_shape=(16, 16, 3)), "2-D"),
+    (dict(x_shape=(1, 3, 32, 32), w_shape=(16, 3, 3, 3)), "channels"),
+    (dict(w_shape=(8, 16, 3, 3)), "filters"), (dict(kind="input_gradient", w_shape=(7, 16, 3, 3)), "channels"),
+ (dict(x_shape=(1, 16, 3, 3)), "outputs"),
+    (dict(kind="weight_gradient"), "weight"),
+])  # fmt: skip
+def test_declines_with_a_reason(change, reason):
+    options = dict(x_shape=(1, 16, 32, 32), w_shape=(16, 16, 3, 3), kind="forward", dtype="float32")
+    assert algorithm.declines(problem(**options)) is None
+    options.update(change)
+    if options.get("groups") == 2:
+        options["w_shape"] = (16, 8, 3, 3)
+    assert reason in algorithm.declines(problem(**options))
+
+
+def test_declines_what_must_be_exact():
+    asked = problem((1, 16, 32, 32), (16, 16, 3, 3), "forward", "float32")
+    object.__setattr__(asked, "exact", True)
+    assert "exact" in algorithm.declines(asked)
+
+
+@pytest.mark.parametrize("size", range(3, 12))
+def test_choice_does_not_depend_on_the_batch(size):
+    """Else a sample's bits would."""
+    answers = {
+        algorithm.declines(problem((n, 16, size, size), (16, 16, 3, 3), "forward", "float32")) for n in (1, 2, 100)
+    }
+    assert len(answers) == 1
+
+
+def problem(x_shape, w_shape, kind, dtype, **options):
+    return Problem(kind, geometry(x_shape, w_shape, **options), dtype)
+
+
+def test_empty_batch():
+    x, w = np.zeros((0, 8, 9, 9), np.float32), np.ones((4, 8, TAPS, TAPS), np.float32)
+    assert run(x, w, None, 1).shape == (0, 4, 9, 9)
+    assert run_gradient(np.zeros((0, 4, 9, 9), np.float32), w, x.shape, 1).shape == x.shape
