@@ -15,7 +15,8 @@ from __future__ import annotations
 from konv.engine.compile import kernel
 from konv.engine.simd import Variable, fma, loop, maximum, minimum, shuffle, splat, transpose, within
 
-BLOCK_TAPS = 192  # sums of so many products are added up: the error falls 2-4 times; 512 leaves 64 channels x 9 taps whole
+# Sums of so many products are added up: the error falls 2-4 times. 512 would leave 64 channels x 9 taps nearly whole.
+BLOCK_TAPS = 192
 
 
 @kernel
