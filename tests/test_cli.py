@@ -53,7 +53,7 @@ def one_line_error(stderr):
 # Help
 
 
-COMMANDS = ["train", "predict", "check", "info"]
+COMMANDS = ["bench", "train", "predict", "check", "info"]
 
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], []], ids=["--help", "-h", "nothing"])

@@ -19,7 +19,19 @@ VECTOR_FEATURES = (
     *("avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512vnni", "avx512bf16", "avx512fp16", "amx-bf16"),
     *("avx2", "fma", "f16c", "avx", "sse4.2", "sve2", "sve", "neon", "fullfp16", "bf16", "dotprod"),
 )
-PACKAGES = ("numpy", "numba", "llvmlite", "torch", "ml-dtypes", "scikit-learn", "matplotlib", "pillow", "pooch")
+PACKAGES = (
+    "numpy",
+    "numba",
+    "llvmlite",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "ml-dtypes",
+    "scikit-learn",
+    "matplotlib",
+    "pillow",
+    "pooch",
+)
 
 
 @dataclass(frozen=True, eq=False)
