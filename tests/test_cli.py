@@ -338,7 +338,7 @@ def test_control_c_in_a_real_process(tmp_path):
         while not (tmp_path / "run/checkpoint.npz").exists() and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=30)
+        out, err = child.communicate(timeout=120)
     assert child.returncode == 130, out + err
     assert re.search(
         r"interrupted after epoch \d+ of 5000\. Go on with: konv train --resume run\n", one_line_error(err)
