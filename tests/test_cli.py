@@ -334,7 +334,7 @@ def test_control_c_in_a_real_process(tmp_path):
     command = [sys.executable, "-m", "konv", "train", "--epochs", "5000", "--batch-size", "400", "--output", "run"]
     environment = {**os.environ, **ENVIRONMENT}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (tmp_path / "run/checkpoint.npz").exists() and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         child.send_signal(signal.SIGINT)
