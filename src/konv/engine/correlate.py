@@ -47,18 +47,20 @@ def panels(dtype, lanes, vectors):
 def correlate(x_dtype, y_dtype, lanes, vectors, pixels, stride, contiguous):
     """The correlation. A piece is (image, group, depth, block of rows, block of columns, part of the panels).
 
-    ``stride`` is the step between the inputs of neighbouring pixels. Without ``contiguous`` their outputs lie ``y_step`` apart.
+    ``stride`` is the step between the inputs of neighbouring pixels, 0 for one that is told at run time.
+    Without ``contiguous`` their outputs lie ``y_step`` apart.
     """
     wide = "float64" if x_dtype == "float64" else "float32"
     width, half = lanes * vectors, pixels // 2
 
     def text(
         piece, slot, x, weights, bias, y, workspace, offsets, depth_cells,
-        slot_size, groups, channels, x_depth, x_height, x_width, pad_depth, pad_height, pad_width,
+        step, slot_size, groups, channels, x_depth, x_height, x_width, pad_depth, pad_height, pad_width,
         depth_taps, stride_depth, stride_height, taps, filters, group_panels, part_panels, parts,
         out_depth, out_height, out_width, block_rows, row_blocks, block_columns, column_blocks, rows, row_cells,
         y_start, y_image, y_filter, y_depth, y_row, y_step,
     ):  # fmt: skip
+        step = stride or step
         part, rest = piece % parts, piece // parts
         column_block, rest = rest % column_blocks, rest // column_blocks
         row_block, rest = rest % row_blocks, rest // row_blocks
@@ -76,7 +78,7 @@ def correlate(x_dtype, y_dtype, lanes, vectors, pixels, stride, contiguous):
                     h = first_row * stride_height + r - pad_height
                     inside = within(d, x_depth) * within(h, x_height)
                     line = (((image * groups + group) * channels + c) * x_depth + d) * x_height + h
-                    start = first_column * stride - pad_width
+                    start = first_column * step - pad_width
                     for q in loop((row_cells + (lanes - 1)) // lanes):
                         cell = start + q * lanes
                         values = x.vec(line * x_width + cell, lanes, count=(x_width - cell) * inside, start=-cell)
@@ -95,7 +97,7 @@ def correlate(x_dtype, y_dtype, lanes, vectors, pixels, stride, contiguous):
                 for z in range(2):
                     t = minimum(pair * 2 + z, total - 1)
                     r, c = t // halves, minimum((t % halves) * half, maximum(out_columns - half, 0))
-                    starts.append(source.at(r * stride_height * row_cells + c * stride))
+                    starts.append(source.at(r * stride_height * row_cells + c * step))
                     column = (first_column + c) * (1 if contiguous else y_step)
                     targets.append(
                         y_start + image * y_image + filter_ * y_filter + depth * y_depth
@@ -111,7 +113,7 @@ def correlate(x_dtype, y_dtype, lanes, vectors, pixels, stride, contiguous):
                         row = [block.vec(k * width + lanes * j, lanes) for j in range(vectors)]
                         ends = [start.at(offsets[k]) for start in starts]
                         for i in range(pixels):
-                            pixel = splat(ends[i // half][stride * (i % half)], lanes)
+                            pixel = splat(ends[i // half][step * (i % half)], lanes)
                             for j in range(vectors):
                                 a = part_sums[vectors * i + j]
                                 a.set(fma(pixel, row[j], a.get()))

@@ -122,6 +122,11 @@ def leaves_cells(g: Geometry) -> bool:
     return not all(axis.taps for axes in gradient_axes(g) for axis in axes)
 
 
+def compiled_stride(row: Axis) -> int:
+    """The stride that a kernel is compiled for: one of the usual ones, or 0 for any (told at run time)."""
+    return row.stride if row.stride <= 2 else 0
+
+
 def axes_of(g: Geometry, phase: int) -> Axes:
     """The axes of the forward correlation (``FORWARD``), or of a phase of the input gradient."""
     return forward_axes(g) if phase == FORWARD else gradient_axes(g)[phase]
@@ -206,7 +211,8 @@ def _correlation(g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: i
         filters=filters, group_panels=group_panels, taps=len(offsets),
     )  # fmt: skip
     multiply = Job(
-        correlate(x_dtype, y_dtype, lanes, vectors, pixels, row.stride, row.step == 1), blocks * parts, slot_size=slot_size,
+        correlate(x_dtype, y_dtype, lanes, vectors, pixels, compiled_stride(row), row.step == 1),
+        blocks * parts, step=row.stride, slot_size=slot_size,
         groups=g.groups, channels=channels, x_depth=depth.length, x_height=height.length, x_width=row.length,
         pad_depth=depth.pad, pad_height=height.pad, pad_width=row.pad, depth_taps=len(depth.taps), stride_depth=depth.stride,
         stride_height=height.stride, taps=len(offsets), filters=filters, group_panels=group_panels, part_panels=part_panels,

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from konv.engine import columns, direct, memory
-from konv.engine.direct import FORWARD, FORWARD_ONLY, Axes, axes_of, forward_axes, gradient_phases, leaves_cells
+from konv.engine.direct import (
+    FORWARD,
+    FORWARD_ONLY,
+    Axes,
+    axes_of,
+    compiled_stride,
+    forward_axes,
+    gradient_phases,
+    leaves_cells,
+)
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.planes import accumulate_planes, correlate_planes
@@ -161,8 +170,9 @@ def _planes(g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: int) -
     spatial = (1,) * (3 - g.axes) + (g.spatial if transposed else g.output)
     y_row, y_depth, y_filter = spatial[2], spatial[1] * spatial[2], math.prod(spatial)
     job = Job(
-        correlate_planes(x_dtype, y_dtype, lanes, tile_filters, tile_rows, tile_columns, row.stride, row.step == 1),
-        g.batch * g.groups * depth.out * row_blocks, slot_size=slot, groups=g.groups, channels=channels, x_depth=depth.length,
+        correlate_planes(x_dtype, y_dtype, lanes, tile_filters, tile_rows, tile_columns, compiled_stride(row), row.step == 1),
+        g.batch * g.groups * depth.out * row_blocks, step=row.stride, slot_size=slot, groups=g.groups,
+        channels=channels, x_depth=depth.length,
         x_height=height.length, x_width=row.length, pad_depth=depth.pad, pad_height=height.pad, pad_width=row.pad,
         depth_taps=len(depth.taps), stride_depth=depth.stride, stride_height=height.stride, taps=len(offsets),
         group_filters=filters, out_depth=depth.out, out_height=height.out, out_width=row.out, block_rows=block_rows,
@@ -204,7 +214,8 @@ def _weights(g: Geometry, dtype: str, threads: int) -> Planes:
     padded = np.concatenate([offsets, np.repeat(offsets[-1:], tiles * TAPS_IN_TILE - len(offsets))])
     slot = -(-(len(depth.taps) * rows * phase_cells * row.stride + lanes) // 16) * 16
     job = Job(
-        accumulate_planes(dtype, lanes, TAPS_IN_TILE, row.stride), g.groups, slot_size=slot, images=g.batch, groups=g.groups,
+        accumulate_planes(dtype, lanes, TAPS_IN_TILE, compiled_stride(row)), g.groups, step=row.stride,
+        slot_size=slot, images=g.batch, groups=g.groups,
         channels=channels, group_filters=filters, x_depth=depth.length, x_height=height.length, x_width=row.length,
         pad_depth=depth.pad, pad_height=height.pad, pad_width=row.pad, depth_taps=len(depth.taps), stride_depth=depth.stride,
         stride_height=height.stride, tap_tiles=tiles, out_depth=depth.out, out_height=height.out, out_width=row.out,

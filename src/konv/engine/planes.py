@@ -22,14 +22,14 @@ def copy_plane(
     for r in loop(rows):
         h = first_row + r
         inside = within(h, height) * exists
-        for phase in range(stride):
+        for phase in loop(stride):
             for q in loop((cells + (lanes - 1)) // lanes):
                 cell = first_cell + phase + q * lanes * stride
                 source = x_start + h * length + cell
                 # lanes l with 0 <= cell + l * stride < length
                 count = lanes_for(length - cell, stride) * inside
                 start = lanes_for(0 - cell, stride)
-                if stride == 1:
+                if isinstance(stride, int) and stride == 1:
                     values = x.vec(source, lanes, count=count, start=start)
                 else:
                     values = x.gather(source, stride, lanes, count=count, start=start)
@@ -48,24 +48,25 @@ def correlate_planes(x_dtype, y_dtype, lanes, filters, rows, columns, stride, co
 
     def text(
         piece, slot, x, weights, bias, y, workspace, offsets, depth_cells,
-        slot_size, groups, channels, x_depth, x_height, x_width, pad_depth, pad_height, pad_width,
+        step, slot_size, groups, channels, x_depth, x_height, x_width, pad_depth, pad_height, pad_width,
         depth_taps, stride_depth, stride_height, taps, group_filters,
         out_depth, out_height, out_width, block_rows, row_blocks, block_input_rows, phase_cells,
         y_start, y_image, y_filter, y_depth, y_row, y_step,
     ):  # fmt: skip
+        step = stride or step
         row_block, rest = piece % row_blocks, piece // row_blocks
         depth, rest = rest % out_depth, rest // out_depth
         group, image = rest % groups, rest // groups
         first_row = row_block * block_rows
         out_rows = minimum(block_rows, out_height - first_row)
-        pitch = phase_cells * stride
+        pitch = phase_cells * step
         source = workspace.at(slot * slot_size)
         for c in loop(channels):
             for j in loop(depth_taps):
                 d = depth * stride_depth + depth_cells[j] - pad_depth
                 plane = (((image * groups + group) * channels + c) * x_depth + d) * x_height * x_width
                 copy_plane(
-                    x, plane, source.at((c * depth_taps + j) * block_input_rows * pitch), pitch, lanes, stride, x_height, x_width,
+                    x, plane, source.at((c * depth_taps + j) * block_input_rows * pitch), pitch, lanes, step, x_height, x_width,
                     first_row * stride_height - pad_height, block_input_rows, 0 - pad_width, phase_cells, within(d, x_depth),
                 )  # fmt: skip
 
@@ -117,10 +118,11 @@ def accumulate_planes(dtype, lanes, taps_in_tile, stride):
 
     def text(
         piece, slot, x, dy, sums, workspace, offsets, depth_cells,
-        slot_size, images, groups, channels, group_filters, x_depth, x_height, x_width, pad_depth, pad_height, pad_width,
+        step, slot_size, images, groups, channels, group_filters, x_depth, x_height, x_width, pad_depth, pad_height, pad_width,
         depth_taps, stride_depth, stride_height, tap_tiles, out_depth, out_height, out_width, input_rows, phase_cells,
     ):  # fmt: skip
-        pitch = phase_cells * stride
+        step = stride or step
+        pitch = phase_cells * step
         source = workspace.at(slot * slot_size)
         first_sum = piece * group_filters * channels * tap_tiles * taps_in_tile * lanes
         for i in loop(group_filters * channels * tap_tiles * taps_in_tile):
@@ -132,7 +134,7 @@ def accumulate_planes(dtype, lanes, taps_in_tile, stride):
                         d = depth * stride_depth + depth_cells[j] - pad_depth
                         plane = (((image * groups + piece) * channels + c) * x_depth + d) * x_height * x_width
                         copy_plane(
-                            x, plane, source.at(j * input_rows * pitch), pitch, lanes, stride, x_height, x_width, 0 - pad_height,
+                            x, plane, source.at(j * input_rows * pitch), pitch, lanes, step, x_height, x_width, 0 - pad_height,
                             input_rows, 0 - pad_width, phase_cells, within(d, x_depth),
                         )  # fmt: skip
                     for f in loop(group_filters):

@@ -374,7 +374,8 @@ def _mask(lanes: int, count: Any, start: Any) -> ir.Value:
     lane = _lane_constants(range(lanes))
 
     def limit(n: Any) -> ir.Value:
-        return splat(Value(_builder.trunc(_integer(n), INT32)), lanes).ir
+        clamped = minimum(maximum(Value(_integer(n)), 0), lanes)  # before it is cut to 32 bits
+        return splat(Value(_builder.trunc(clamped.ir, INT32)), lanes).ir
 
     below = _builder.icmp_signed("<", lane, limit(count))
     return below if start is None else _builder.and_(below, _builder.icmp_signed(">=", lane, limit(start)))
