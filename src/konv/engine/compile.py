@@ -116,7 +116,11 @@ def cache_folder() -> Path:
     """Where compiled kernels are kept: ``$KONV_CACHE``, or ``konv`` in the user's cache folder."""
     if folder := os.environ.get("KONV_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "konv" / "kernels"
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "konv" / "kernels"
+    return (
+        Path(os.path.expanduser("~")) / ".cache" / "konv" / "kernels"
+    )  # "~" stays where there is no home: not writable
 
 
 def _arguments(text: Text) -> tuple[str, ...]:

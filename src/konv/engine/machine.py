@@ -31,6 +31,11 @@ class Machine:
         return self.vector_bytes // (8 if dtype == "float64" else 4)
 
     @property
+    def fused(self) -> bool:
+        """Whether a multiply-add is one instruction. Without it every one would be a call."""
+        return any(f"+{name}" in self.features.split(",") for name in ("fma", "avx512f", "neon", "vfp4"))
+
+    @property
     def tile(self) -> tuple[int, int]:
         """(vectors, pixels) of the register tile: ``vectors * pixels`` accumulators, one pixel, ``vectors`` filters.
 

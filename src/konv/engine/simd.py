@@ -94,6 +94,8 @@ class Variable:
     """A value that run-time loops change."""
 
     def __init__(self, value: Any):
+        if _builder is not None and isinstance(value, int):
+            value = Value(INT64(value))
         self._traced = isinstance(value, Value)
         if self._traced:
             with _builder.goto_entry_block():
@@ -107,7 +109,7 @@ class Variable:
     def set(self, value: Any) -> None:
         """Change the value."""
         if self._traced:
-            _builder.store(value.ir, self._slot)
+            _builder.store(value.ir if isinstance(value, Value) else INT64(value), self._slot)
         else:
             self._value = value
 
@@ -193,15 +195,16 @@ class Pointer:
         return Value(_widened(_builder.load(self.at(i).address, typ=STORED[self.stored]), self.stored))
 
     def __setitem__(self, i: Any, value: Any) -> None:
-        scalar = value.ir if isinstance(value, Value) else STORED[self.stored](value)
+        scalar = value.ir if isinstance(value, Value) else _computed(self.stored)(value)
         _builder.store(_narrowed(scalar, self.stored), self.at(i).address)
 
     def vec(self, i: Any, lanes: int, count: Any = None, start: Any = None) -> Value:
         """Elements i .. i + lanes - 1; lanes outside start .. count - 1 are 0 and their memory is not touched."""
         vector, address, size = ir.VectorType(STORED[self.stored], lanes), self.at(i).address, ITEMSIZE[self.stored]
-        if count is None:
+        if count is None and start is None:
             loaded = _builder.load(address, typ=vector, align=size)
         else:
+            count = lanes if count is None else count
             name = f"llvm.masked.load.{_mangled(vector)}.p0"
             loaded = _call(name, vector, address, INT32(size), _mask(lanes, count, start), _zeros(vector))
         return Value(_widened(loaded, self.stored))
@@ -233,7 +236,7 @@ class Pointer:
 
     def zero(self, lanes: int) -> Value:
         """A vector of zeros of the type that elements are computed in."""
-        return Value(_zeros(ir.VectorType(DOUBLE if self.stored == "float64" else FLOAT, lanes)))
+        return Value(_zeros(ir.VectorType(_computed(self.stored), lanes)))
 
     def prefetch(self, i: Any) -> None:
         """Ask for the cache line of element i."""
@@ -310,6 +313,11 @@ class ArrayPointer:
         return cells
 
 
+def _computed(stored: str) -> ir.Type:
+    """The type that elements are computed in: float32 for the half types."""
+    return FLOAT if stored in ("float16", "bfloat16") else STORED[stored]
+
+
 def _traced(*values: Any) -> bool:
     return any(isinstance(value, Value) for value in values)
 
@@ -327,9 +335,10 @@ def _like(value: Any, other: Value) -> Value:
     kind = other.ir.type
     if isinstance(value, Value):
         return splat(value, other.lanes) if other.lanes and not value.lanes else value
-    return Value(
-        ir.Constant(kind, [float(value)] * kind.count) if isinstance(kind, ir.VectorType) else ir.Constant(kind, value)
-    )
+    if not isinstance(kind, ir.VectorType):
+        return Value(ir.Constant(kind, value))
+    lane = value if isinstance(kind.element, ir.IntType) else float(value)
+    return Value(ir.Constant(kind, [lane] * kind.count))
 
 
 def _binary(name: str, a: Any, b: Any) -> Value:
