@@ -12,7 +12,7 @@ import numpy as np
 def assert_equal(actual, expected, *, nan_equal=False, contiguous=False):
     """The same array: type, shape, dtype and every element. NaN equals NaN only where ``nan_equal``; -0.0 equals 0.0.
 
-    ``contiguous`` asks ``actual`` to be C-contiguous too.
+    ``contiguous`` asks ``actual`` to be C-contiguous too, or with "last" to be so once its channels are moved to the end.
     """
     _assert_same_kind(actual, expected.shape, expected.dtype)
     same = actual == expected
@@ -20,6 +20,7 @@ def assert_equal(actual, expected, *, nan_equal=False, contiguous=False):
         same |= np.isnan(actual) & np.isnan(expected)
     _assert_all(same, actual, expected)
     if contiguous:
+        actual = np.moveaxis(actual, 1, -1) if contiguous == "last" else actual
         assert actual.flags.c_contiguous, f"strides {actual.strides} of shape {actual.shape} are not C-contiguous"
 
 

@@ -73,6 +73,11 @@ def test_contiguity_is_checked_when_asked():
     assert_equal(fortran, RIGHT)
     with pytest.raises(AssertionError, match="C-contiguous"):
         assert_equal(fortran, RIGHT, contiguous=True)
+    last = np.moveaxis(np.zeros((2, 3, 4)), -1, 1)
+    assert_equal(last, np.zeros((2, 4, 3)), contiguous="last")
+    for wrong, layout in ((last, "first"), (last.copy("C"), "last")):
+        with pytest.raises(AssertionError, match="C-contiguous"):
+            assert_equal(wrong, np.zeros((2, 4, 3)), contiguous=layout)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

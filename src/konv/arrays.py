@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,16 @@ FLOAT_TYPES = ("float16", "float32", "float64", "bfloat16")
 _KNOWN = frozenset(
     map(np.dtype, ("float16", "float32", "float64"))
 )  # bfloat16 has no dtype until ml_dtypes is imported
+
+
+@functools.cache
+def dtype_name(dtype: np.dtype) -> str:
+    """``dtype.name``, which NumPy builds anew each time.
+
+    >>> dtype_name(np.dtype(np.float32))
+    'float32'
+    """
+    return dtype.name
 
 
 def accumulator(dtype: np.dtype) -> np.dtype:
@@ -74,16 +85,18 @@ def check_upstream(dy: np.ndarray, expected: tuple[int, ...], name: str = "dy") 
 
 
 def output_array(
-    out: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype, **inputs: np.ndarray | None
+    out: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype, layout: str, **inputs: np.ndarray | None
 ) -> np.ndarray:
-    """``out``, checked to fit the result and to overlap neither an input nor itself; or a new array.
+    """Where a result in ``layout`` is written: ``out``, or a new array where that is None or lies otherwise in memory.
 
-    >>> output_array(np.zeros((2, 3)), (2, 4), np.dtype(np.float64))
+    ``out`` is checked to fit the result, and to overlap neither an input nor itself.
+
+    >>> output_array(np.zeros((2, 3)), (2, 4), np.dtype(np.float64), "first")
     Traceback (most recent call last):
     ValueError: out has shape (2, 3) and dtype float64; the result has (2, 4) and float64
     """
     if out is None:
-        return np.empty(shape, dtype)
+        return empty(shape, dtype, layout)
     if checked_array("out", out).shape != shape or out.dtype != dtype:
         raise ValueError(f"out has shape {out.shape} and dtype {out.dtype}; the result has {shape} and {dtype}")
     if not out.flags.writeable:
@@ -98,4 +111,41 @@ def output_array(
         if stride < reach:
             raise ValueError(f"out has strides {out.strides}: its cells overlap")
         reach += stride * (length - 1)
-    return out
+    fits = out.flags.c_contiguous if layout == "first" else np.moveaxis(out, 1, -1).flags.c_contiguous
+    return out if fits else empty(shape, dtype, layout)
+
+
+def layout_of(array: np.ndarray) -> str:
+    """Which of the two layouts an (N, C, *spatial) array has, or is to be copied to: "first" or "last".
+
+    "last": (N, *spatial, C) is how it lies in memory, without gaps. Where both fit (one channel, or one cell) it is "first".
+
+    >>> image = np.zeros((2, 5, 6, 3))  # N, H, W, C
+    >>> layout_of(np.moveaxis(image, -1, 1)), layout_of(image)
+    ('last', 'first')
+    """
+    if array.flags.c_contiguous or array.ndim < 3:
+        return "first"
+    return "last" if np.moveaxis(array, 1, -1).flags.c_contiguous else "first"
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype, layout: str) -> np.ndarray:
+    """An uninitialised (N, C, *spatial) array, channels first or last in memory.
+
+    >>> empty((2, 3, 5, 6), np.dtype(np.float32), "last").strides
+    (360, 4, 72, 12)
+    """
+    if layout == "first":
+        return np.empty(shape, dtype)
+    return np.moveaxis(np.empty((shape[0], *shape[2:], shape[1]), dtype), -1, 1)
+
+
+def laid_out(array: np.ndarray, layout: str) -> np.ndarray:
+    """The array itself if it is contiguous in ``layout``, else a copy that is.
+
+    >>> laid_out(np.zeros((3, 2)).T, "first").flags.c_contiguous
+    True
+    """
+    if layout == "first":
+        return np.ascontiguousarray(array)
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 1, -1)), -1, 1)

@@ -4,9 +4,11 @@ Every function checks its arrays here and its shapes in :mod:`konv.geometry`, be
 computes. Shared rules:
 
 - x is (N, C, *spatial) with 1, 2 or 3 spatial axes, in any memory layout; N may be 0.
+- Arrays with channels last in memory (``np.moveaxis(nhwc, -1, 1)``) are computed as they are; what they give has its channels
+  last too. All other results are C-contiguous.
 - Elements are float16, float32, float64 or bfloat16 (of ``ml_dtypes``). The result has the dtype of x; half types are
   summed in float32 and rounded once. All arrays of a call share one dtype.
-- Inputs are never written to; results are new, C-contiguous arrays.
+- Inputs are never written to; results are new arrays.
 - ``TypeError``: no NumPy array, or a dtype that is not floating point. ``ValueError``: shapes that do not meet.
 """
 
@@ -21,7 +23,18 @@ from typing import Any
 import numpy as np
 
 from konv import textbook
-from konv.arrays import FLOAT_TYPES, accumulator, check_upstream, checked_array, checked_floats, output_array
+from konv.arrays import (
+    FLOAT_TYPES,
+    accumulator,
+    check_upstream,
+    checked_array,
+    checked_floats,
+    dtype_name,
+    empty,
+    laid_out,
+    layout_of,
+    output_array,
+)
 from konv.engine.plan import choose, problem
 from konv.geometry import Geometry, IntOrAxes, Padding, geometry, per_axis, transposed_geometry, window_geometry
 
@@ -74,10 +87,15 @@ def conv(
     x, w, b = checked_floats(**given)
     g = _geometry(x, w, stride, padding, dilation, groups, padding_mode)
     _check_bias(b, g.filters)
-    y = output_array(out, g.output_shape, x.dtype, **given)
+    layout = layout_of(x)
+    y = output_array(out, g.output_shape, x.dtype, layout, **given)
     x, g = _zero_padded(x, g)
-    choose(problem("forward", g, x.dtype.name)).algorithm.forward(x, w, b, g, y)
-    return y if out is None else out
+    chosen = choose(problem("forward", g, dtype_name(x.dtype), layout)).algorithm
+    chosen.forward(laid_out(x, layout), np.ascontiguousarray(w), b, g, y)
+    if out is None or y is out:
+        return y
+    out[...] = y
+    return out
 
 
 def conv_backward(
@@ -123,15 +141,19 @@ def conv_backward(
     check_upstream(dy, g.output_shape)
     wanted = _needed(need)
     dx = dw = db = None
+    dtype, layout = dtype_name(x.dtype), layout_of(x)
     padded_x, inner = _zero_padded(x, g)
+    dy = laid_out(dy, layout)
     if "x" in wanted:
         # A repeated cell collects several gradients: half types stay float32 until those are added up.
-        inner_dx = np.empty(inner.x_shape, dy.dtype if inner is g else accumulator(dy.dtype))
-        choose(problem("input_gradient", inner, x.dtype.name)).algorithm.input_gradient(dy, w, inner, inner_dx)
-        dx = inner_dx if inner is g else textbook.unpad(inner_dx, g).astype(x.dtype, copy=False)
+        inner_dx = empty(inner.x_shape, dy.dtype if inner is g else accumulator(dy.dtype), layout)
+        chosen = choose(problem("input_gradient", inner, dtype, layout)).algorithm
+        chosen.input_gradient(dy, np.ascontiguousarray(w), inner, inner_dx)
+        dx = inner_dx if inner is g else laid_out(textbook.unpad(inner_dx, g).astype(x.dtype, copy=False), layout)
     if "w" in wanted:
         dw = np.empty(g.w_shape, w.dtype)
-        choose(problem("weight_gradient", inner, x.dtype.name)).algorithm.weight_gradient(dy, padded_x, inner, dw)
+        chosen = choose(problem("weight_gradient", inner, dtype, layout)).algorithm
+        chosen.weight_gradient(dy, laid_out(padded_x, layout), inner, dw)
     if "b" in wanted:
         db = _bias_gradient(dy)
     return dx, dw, db
@@ -180,8 +202,10 @@ def conv_transpose(
         groups=groups, dtype=x.dtype,
     )  # fmt: skip
     _check_bias(b, g.channels)
-    y = np.empty(g.x_shape, x.dtype if b is None else accumulator(x.dtype))
-    choose(problem("input_gradient", g, x.dtype.name)).algorithm.input_gradient(x, w, g, y)
+    layout = layout_of(x)
+    y = empty(g.x_shape, x.dtype if b is None else accumulator(x.dtype), layout)
+    chosen = choose(problem("input_gradient", g, dtype_name(x.dtype), layout)).algorithm
+    chosen.input_gradient(laid_out(x, layout), np.ascontiguousarray(w), g, y)
     if b is not None:
         y += b.astype(y.dtype, copy=False).reshape(-1, *[1] * g.axes)
     return y.astype(x.dtype, copy=False)
@@ -228,12 +252,16 @@ def conv_transpose_backward(
     check_upstream(dy, g.x_shape)
     wanted = _needed(need)
     dx = dw = db = None
+    dtype, layout = dtype_name(x.dtype), layout_of(x)
+    dy = laid_out(dy, layout)
     if "x" in wanted:
-        dx = np.empty(g.output_shape, x.dtype)
-        choose(problem("forward", g, x.dtype.name)).algorithm.forward(dy, w, None, g, dx)
+        dx = empty(g.output_shape, x.dtype, layout)
+        chosen = choose(problem("forward", g, dtype, layout)).algorithm
+        chosen.forward(dy, np.ascontiguousarray(w), None, g, dx)
     if "w" in wanted:
         dw = np.empty(g.w_shape, w.dtype)
-        choose(problem("weight_gradient", g, x.dtype.name)).algorithm.weight_gradient(x, dy, g, dw)
+        chosen = choose(problem("weight_gradient", g, dtype, layout)).algorithm
+        chosen.weight_gradient(laid_out(x, layout), dy, g, dw)
     if "b" in wanted:
         db = _bias_gradient(dy)
     return dx, dw, db

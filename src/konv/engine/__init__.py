@@ -14,5 +14,6 @@
 
 An algorithm is a module with a ``NAME``, ``declines(problem) -> reason or None``, ``workspace(problem) -> bytes`` and the
 three computations ``forward``, ``input_gradient``, ``weight_gradient``. It sees native arrays of checked shapes with zero
-padding, in any memory layout, and writes into the output it is given. It never validates and knows no layer.
+padding and writes into the output it is given: w is C-contiguous, x, y and their gradients are all contiguous in the
+problem's layout, "first" (N, C, *spatial) or "last" (N, *spatial, C in memory). It never validates and knows no layer.
 """

@@ -98,7 +98,7 @@ def _loaded_libgomp() -> list[str]:
 
 @functools.cache
 def _worker_address() -> int:
-    return load(stored("worker", lambda: compile_ir(_worker_ir())), "worker")
+    return load(stored("worker", __name__, lambda: compile_ir(_worker_ir())), "worker")
 
 
 @functools.cache

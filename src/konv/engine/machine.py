@@ -7,7 +7,10 @@ import os
 from dataclasses import dataclass
 
 import llvmlite.binding as llvm
-import numpy as np
+
+from konv.arrays import dtype_name
+
+__all__ = ["Machine", "dtype_name", "machine", "wide_type"]
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,6 @@ def wide_type(dtype: str) -> str:
     ('float32', 'float64')
     """
     return "float64" if dtype == "float64" else "float32"
-
-
-@functools.cache
-def dtype_name(dtype: np.dtype) -> str:
-    """``dtype.name``, which NumPy builds anew each time."""
-    return dtype.name
 
 
 @functools.cache

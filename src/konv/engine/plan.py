@@ -14,6 +14,7 @@ from konv.arrays import FLOAT_TYPES
 from konv.geometry import Geometry, IntOrAxes, Padding, geometry
 
 KINDS = ("forward", "input_gradient", "weight_gradient")
+LAYOUTS = ("first", "last")
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Problem:
     geometry : the checked shapes; its padding is zeros (other modes are applied before)
     dtype : name of the element type, "float16", "bfloat16", "float32" or "float64"
     exact : every output is the sum of its own products, as the formula says (no Winograd)
+    layout : "first" or "last": where the channels of x, y and their gradients lie in memory
     """
 
     kind: str
     geometry: Geometry
     dtype: str
     exact: bool = False
+    layout: str = "first"
 
 
 def set_exact(exact: bool) -> None:
@@ -63,9 +66,9 @@ def set_exact(exact: bool) -> None:
 _exact = False
 
 
-def problem(kind: str, g: Geometry, dtype: str) -> Problem:
+def problem(kind: str, g: Geometry, dtype: str, layout: str = "first") -> Problem:
     """The problem that :func:`set_exact` makes of a computation."""
-    return Problem(kind, g, dtype, _exact)
+    return Problem(kind, g, dtype, _exact, layout)
 
 
 class Algorithm(Protocol):
@@ -120,7 +123,8 @@ class Plan:
     def __str__(self) -> str:
         g = self.problem.geometry
         lines = [
-            f"{self.problem.kind} of x {g.x_shape}, w {g.w_shape} -> y {g.output_shape}, {self.problem.dtype}",
+            f"{self.problem.kind} of x {g.x_shape}, w {g.w_shape} -> y {g.output_shape}, {self.problem.dtype}"
+            + (", channels last" if self.problem.layout == "last" else ""),
             f"algorithm    {self.algorithm.NAME}",
             f"work         {g.flops:,} FLOP on {g.bytes:,} bytes",
             f"workspace    {self.workspace:,} bytes",
@@ -195,6 +199,7 @@ def plan(
     dilation: IntOrAxes = 1,
     groups: int = 1,
     dtype: Any = np.float32,
+    layout: str = "first",
 ) -> Plan:
     """How konv would compute a convolution of these shapes, without computing it.
 
@@ -202,11 +207,12 @@ def plan(
     ----------
     x_shape, w_shape, stride, padding, dilation, groups, dtype : as for :func:`konv.geometry`
     kind : "forward", "input_gradient" or "weight_gradient"
+    layout : "first" for arrays that are (N, C, *spatial) in memory, "last" for (N, *spatial, C)
 
     Raises
     ------
     TypeError, ValueError
-        As :func:`konv.geometry`; and for an unknown ``kind`` or a dtype that is not floating point.
+        As :func:`konv.geometry`; and for an unknown ``kind`` or ``layout``, or a dtype that is not floating point.
 
     Examples
     --------
@@ -219,7 +225,9 @@ def plan(
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(map(repr, KINDS))}")
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout={layout!r}: expected one of {', '.join(map(repr, LAYOUTS))}")
     if np.dtype(dtype).name not in FLOAT_TYPES:
         raise TypeError(f"dtype={np.dtype(dtype)}: konv computes in {', '.join(FLOAT_TYPES)}")
     g = geometry(x_shape, w_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, dtype=dtype)
-    return choose(problem(kind, g, np.dtype(dtype).name))
+    return choose(problem(kind, g, np.dtype(dtype).name, layout))
