@@ -172,13 +172,30 @@ def shuffle(a: Any, b: Any, order: Sequence[int]) -> Any:
 
 def transpose(rows: Sequence[Any]) -> list[Any]:
     """n vectors of n lanes -> their transpose, in log2(n) rounds of interleaving row i with row i + n / 2."""
-    n, rows = len(rows), list(rows)
-    low = [i // 2 + (n if i % 2 else 0) for i in range(n)]
-    high = [n // 2 + i for i in low]
-    for _ in range(n.bit_length() - 1):
-        pairs = [(rows[i], rows[i + n // 2]) for i in range(n // 2)]
-        rows = [shuffle(a, b, order) for a, b in pairs for order in (low, high)]
-    return rows
+    return interleave(rows, len(rows))
+
+
+def interleave(vectors: Sequence[Any], lanes: int) -> list[Any]:
+    """s = 2**m vectors -> the same numbers lane by lane: number ``l * s + t`` of the result is lane l of vector t.
+
+    A round interleaves vector i with vector i + s / 2: in the numbers' binary place, the first digit becomes the last.
+    """
+    s, vectors = len(vectors), list(vectors)
+    low = [i // 2 + (lanes if i % 2 else 0) for i in range(lanes)]
+    high = [lanes // 2 + i for i in low]
+    for _ in range(s.bit_length() - 1):
+        pairs = [(vectors[i], vectors[i + s // 2]) for i in range(s // 2)]
+        vectors = [shuffle(a, b, order) for a, b in pairs for order in (low, high)]
+    return vectors
+
+
+def deinterleave(vectors: Sequence[Any], lanes: int) -> list[Any]:
+    """The inverse of :func:`interleave`: vector t of the result has every s-th number, from number t on."""
+    s, vectors = len(vectors), list(vectors)
+    for _ in range(s.bit_length() - 1):
+        pairs = [(vectors[i], vectors[i + 1]) for i in range(0, s, 2)]
+        vectors = [shuffle(a, b, range(odd, 2 * lanes, 2)) for odd in (0, 1) for a, b in pairs]
+    return vectors
 
 
 class Pointer:

@@ -1,0 +1,206 @@
+"""Convolutions that are matrix products on views: windows that do not overlap, without padding.
+
+Kernels of one cell, strided or not, and kernels as long as their stride (patches; their input gradient is the transposed
+convolution of U-Nets). Every cell of x belongs to one window at most, so forward, input gradient and weight gradient are
+plain products, and nothing is copied but blocks that stay in the cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from konv.engine import memory
+from konv.engine.direct import in_place
+from konv.engine.launch import Job, address
+from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.products_kernels import matrices, multiply
+from konv.engine.threads import get_threads, width
+from konv.geometry import Geometry
+
+if TYPE_CHECKING:
+    from konv.engine.plan import Problem
+
+NAME = "products"
+BLOCK_BYTES = 384 << 10  # the packed pixels of a piece stay in L2
+
+__all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
+
+
+def declines(problem: Problem) -> str | None:
+    """Windows that overlap, or see padding."""
+    g = problem.geometry
+    if any(map(any, g.padding)):
+        return "windows see padding"
+    for kernel, stride, dilation in zip(g.kernel, g.stride, g.dilation):
+        if kernel > 1 and (kernel != stride or dilation > 1):
+            return f"a kernel of {kernel} with stride {stride} and dilation {dilation}: windows are no consecutive pieces of x"
+    if problem.kind == "weight_gradient":
+        return "to do"
+    return None
+
+
+def workspace(problem: Problem) -> int:
+    """Bytes borrowed while it runs."""
+    g, dtype = problem.geometry, problem.dtype
+    return _product(g, problem.kind == "input_gradient", dtype, dtype, get_threads()).size
+
+
+def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
+    """Write conv(x, w) + b into ``out`` (N, F, *output)."""
+    in_place(out, lambda target: _run(g, False, x, w, b, target))
+
+
+def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dx (N, C, *spatial) into ``out``."""
+
+    def run(target: np.ndarray) -> None:
+        if _leaves_cells(g):
+            target[...] = 0
+        _run(g, True, dy, w, None, target)
+
+    in_place(out, run)
+
+
+def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dw (F, C // groups, *kernel) into ``out``."""
+    raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How the windows of an array (N, channels, depth, height, width) lie in it."""
+
+    groups: int
+    channels: int
+    spatial: tuple[int, int, int]
+    kernel: tuple[int, int, int]
+    step: tuple[int, int, int]
+
+    @property
+    def stride(self) -> int:
+        """The step along a row if kernels are compiled for it, else 0."""
+        return self.step[2] if self.step[2] in (1, 2, 4, 8, 16) and self.step[2] <= machine().lanes("float32") else 0
+
+    @property
+    def taps(self) -> int:
+        """Cells of a window in a row, 0 where :attr:`stride` is."""
+        return self.kernel[2] if self.stride else 0
+
+    @property
+    def rows(self) -> int:
+        """Numbers in a window."""
+        return self.channels * math.prod(self.kernel)
+
+    def numbers(self, name: str) -> dict[str, int]:
+        """The kernel's arguments that begin with ``name``."""
+        depth, height, cells = self.spatial
+        channel = depth * height * cells
+        sizes = dict(
+            image=self.groups * self.channels * channel, channels=self.channels, channel=channel, depth=height * cells,
+            row=cells, cells=cells, kernel_depth=self.kernel[0], kernel_height=self.kernel[1], kernel_width=self.kernel[2],
+            step_depth=self.step[0], step_height=self.step[1], step=self.step[2],
+        )  # fmt: skip
+        return {f"{name}_{key}": size for key, size in sizes.items()}
+
+
+def _grids(g: Geometry) -> tuple[Grid, Grid]:
+    """The grids of x and of y. Pixels of 1x1 layers are one long row."""
+    ones = (1,) * (3 - g.axes)
+    spatial, output, kernel, step = ones + g.spatial, ones + g.output, ones + g.kernel, ones + g.stride
+    if math.prod(step) == 1:
+        spatial = output = (1, 1, math.prod(output))
+    one = (1, 1, 1)
+    x = Grid(g.groups, g.channels // g.groups, spatial, kernel, step)  # type: ignore[arg-type]
+    return x, Grid(g.groups, g.filters // g.groups, output, one, one)  # type: ignore[arg-type]
+
+
+@functools.lru_cache(maxsize=512)
+def _leaves_cells(g: Geometry) -> bool:
+    """Whether the product itself does not write all cells of dx: those no window reads, and steps unknown to kernels."""
+    x, _ = _grids(g)
+    return any(l % s for l, s, k in zip(g.spatial, g.stride, g.kernel) if k > 1) or (x.stride == 0 and x.kernel[2] == 1)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A forward or an input gradient, prepared."""
+
+    turn: Job | None
+    multiply: Job
+    no_bias: np.ndarray
+    matrix_cells: int
+    threads: int
+    size: int
+
+
+@functools.lru_cache(maxsize=512)
+def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads: int) -> Product:
+    host, wide = machine(), wide_type(x_dtype)
+    lanes, (rows, vectors) = host.lanes(x_dtype), tile_shape()
+    itemsize = np.dtype(wide).itemsize
+    panel_width = lanes * vectors
+    source, target = _grids(g)
+    pixel_lines = target.spatial
+    if transposed:
+        source, target = target, source
+    reduction, row_count, pixels = source.rows, target.rows, g.batch * math.prod(pixel_lines)
+    row_group = math.lcm(rows, target.kernel[2])
+    row_groups = -(-row_count // row_group)
+    panel_size = reduction * panel_width
+    block_panels = max(1, min(BLOCK_BYTES // (panel_size * itemsize), -(-pixels // panel_width)))
+    while block_panels > 1 and -(-pixels // (panel_width * block_panels)) < 4 * threads:
+        block_panels = -(-block_panels // 2)
+    blocks = -(-pixels // (panel_width * block_panels)) * g.groups
+    part_groups = row_groups
+    while blocks * -(-row_groups // part_groups) < 4 * threads and part_groups > 4:
+        part_groups = -(-part_groups // 2)
+    parts = -(-row_groups // part_groups)
+    slot_size = panel_size * block_panels + row_group * panel_width + lanes
+    fills = {
+        f"y_fill_{name}": step if kernel == 1 else 1
+        for name, step, kernel in zip(("depth", "height"), target.step, target.kernel)
+    }
+    job = Job(
+        multiply(x_dtype, y_dtype, lanes, vectors, rows, source.stride, source.taps, target.stride, target.taps),
+        blocks * parts, slot_size=slot_size, panel_size=panel_size, block_panels=block_panels, groups=g.groups, parts=parts,
+        part_groups=part_groups, row_group=row_group, row_count=row_count, reduction=reduction, pixels=pixels,
+        line_pixels=pixel_lines[2], depth_lines=pixel_lines[1], image_lines=pixel_lines[0] * pixel_lines[1],
+        most_runs=(panel_width - 2) // pixel_lines[2] + 2, y_depths=target.spatial[0], y_rows=target.spatial[1], y_plain=int(math.prod(target.kernel + target.step) == 1),
+        **source.numbers("x"), **target.numbers("y"), **fills,
+    )  # fmt: skip
+    turn, matrix_cells = None, 0
+    if transposed or x_dtype != wide:
+        pieces = -(-row_count // lanes)
+        turn = Job(
+            matrices(x_dtype, lanes, transposed), pieces * g.groups, group_pieces=pieces, row_count=row_count,
+            reduction=reduction,
+        )  # fmt: skip
+        matrix_cells = -(-g.groups * row_count * reduction // lanes) * lanes
+    used = width(job.pieces, pixels * g.groups * row_count * reduction)
+    size = (matrix_cells + used * slot_size) * itemsize
+    return Product(turn, job, np.zeros(g.groups * row_count, wide), matrix_cells, used, size)
+
+
+def tile_shape() -> tuple[int, int]:
+    """(rows, vectors) of the register tile: 8 x 3 of 32 registers, 4 x 3 of 16."""
+    return (8, 3) if machine().registers >= 32 else (4, 3)
+
+
+def _run(g: Geometry, transposed: bool, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> None:
+    x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
+    job = _product(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
+    bias = job.no_bias if b is None else np.ascontiguousarray(b, job.no_bias.dtype)
+    with memory.workspace(job.size) as space:
+        matrix = address(w)
+        if job.turn is not None:
+            job.turn.run(width(job.turn.pieces, job.matrix_cells), w=matrix, out=space)
+            matrix = space
+        job.multiply.run(
+            job.threads, matrix=matrix, x=address(x), bias=address(bias), y=address(out),
+            workspace=space + job.matrix_cells * bias.itemsize,
+        )  # fmt: skip

@@ -1,0 +1,238 @@
+"""Kernels of convolutions that are matrix products, pixels in lanes: nothing but blocks is ever copied.
+
+One tile serves the three computations. Its rows are read where they lie, a number at a time; its columns are vectors of a
+*panel* that was packed beside it, ``panel[q, columns]``::
+
+    acc[row, columns] += rows[row][q] * panel[q, columns]
+
+==================  =================  ==========================  ==========================
+computation         rows               columns                     q runs over
+==================  =================  ==========================  ==========================
+forward             filters of w       pixels of y, packed from x  (channel, kernel index)
+input gradient      (channel, kernel   pixels of dy                filters
+                    index) of w
+weight gradient     filters of dy      (channel, kernel index),    pixels
+                                       packed from x
+==================  =================  ==========================  ==========================
+
+Pixels of all images count as one line, cut into panels; a *run* is the part of a panel that lies in one row of an image.
+What windows read and write lies ``step`` cells apart: it is taken apart and put together by shuffles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from konv.engine.compile import kernel
+from konv.engine.simd import (
+    Variable,
+    deinterleave,
+    fma,
+    interleave,
+    loop,
+    maximum,
+    minimum,
+    splat,
+    transpose,
+    within,
+)
+
+BLOCK_SUM = 192  # sums of so many products are added up: the error falls 2-4 times
+
+
+def multiply_tile(
+    rows: Sequence[Any], step: Any, panel: Any, width: int, count: Any, lanes: int, totals: Sequence[Any]
+) -> None:
+    """``totals[row, vector] += sum over q < count of rows[row][q * step] * panel[q * width + ...]``."""
+    vectors = len(totals) // len(rows)
+    for block in loop((count + (BLOCK_SUM - 1)) // BLOCK_SUM):
+        first = block * BLOCK_SUM
+        sums = [Variable(panel.zero(lanes)) for _ in totals]
+        for k in loop(minimum(count - first, BLOCK_SUM)):
+            q = first + k
+            columns = [panel.vec(q * width + lanes * j, lanes) for j in range(vectors)]
+            for i, row in enumerate(rows):
+                number = splat(row[q * step], lanes)
+                for j, column in enumerate(columns):
+                    a = sums[vectors * i + j]
+                    a.set(fma(number, column, a.get()))
+        for total, a in zip(totals, sums):
+            total.set(total.get() + a.get())
+
+
+def runs(begin: Any, end: Any, most: Any, line_pixels: Any) -> Iterator[tuple[Any, ...]]:
+    """The runs of pixels begin .. end - 1, at most so many: (first pixel, its line, its column, how many pixels)."""
+    position = Variable(begin)
+    for _ in loop(most):
+        pixel = position.get()
+        line, column = pixel // line_pixels, pixel % line_pixels
+        count = maximum(minimum(line_pixels - column, end - pixel), 0)
+        yield pixel, line, column, count
+        position.set(pixel + count)
+
+
+def read_windows(
+    cells: Any, step: Any, stride: int, taps: Any, lanes: int, pixels: Any, row_cells: Any
+) -> Iterator[tuple[Any, Any]]:
+    """For each tap a vector of neighbouring pixels; lanes from ``pixels`` on, and cells past the row's end, are 0."""
+    if stride:
+        used = minimum(pixels * stride, row_cells)
+        yield from enumerate(
+            deinterleave([cells.vec(lanes * i, lanes, count=used - lanes * i) for i in range(stride)], lanes)[:taps]
+        )
+    else:
+        for t in loop(taps):
+            yield t, cells.at(t).gather(0, step, lanes, pixels)
+
+
+def write_windows(
+    cells: Any, step: Any, stride: int, taps: Any, lanes: int, pixels: Any, row_cells: Any, tap: Callable[[Any], Any]
+) -> None:
+    """Write ``tap(t)``, a vector of neighbouring pixels. Cells between windows become 0, where the stride is known."""
+    if stride:
+        used = minimum(pixels * stride, row_cells)
+        vectors = [tap(t) for t in range(taps)]
+        zeros = [cells.zero(lanes)] * (stride - taps)
+        for i, numbers in enumerate(interleave([*vectors, *zeros], lanes)):
+            cells.put(lanes * i, numbers, count=used - lanes * i)
+    else:
+        for t in loop(taps):
+            cells.at(t).scatter(0, step, tap(t), minimum(pixels, lanes))
+
+
+@kernel
+def multiply(x_dtype, y_dtype, lanes, vectors, rows, x_stride, x_taps, y_stride, y_taps):
+    """Forward and input gradient: y = matrix @ x + bias. A piece is (block of pixels, group, part of the rows).
+
+    ``x_stride, x_taps`` tell how windows lie in a row of x: those of neighbouring pixels begin ``x_stride`` cells apart
+    and have ``x_taps`` cells (0: any number, told at run time); likewise what is written for a pixel in a row of y.
+    """
+    wide = "float64" if x_dtype == "float64" else "float32"
+    width = lanes * vectors
+
+    def text(
+        piece, slot, matrix, x, bias, y, workspace, slot_size, panel_size, block_panels, groups, parts, part_groups, row_group,
+        row_count, reduction, pixels, line_pixels, depth_lines, image_lines, most_runs,
+        x_image, x_channels, x_channel, x_depth, x_row, x_cells, x_kernel_depth, x_kernel_height, x_kernel_width,
+        x_step_depth, x_step_height, x_step,
+        y_image, y_channels, y_channel, y_depth, y_row, y_depths, y_rows, y_cells, y_kernel_depth, y_kernel_height,
+        y_kernel_width, y_step_depth, y_step_height, y_step, y_fill_depth, y_fill_height,
+        y_plain,
+    ):  # fmt: skip
+        x_kernel_width, y_kernel_width = x_taps or x_kernel_width, y_taps or y_kernel_width
+        x_step, y_step = x_stride or x_step, y_stride or y_step
+        part, rest = piece % parts, piece // parts
+        group, first = rest % groups, rest // groups * block_panels * width
+        last = minimum(first + block_panels * width, pixels)
+        panels = (last - first + (width - 1)) // width
+        packed = workspace.at(slot * slot_size)
+        result = packed.at(panel_size * block_panels)
+
+        def located(line):
+            """Image, depth and height of a line of pixels."""
+            return line // image_lines, line % image_lines // depth_lines, line % depth_lines
+
+        for panel in loop(panels):
+            begin = first + panel * width
+            for pixel, line, column, count in runs(begin, minimum(begin + width, last), most_runs, line_pixels):
+                image, depth, height = located(line)
+                source = x.at(
+                    image * x_image + group * x_channels * x_channel + depth * x_step_depth * x_depth
+                    + height * x_step_height * x_row + column * x_step
+                )  # fmt: skip
+                target = packed.at(panel * panel_size + (pixel - begin))
+                for c in loop(x_channels):
+                    for d in loop(x_kernel_depth):
+                        for h in loop(x_kernel_height):
+                            cells = source.at(c * x_channel + d * x_depth + h * x_row)
+                            q = ((c * x_kernel_depth + d) * x_kernel_height + h) * x_kernel_width
+                            for j in range(vectors):
+                                taps = read_windows(
+                                    cells.at(x_step * (lanes * j)), x_step, x_stride, x_kernel_width, lanes,
+                                    count - lanes * j, x_cells - (column + lanes * j) * x_step,
+                                )  # fmt: skip
+                                for t, numbers in taps:
+                                    target.put((q + t) * width + lanes * j, numbers, count=count - lanes * j)
+
+        for row_block in loop(minimum(part_groups, (row_count + (row_group - 1)) // row_group - part * part_groups)):
+            first_row = (part * part_groups + row_block) * row_group
+            for panel in loop(panels):
+                begin = first + panel * width
+                end = minimum(begin + width, last)
+                line, column = begin // line_pixels, begin % line_pixels
+                # A whole panel within a line is written from the registers, if its pixels are neighbours in y
+                whole = 0
+                if y_stride == 1:
+                    whole = y_plain * within(0, end - begin - (width - 1)) * within(column, line_pixels - (width - 1))
+                for tile in loop(minimum(row_group, row_count - first_row + (rows - 1)) // rows):
+                    # Rows past the last are the last again
+                    numbers = [
+                        group * row_count + minimum(first_row + tile * rows + i, row_count - 1) for i in range(rows)
+                    ]
+                    totals = [Variable(splat(bias[r], lanes)) for r in numbers for _ in range(vectors)]
+                    multiply_tile(
+                        [matrix.at(r * reduction) for r in numbers], 1, packed.at(panel * panel_size), width, reduction,
+                        lanes, totals,
+                    )  # fmt: skip
+                    if y_stride == 1:
+                        for _ in loop(whole):
+                            image, depth, height = located(line)
+                            for i, r in enumerate(numbers):
+                                to = image * y_image + r * y_channel + depth * y_depth + height * y_row + column
+                                for j in range(vectors):
+                                    y.put(to + lanes * j, totals[vectors * i + j].get())
+                    for _ in loop(1 - whole):
+                        for i in range(rows * vectors):
+                            result.put((tile * rows * vectors + i) * lanes, totals[i].get())
+
+                for pixel, line, column, count in runs(begin, end, most_runs * (1 - whole), line_pixels):
+                    image, depth, height = located(line)
+                    for k in loop(minimum(row_group, row_count - first_row) // y_kernel_width):
+                        number = first_row // y_kernel_width + k
+                        h, rest = number % y_kernel_height, number // y_kernel_height
+                        d, c = rest % y_kernel_depth, rest // y_kernel_depth
+                        h, d = height * y_step_height + h, depth * y_step_depth + d
+                        target = y.at(
+                            image * y_image + (group * y_channels + c) * y_channel + d * y_depth + h * y_row
+                            + column * y_step
+                        )  # fmt: skip
+                        for more_d in loop(minimum(y_fill_depth, y_depths - d)):
+                            for more_h in loop(minimum(y_fill_height, y_rows - h)):
+                                used = count * within(0, 1 - more_d - more_h)  # or zeros, in cells that no window reads
+                                for j in range(vectors):
+                                    source = result.at(k * y_kernel_width * width + (pixel - begin) + lanes * j)
+                                    write_windows(
+                                        target.at(more_d * y_depth + more_h * y_row + y_step * (lanes * j)), y_step, y_stride,
+                                        y_kernel_width, lanes, count - lanes * j, y_cells - (column + lanes * j) * y_step,
+                                        lambda t, source=source, used=used - lanes * j: source.vec(t * width, lanes, used),
+                                    )  # fmt: skip
+
+    return text, {"matrix": wide, "x": x_dtype, "bias": wide, "y": y_dtype, "workspace": wide}
+
+
+@kernel
+def matrices(dtype, lanes, turned):
+    """Weights as float32 or float64, (group, row, q): w itself, or ``turned``, its transpose. A piece is ``lanes`` rows."""
+    wide = "float64" if dtype == "float64" else "float32"
+
+    def text(piece, slot, w, out, group_pieces, row_count, reduction):
+        group, first = piece // group_pieces, piece % group_pieces * lanes
+        source, target = w.at(group * row_count * reduction), out.at(group * row_count * reduction)
+        for block in loop((reduction + (lanes - 1)) // lanes):
+            q = block * lanes
+            if turned:
+                numbers = [
+                    source.vec((q + i) * row_count + first, lanes, count=(row_count - first) * within(q + i, reduction))
+                    for i in range(lanes)
+                ]
+                numbers = transpose(numbers)
+            else:
+                numbers = [
+                    source.vec((first + i) * reduction + q, lanes, count=(reduction - q) * within(first + i, row_count))
+                    for i in range(lanes)
+                ]
+            for i, row in enumerate(numbers):
+                target.put((first + i) * reduction + q, row, count=(reduction - q) * within(first + i, row_count))
+
+    return text, {"w": dtype, "out": wide}
