@@ -99,7 +99,9 @@ class CausalConv1d(_Convolution):
                 f"past_state has shape {past_state.shape}: expected ({x.shape[0]}, {channels}, {lengths}), "
                 "dilation * (K - 1) inputs, and the inputs since the last multiple of the stride"
             )
-        seen = np.concatenate([past_state, x], axis=2)  # starts at a multiple of stride, less history
+        # It starts at a multiple of stride, less history. Always in one layout: the other may round otherwise, and a chunk
+        # of one item has both.
+        seen = np.ascontiguousarray(np.concatenate([past_state, x], axis=2))
         elapsed = seen.shape[2] - self.history
         first = min(stride, elapsed) if phase else 0  # the output at 0 was given with an earlier chunk
         W, b = self._parameters(x)

@@ -154,7 +154,7 @@ class Convolution(_Convolution):
 
         Returns
         -------
-        out : (N, FN, *out), dtype of x, C-contiguous
+        out : (N, FN, *out), dtype of x; C-contiguous, or with channels last in memory where x has them so
         """
         (x,) = checked_floats(x=x)
         W, b = self._parameters(x)

@@ -127,8 +127,7 @@ class DownConv(Layer):
     def forward(self, x: np.ndarray) -> np.ndarray:
         """(B, seq_len, hidden_size) -> (B, m_segments, hidden_size), in x's dtype.
 
-        The result is a view: in memory its last two axes are swapped, as in the authors' class. In training x is kept for
-        :meth:`backward`, not copied.
+        In training x is kept for :meth:`backward`, not copied.
 
         Raises
         ------
