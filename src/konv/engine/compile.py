@@ -41,7 +41,7 @@ from konv.engine.simd import INT64, Pointer, Value, trace_into
 Text = Callable[..., None]
 Factory = Callable[..., tuple[Text, dict[str, str]]]
 
-_lock = threading.RLock()
+compiling = threading.RLock()  # LLVM is used by one thread at a time, and never while the process forks: see below
 _loaded: list[Any] = []  # LLVM's engines own the code: they live as long as the process
 
 
@@ -59,7 +59,7 @@ def kernel(factory: Factory) -> Any:
 
     @functools.cache
     def compiled(*parameters: Any) -> Kernel:
-        with _lock:
+        with compiling:
             name = f"{factory.__name__}_{'_'.join(map(str, parameters))}"
             text, pointers = factory(*parameters)
             code = stored(name, factory.__module__, lambda: compile_ir(trace(text, pointers)))
@@ -207,3 +207,9 @@ def _target() -> Any:
     host = machine()
     target = llvm.Target.from_default_triple()
     return target.create_target_machine(cpu=host.cpu, features=host.features, opt=3, jit=True)
+
+
+if hasattr(
+    os, "register_at_fork"
+):  # a child that inherited LLVM's lock, held by a thread that it lacks, would wait forever
+    os.register_at_fork(before=compiling.acquire, after_in_parent=compiling.release, after_in_child=compiling.release)

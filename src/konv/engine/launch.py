@@ -9,20 +9,24 @@ In a process made by ``fork`` that pool is dead, and where there is no libgomp t
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import ctypes
 import functools
 import os
-import threading
+import queue
+import struct
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 
-from konv.engine.compile import Kernel, compile_ir, load, stored
+from konv.engine.compile import Kernel, compile_ir, compiling, load, stored
+from konv.engine.memory import address
 from konv.engine.simd import INT64
 
+__all__ = ["Job", "address"]
+
 HEADER = 8  # int64 cells before the arguments, a cache line: next piece, next slot, pieces, kernel
-_first_process = os.getpid()
 
 
 class Job:
@@ -40,51 +44,89 @@ class Job:
         if unknown:
             raise TypeError(f"{kernel.name} has no arguments {sorted(unknown)}")
         header = [0, 0, pieces, kernel.address] + [0] * (HEADER - 4)
-        self._template = np.array(header + [numbers.get(name, 0) for name in kernel.arguments], np.int64)
+        self._cells = header + [int(numbers.get(name, 0)) for name in kernel.arguments]
+        self._pack = struct.Struct(f"{len(self._cells)}q").pack
         self._places = {name: HEADER + i for i, name in enumerate(kernel.arguments) if name not in numbers}
         self.kernel, self.pieces = kernel, pieces
 
     def run(self, threads: int, **pointers: int) -> None:
         """Run all pieces in so many threads, which use the slots 0 .. threads - 1, and wait for them."""
-        if pointers.keys() != self._places.keys():
-            raise TypeError(f"{self.kernel.name} needs {sorted(self._places)}, got {sorted(pointers)}")
-        job = self._template.copy()
-        for name, address in pointers.items():
-            job[self._places[name]] = address
-        address = job.__array_interface__["data"][0]
-        threads = min(threads, self.pieces)
+        places = self._places
+        if pointers.keys() != places.keys():
+            raise TypeError(f"{self.kernel.name} needs {sorted(places)}, got {sorted(pointers)}")
+        cells = self._cells.copy()
+        for name, start in pointers.items():
+            cells[places[name]] = start
+        job = self._pack(*cells)  # the workers count in these bytes, which nobody else has seen
+        if threads > self.pieces:
+            threads = self.pieces
         if threads <= 1:
-            _worker()(address)
-        elif os.getpid() == _first_process and (parallel := _gomp()) is not None:
-            parallel(_worker_address(), address, threads, 0)
+            _worker()(job)
+        elif os.getpid() == _pool_process and (parallel := _gomp()) is not None:
+            parallel(_worker_address(), job, threads, 0)
         else:
-            helpers = [threading.Thread(target=_worker(), args=(address,)) for _ in range(threads - 1)]
-            for helper in helpers:
-                helper.start()
-            _worker()(address)
-            for helper in helpers:
-                helper.join()
+            _in_python_threads(job, threads)
 
 
-def address(array: np.ndarray) -> int:
-    """Where an array's data begins."""
-    return array.__array_interface__["data"][0]
+def _in_python_threads(job: bytes, threads: int) -> None:
+    """Run a job where there is no pool. Whatever is raised meanwhile (Ctrl-C), no helper is left writing to its arrays."""
+    begun: list[int] = []
+    ended: list[int] = []
+    wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+    raised: BaseException | None = None
+
+    def help_out(number: int) -> None:
+        try:
+            _worker()(job)
+        finally:
+            ended.append(number)
+            wake.put(None)
+
+    try:
+        # Not a loop and not threading.Thread: an interrupt finds either none or all of them, in ``begun``, not one in between.
+        begun.extend(map(_thread.start_new_thread, [help_out] * (threads - 1), [(i,) for i in range(threads - 1)]))
+        _worker()(job)
+    except BaseException as error:
+        raised = error
+    while len(ended) < len(begun):
+        try:
+            wake.get(timeout=0.05)
+        except queue.Empty:
+            continue
+        except BaseException as error:
+            raised = error
+    if raised is not None:
+        raise raised
+
+
+def _process_of_the_pool() -> int | None:
+    """The process in which OpenMP may be called: this one, unless it was forked from one that may have used OpenMP."""
+    forked = False
+    with contextlib.suppress(OSError, IndexError, ValueError), open("/proc/self/stat") as stat:
+        flags = int(stat.read().rpartition(")")[2].split()[6])
+        forked = bool(flags & 0x40)  # Linux: forked, and no program started since
+    return None if forked and _loaded_libgomp() else os.getpid()
 
 
 @functools.cache
 def _gomp() -> Any:
     """``GOMP_parallel`` of the libgomp in this process, or of the system's; None where there is none."""
-    os.environ.setdefault(
-        "GOMP_SPINCOUNT", "10000"
-    )  # on a busy machine longer spinning costs 24-60 ms where this costs 6
-    for path in [*_loaded_libgomp(), "libgomp.so.1"]:
-        try:
-            parallel = ctypes.CDLL(path).GOMP_parallel
-        except (OSError, AttributeError):
-            continue
-        parallel.argtypes, parallel.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
-        return parallel
-    return None
+    loaded = _loaded_libgomp()
+    # On a busy machine longer spinning costs 24-60 ms where this costs 6. Read when the library is loaded, and by it alone.
+    patient = not loaded and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
+    if patient:
+        os.environ["GOMP_SPINCOUNT"] = "10000"
+    try:
+        for path in [*loaded, "libgomp.so.1"]:
+            with contextlib.suppress(OSError, AttributeError):
+                parallel = ctypes.CDLL(path).GOMP_parallel
+                parallel.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint]
+                parallel.restype = None
+                return parallel
+        return None
+    finally:
+        if patient:
+            del os.environ["GOMP_SPINCOUNT"]
 
 
 def _loaded_libgomp() -> list[str]:
@@ -98,12 +140,13 @@ def _loaded_libgomp() -> list[str]:
 
 @functools.cache
 def _worker_address() -> int:
-    return load(stored("worker", __name__, lambda: compile_ir(_worker_ir())), "worker")
+    with compiling:
+        return load(stored("worker", __name__, lambda: compile_ir(_worker_ir())), "worker")
 
 
 @functools.cache
 def _worker() -> Any:
-    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(_worker_address())
+    return ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_worker_address())
 
 
 def _worker_ir() -> str:
@@ -130,3 +173,6 @@ def _worker_ir() -> str:
     builder.position_at_end(done)
     builder.ret_void()
     return str(module)
+
+
+_pool_process = _process_of_the_pool()
