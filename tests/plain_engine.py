@@ -140,10 +140,10 @@ class _PlainJob:
 
 
 def many_small_jobs(patch):
-    """Small work is cut into blocks, parts and chunks, and uses several slots, as large work does."""
+    """Small work is cut into blocks and parts, and uses several slots, as large work does."""
     patch.setattr(threads, "SMALL_WORK", 1)
     patch.setattr(threads, "_threads", 3)
     for module in MODULES:
-        for name, small in {"BLOCK_BYTES": 1500, "CHUNK_BYTES": 1500, "BLOCK_TILES": 1}.items():
+        for name, small in {"BLOCK_BYTES": 1500, "GRADIENT_BYTES": 1500, "PIECE_WORK": 1, "BLOCK_TILES": 1}.items():
             if hasattr(module, name):
                 patch.setattr(module, name, small)

@@ -13,6 +13,7 @@ import konv
 from compare import assert_close, assert_equal, assert_same_bits
 from konv import textbook
 from konv.engine import direct, weights
+from konv.engine.bias import bias_gradient
 from konv.engine.plan import KINDS, Problem, algorithms
 from plain_engine import MACHINES, engine, factories, many_small_jobs
 from strategies import BFLOAT16, convolutions, integers, seeds
@@ -38,6 +39,7 @@ CASES = {
     "1x1, stride 2": ((1, 3, 4, 5), (4, 3, 1, 1), dict(stride=2)),
     "3-D": ((1, 2, 3, 4, 5), (2, 2, 2, 3, 2), dict(stride=(1, 2, 1), padding=(1, 0, 1), dilation=(2, 1, 1))),
     "3x3": ((2, 9, 5, 6), (11, 9, 3, 3), dict(padding=((1, 1), (0, 2)))),
+    "taps in the padding": ((2, 5, 6, 5), (3, 5, 3, 3), dict(dilation=(3, 2), padding=(5, 4))),
     "520 taps": ((1, 260, 3), (2, 260, 2), {}),
 }
 FEW_CASES = ("1-D", "2-D, stride 2", "depthwise, stride 2", "4 groups", "3x3")
@@ -115,6 +117,20 @@ def check(algorithm, case, dtype="float32"):
             assert_near(result, right[kind])
 
 
+def check_bias(shape=(3, 5, 7), last=False, dtype="float32"):
+    """The bias gradient of small integers, exactly."""
+    dy = integers(np.random.default_rng(0), shape, DTYPES[dtype], limit=2)
+    right = dy.astype(np.float64).sum(axis=(0, *range(2, len(shape)))).astype(dy.dtype)
+    result = bias_gradient(channels_last(dy) if last else dy)
+    assert result.dtype == dy.dtype
+    assert_equal(result, right)
+
+
+def channels_last(array):
+    """The same numbers, laid out (N, *spatial, C)."""
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 1, -1)), -1, 1)
+
+
 def assert_near(result, right):
     """What is promised of Winograd's algorithm."""
     assert (np.abs(result - right) <= 1e-5 * np.abs(right).max()).all()
@@ -131,6 +147,32 @@ def test_in_plain_python(algorithm, case, host, dtype):
     """No text touches a cell outside its arrays, its tables, or its part of the workspace; and it is right."""
     with engine(MACHINES[host], plain=True):
         check(algorithm, CASES[case], dtype)
+
+
+@pytest.mark.usefixtures("small_jobs")
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("host", MACHINES)
+def test_weight_gradients_of_channels_last(host, plain):
+    """Read as they are: the kernels are given the memory of x and dy itself."""
+    rng = np.random.default_rng(0)
+    with engine(MACHINES[host], plain=plain):
+        for case in FEW_CASES if plain else CASES:
+            x_shape, w_shape, options = CASES[case]
+            arrays = drawn(x_shape, w_shape, options, lambda shape: integers(rng, shape, np.float32, limit=2))
+            out = np.full(w_shape, np.nan, np.float32)
+            g = konv.geometry(x_shape, w_shape, **options)
+            direct.weight_gradient(channels_last(arrays[3]), channels_last(arrays[0]), g, out)
+            assert_equal(out, expected(arrays, options)["weight_gradient"].astype(np.float32))
+
+
+@pytest.mark.usefixtures("small_jobs")
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("host, dtype", list(zip(MACHINES, DTYPES)))
+def test_bias_gradient(host, dtype, plain):
+    with engine(MACHINES[host], plain=plain):
+        for shape in ((3, 5, 7), (1, 1, 1), (0, 2, 3), (2, 40, 5, 6), (3, 2, 700), (20, 1, 2, 2, 2)):
+            check_bias(shape, False, dtype)
+            check_bias(shape, True, dtype)
 
 
 @pytest.mark.parametrize("algorithm", [a for a in COMPILED if problems(a, CASES["1-D"])], ids=lambda a: a.NAME)
@@ -226,6 +268,8 @@ def test_every_kernel_of_the_engine_is_run_here():
             for case in FEW_CASES:
                 if problems(algorithm, CASES[case]):
                     check(algorithm, CASES[case])
+        check_bias(last=False)
+        check_bias(last=True)
     assert asked == set(factories()) and len(asked) >= 6
 
 
@@ -238,8 +282,13 @@ def test_too_little_memory_is_seen(host, monkeypatch):
     def with_less(*arguments):
         return dataclasses.replace(real(*arguments), size=real(*arguments).size * 2 // 3)
 
+    sizes = weights._sizes
+
+    def smaller(*arguments):
+        return tuple(size * 2 // 3 for size in sizes(*arguments))
+
     with engine(MACHINES[host], plain=True):
-        monkeypatch.setattr(weights, "_slack", lambda dtype: 0)
+        monkeypatch.setattr(weights, "_sizes", smaller)
         with pytest.raises(IndexError, match="a kernel touches"):
             check(direct, CASES["2-D"])
     with engine(MACHINES[host], plain=True):

@@ -10,7 +10,7 @@ import konv
 from konv.engine import columns, plan
 from konv.engine.memory import release
 from konv.engine.plan import Problem, choose
-from konv.engine.weights import CHUNK_BYTES
+from konv.engine.weights import BLOCK_BYTES as UNIT_BYTES
 from konv.geometry import transposed_geometry
 
 SLACK = 100_000  # Python objects, NumPy's iterators and buffers
@@ -106,7 +106,7 @@ def test_memory_is_bounded_by_blocks_and_not_by_the_batch(x_shape, w_shape, opti
     """A few blocks, the sample that is being read, and the weights: whatever the batch is."""
     x, w, g = arrays(x_shape, w_shape, np.float32, options)
     sample = 4 * g.channels * int(np.prod(g.padded)) + 4 * g.filters * int(np.prod(g.output))
-    bound = max(4 * BLOCK_BYTES, CHUNK_BYTES) + 2 * sample + 3 * whole_tiles(g) + SLACK
+    bound = max(4 * BLOCK_BYTES, 4 * UNIT_BYTES) + 2 * sample + 3 * whole_tiles(g) + SLACK
     _, _, peak = traced(lambda: konv.conv(x, w, **options))
     assert peak <= bound, "forward"
     dy = np.ones(g.output_shape, np.float32)

@@ -9,6 +9,7 @@
     grouped.py                pixels in lanes: jobs        planes.py                its kernels
     winograd.py               3 x 3, F(4x4, 3x3)           winograd_kernels.py      its kernels
     columns.py                NumPy and its BLAS, always says yes
+    bias.py                   the bias gradient, of every problem
     simd.py                   the language they are written in
     compile.py, machine.py    texts to machine code        launch.py, memory.py   threads, workspaces
 

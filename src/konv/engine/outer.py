@@ -5,126 +5,261 @@
 Both factors are laid out with the pixel outside: ``gradient[pixel, filters]``, filters in lanes, and ``image[cell, channels]``
 with its zero padding. Channels of neighbouring cells lie side by side, so the taps of a kernel row and their channels are
 one *run* of ``kernel_width * channels`` numbers (a tap by itself where it is dilated), and few channels fill a tile as well
-as many. One tile holds ``rows`` numbers of a run by ``vectors * lanes`` filters. Pixels and runs are offsets into the
-image: stride, dilation and depth are tables.
+as many. One tile holds ``rows`` numbers of ``joined`` runs by ``vectors * lanes`` filters.
+
+A piece goes over its *units*, some 256 pixels each, which it lays out for itself: they stay in its core's cache while all
+tiles are multiplied. Laying out costs a few percent of that; chunks of whole images, laid out by all threads together and
+read by all of them from the cache they share, cost a quarter.
 """
 
 from __future__ import annotations
 
 from konv.engine.compile import kernel
-from konv.engine.simd import Variable, fma, loop, minimum, splat, transpose, within
+from konv.engine.machine import wide_type
+from konv.engine.simd import Variable, fma, has_nan, loop, maximum, minimum, shuffle, splat, transpose, within
 
 
 @kernel
-def channels_last(dtype, lanes):
-    """Rows of x, padded, to ``image[cell, channel]``. A piece is one padded row (image, group, depth, height)."""
-    wide = "float64" if dtype == "float64" else "float32"
+def multiply(dtype, out, lanes, vectors, rows, joined, interleaved, last):
+    """The sums of a block of weights over a part of the pixels. A piece is (group, part, filter block, channel block).
 
-    def text(
-        piece, slot, x, image, first_image, groups, channels, x_depth, x_height, x_width, pad_depth, pad_height, pad_width,
-        padded_depth, padded_height, padded_width,
-    ):  # fmt: skip
-        h, rest = piece % padded_height, piece // padded_height
-        d, rest = rest % padded_depth, rest // padded_depth
-        group, n = rest % groups, rest // groups
-        inside = within(d - pad_depth, x_depth) * within(h - pad_height, x_height)
-        for block in loop((channels + (lanes - 1)) // lanes):
-            c = block * lanes
-            for q in loop((padded_width + (lanes - 1)) // lanes):
-                cell = q * lanes - pad_width
-                rows = []
-                for i in range(lanes):
-                    exists = inside * within(c + i, channels)
-                    plane = ((first_image + n) * groups + group) * channels + c + i
-                    line = (plane * x_depth + (d - pad_depth)) * x_height + (h - pad_height)
-                    rows.append(x.vec(line * x_width + cell, lanes, count=(x_width - cell) * exists, start=-cell))
-                for i, column in enumerate(transpose(rows)):
-                    to = (piece * padded_width + q * lanes + i) * channels + c
-                    image.put(to, column, count=(channels - c) * within(q * lanes + i, padded_width))
-
-    return text, {"x": dtype, "image": wide}
-
-
-@kernel
-def filters_last(dtype, lanes, vectors):
-    """dy to ``gradient[pixel, filters]``, zeros past the last filter. A piece is (image, group, panel of filters)."""
-    wide = "float64" if dtype == "float64" else "float32"
-    width = lanes * vectors
-
-    def text(piece, slot, dy, gradient, first_image, groups, filters, group_panels, pixels, panel_pixels):
-        panel, rest = piece % group_panels, piece // group_panels
-        group, n = rest % groups, rest // groups
-        for j in range(vectors):
-            first = panel * width + lanes * j
-            source = (((first_image + n) * groups + group) * filters + first) * pixels
-            for q in loop((pixels + (lanes - 1)) // lanes):
-                rows = []
-                for i in range(lanes):
-                    count = (pixels - q * lanes) * within(first + i, filters)
-                    rows.append(dy.vec(source + pixels * i + q * lanes, lanes, count=count))
-                for i, column in enumerate(transpose(rows)):
-                    gradient.put((piece * panel_pixels + q * lanes + i) * width + lanes * j, column)
-
-    return text, {"dy": dtype, "gradient": wide}
-
-
-@kernel
-def accumulate(wide, lanes, vectors, rows):
-    """``sums[run, filters] += image * gradient`` over the pixels of a chunk. A piece is (group, panel, run, block of it).
-
-    Each image is summed by itself and then added: the error falls, and the order does not depend on the threads.
+    ``interleaved`` is the number of channels in a block where it is small, else 0; ``last`` says that x and dy are laid out
+    channels last. Each unit is summed by itself and then added, in an order that does not depend on the threads.
     """
-    width = lanes * vectors
+    wide, width = wide_type(dtype), lanes * vectors
+    lay_image = _image_last if last else _image_interleaved(interleaved) if interleaved else _image_transposed
+    lay_gradient = _gradient_last if last else _gradient_transposed
 
     def text(
-        piece, slot, image, gradient, sums, run_cells, first_image, images, groups, group_panels, runs, blocks, group_size,
-        panel_pixels, out_depth, out_height, out_width, depth_step, height_step, width_step,
+        piece, slot, x, dy, sums, dw, space, lines, run_cells, run_ranges, places, groups, channels, filters, x_depth,
+        x_height, x_width, out_depth, out_height, out_width, depth_stride, height_stride, width_stride, depth_pad,
+        height_pad, width_pad, all_planes, planes, block_rows, block_columns, row_blocks, column_blocks, units, parts,
+        filter_blocks, block_panels, panels, channel_blocks, block_channels, line_count, line_cells, row_step, runs, blocks,
+        sums_size, slot_size, image_size, taps, whole,
     ):  # fmt: skip
-        block, rest = piece % blocks, piece // blocks
-        run, rest = rest % runs, rest // runs
-        panel, group = rest % group_panels, rest // group_panels
-        to = piece * rows * width
-        kept = lanes * (1 - within(0, 1 - first_image))  # the first chunk starts at zero
-        totals = [Variable(sums.vec(to + lanes * i, lanes, count=kept)) for i in range(rows * vectors)]
-        for n in loop(images):
-            source = image.at((n * groups + group) * group_size + run_cells[run] + block * rows)
-            upstream = gradient.at(((n * groups + group) * group_panels + panel) * panel_pixels * width)
-            part = [Variable(sums.zero(lanes)) for _ in totals]
-            for d in loop(out_depth):
-                for h in loop(out_height):
-                    line = source.at(d * depth_step + h * height_step)
-                    line_upstream = upstream.at((d * out_height + h) * out_width * width)
-                    for w in loop(out_width):
-                        filters = [line_upstream.vec(w * width + lanes * j, lanes) for j in range(vectors)]
-                        cell = line.at(w * width_step)
-                        for i in range(rows):
-                            number = splat(cell[i], lanes)
-                            for j in range(vectors):
-                                a = part[vectors * i + j]
-                                a.set(fma(number, filters[j], a.get()))
-            for a, b in zip(totals, part):
-                a.set(a.get() + b.get())
-        for i, a in enumerate(totals):
-            sums.put(to + lanes * i, a.get())
+        channel_block, rest = piece % channel_blocks, piece // channel_blocks
+        filter_block, rest = rest % filter_blocks, rest // filter_blocks
+        part, group = rest % parts, rest // parts
+        channel = minimum(channel_block * block_channels, channels - block_channels)
+        first_panel = filter_block * block_panels
+        panels_here = minimum(block_panels, panels - first_panel)
+        image = space.at(slot * slot_size)
+        gradient = image.at(image_size)
+        sums = sums.at((slot * whole + piece * (1 - whole)) * sums_size)
+        start = part * units // parts
+        column_step = width_stride * block_channels
+        plane_size = line_count * line_cells * block_channels
 
-    return text, {"image": wide, "gradient": wide, "sums": wide, "run_cells": "int64"}
+        for u in loop((part + 1) * units // parts - start):
+            unit = start + u
+            left, rest = unit % column_blocks * block_columns, unit // column_blocks
+            top, first_plane = rest % row_blocks * block_rows, rest // row_blocks * planes
+            planes_here = minimum(planes, all_planes - first_plane)
+            height, breadth = minimum(block_rows, out_height - top), minimum(block_columns, out_width - left)
+            pixels = height * breadth
+            first_column = left * width_stride - width_pad
+
+            for p in loop(planes_here):
+                n, d = (first_plane + p) // out_depth, (first_plane + p) % out_depth
+                for i in loop(line_count):
+                    z = d * depth_stride - depth_pad + lines[2 * i]
+                    y = top * height_stride - height_pad + lines[2 * i + 1]
+                    to = image.at(p * plane_size + i * line_cells * block_channels)
+                    inside = within(z, x_depth) * within(y, x_height)
+                    lay_image(
+                        lanes, x, to, (n, z, y, first_column), (x_depth, x_height, x_width), groups * channels,
+                        group * channels + channel, block_channels, line_cells, inside,
+                    )  # fmt: skip
+
+            zero = sums.zero(lanes)
+            spoiled = [Variable(zero) for _ in range(4)]
+            for panel in loop(panels_here):
+                for p in loop(planes_here):
+                    n, d = (first_plane + p) // out_depth, (first_plane + p) % out_depth
+                    to = gradient.at((panel * planes_here + p) * pixels * width)
+                    lay_gradient(
+                        lanes, vectors, dy, to, (n, d, top * out_width + left), (out_depth, out_height * out_width),
+                        groups * filters, group * filters, filters, (first_panel + panel) * width, pixels, spoiled,
+                    )  # fmt: skip
+            # Windows in the padding have only zeros to add, except where they meet an infinity or NaN.
+            everything = has_nan(spoiled[0].get() + spoiled[1].get() + spoiled[2].get() + spoiled[3].get())
+
+            for panel in loop(panels_here):
+                upstream = gradient.at(panel * planes_here * pixels * width)
+                for run in loop(runs):
+                    first_depth, first_row, last_row, first_tap, last_tap = (run_ranges[5 * run + i] for i in range(5))
+
+                    above = height_pad - top * height_stride
+                    low, high = _meeting(first_row, last_row, above, x_height, height_stride, height, everything)
+                    begin, end = _meeting(
+                        first_tap, last_tap, -first_column, x_width, width_stride, breadth, everything
+                    )
+                    for block in loop(blocks):
+                        products = [Variable(zero) for _ in range(joined * rows * vectors)]
+                        for p in loop(planes_here):
+                            z = (first_plane + p) % out_depth * depth_stride - depth_pad + first_depth
+                            for h in loop((high - low) * maximum(within(z, x_depth), everything)):
+                                line = upstream.at(((p * height + low + h) * breadth + begin) * width)
+                                first = p * plane_size + (low + h) * row_step + begin * column_step + block * rows
+                                heads = [image.at(first + run_cells[run * joined + j]) for j in range(joined)]
+                                for w in loop(end - begin):
+                                    row = [line.vec(w * width + lanes * j, lanes) for j in range(vectors)]
+                                    for k, head in enumerate(heads):
+                                        cell = head.at(w * column_step)
+                                        for i in range(rows):
+                                            number = splat(cell[i], lanes)
+                                            for j in range(vectors):
+                                                a = products[(k * rows + i) * vectors + j]
+                                                a.set(fma(number, row[j], a.get()))
+                        to = ((panel * runs + run) * blocks + block) * (joined * rows * width)
+                        kept = lanes * minimum(u, 1)  # the first unit starts at zero
+                        for i, a in enumerate(products):
+                            sums.put(to + lanes * i, a.get() + sums.vec(to + lanes * i, lanes, count=kept))
+
+        for panel in loop(panels_here * whole):
+            _write(
+                lanes, vectors, sums, dw, places, 1, 0, panel, runs * blocks * (joined * rows), group * filters, filters,
+                (first_panel + panel) * width, channels * taps, channel * taps, block_channels * taps,
+            )  # fmt: skip
+
+    pointers = {"x": dtype, "dy": dtype, "sums": wide, "dw": out, "space": wide}
+    tables = dict.fromkeys(("lines", "run_cells", "run_ranges", "places"), "int64")
+    return text, pointers | tables
 
 
 @kernel
-def weights_out(wide, dtype, lanes, vectors):
-    """``sums`` to dw (F, C // groups, *kernel). A piece is (group, panel, run)."""
-    width = lanes * vectors
+def add_parts(wide, out, lanes, vectors):
+    """dw from the sums of all parts. A piece is (group, filter block, channel block, panel)."""
 
-    def text(piece, slot, sums, dw, group_panels, runs, run_taps, run_size, channels, filters):
-        run, rest = piece % runs, piece // runs
-        panel, group = rest % group_panels, rest // group_panels
-        taps = runs * run_taps
-        for t in loop(run_taps):
-            for c in loop(channels):
-                for j in range(vectors):
-                    first = panel * width + lanes * j
-                    row = sums.vec((piece * run_size + t * channels + c) * width + lanes * j, lanes)
-                    to = ((group * filters + first) * channels + c) * taps + run * run_taps + t
-                    dw.scatter(to, channels * taps, row, minimum(filters - first, lanes))
+    def text(
+        piece, slot, sums, dw, places, channels, filters, parts, filter_blocks, block_panels, panels, channel_blocks,
+        block_channels, panel_rows, sums_size, taps,
+    ):  # fmt: skip
+        panel, rest = piece % block_panels, piece // block_panels
+        channel_block, rest = rest % channel_blocks, rest // channel_blocks
+        filter_block, group = rest % filter_blocks, rest // filter_blocks
+        channel = minimum(channel_block * block_channels, channels - block_channels)
+        pieces = filter_blocks * channel_blocks
+        first = group * parts * pieces + filter_block * channel_blocks + channel_block
+        for _ in loop(within(filter_block * block_panels + panel, panels)):
+            _write(
+                lanes, vectors, sums.at(first * sums_size), dw, places, parts, pieces * sums_size, panel, panel_rows,
+                group * filters, filters, (filter_block * block_panels + panel) * (lanes * vectors), channels * taps,
+                channel * taps, block_channels * taps,
+            )  # fmt: skip
 
-    return text, {"sums": wide, "dw": dtype}
+    return text, {"sums": wide, "dw": out, "places": "int64"}
+
+
+def _meeting(lowest, highest, before, length, stride, n, everything):
+    """The outputs of 0 .. n - 1 from which some tap lowest .. highest reaches a cell 0 .. length - 1 after ``before``."""
+    low = (maximum(before - highest, 0) + (stride - 1)) // stride
+    high = (maximum(length + before - lowest, 0) + (stride - 1)) // stride
+    low, high = minimum(low, n), minimum(high, n)
+    return low * (1 - everything), high + (n - high) * everything
+
+
+def _image_transposed(lanes, x, to, at, shape, all_channels, channel, channels, cells, inside):
+    """A line of cells from (N, C, *spatial): lanes x lanes elements at a time.
+
+    A vector spills over what follows it, which is written later: the next cell, the channels before its own, the next line.
+    """
+    (n, z, y, first), (depth, height, row) = at, shape
+    blocks = (channels + (lanes - 1)) // lanes
+    for q in loop((cells + (lanes - 1)) // lanes):
+        cell = first + q * lanes
+        for b in loop(blocks):
+            c = (blocks - 1 - b) * lanes
+            columns = []
+            for i in range(lanes):
+                plane = (n * all_channels + channel + minimum(c + i, channels - 1)) * depth + z
+                source = (plane * height + y) * row + cell
+                columns.append(x.vec(source, lanes, count=(row - cell) * inside, start=-cell))
+            for i, vector in enumerate(transpose(columns)):
+                to.put((q * lanes + i) * channels + c, vector)
+
+
+def _image_interleaved(count):
+    """As :func:`_image_transposed` for few channels: ``count`` vectors of one channel to ``count`` vectors of all."""
+
+    def lay(lanes, x, to, at, shape, all_channels, channel, channels, cells, inside):
+        (n, z, y, first), (depth, height, row) = at, shape
+        for q in loop((cells + (lanes - 1)) // lanes):
+            cell = first + q * lanes
+            planes = [((n * all_channels + channel + c) * depth + z) * height + y for c in range(count)]
+            vectors = [x.vec(p * row + cell, lanes, count=(row - cell) * inside, start=-cell) for p in planes]
+            for j in range(count):
+                lane = range(lanes * j, lanes * (j + 1))
+                mixed = shuffle(vectors[0], vectors[0], [i // count for i in lane])
+                for c in range(1, count):
+                    order = [lanes + i // count if i % count == c else i % lanes for i in lane]
+                    mixed = shuffle(mixed, vectors[c], order)
+                to.put((q * count + j) * lanes, mixed)
+
+    return lay
+
+
+def _image_last(lanes, x, to, at, shape, all_channels, channel, channels, cells, inside):
+    """A line of cells from (N, *spatial, C): at once where it has all channels, else cell by cell."""
+    (n, z, y, first), (depth, height, row) = at, shape
+    whole = within(all_channels - channels, 1)
+    line = ((n * depth + z) * height + y) * row + first
+    length = channels + (cells - 1) * channels * whole
+    for i in loop(1 + (cells - 1) * (1 - whole)):
+        start = -first * channels * whole
+        count = inside * (whole * (row - first) * channels + (1 - whole) * within(first + i, row) * channels)
+        for q in loop((length + (lanes - 1)) // lanes):
+            source = (line + i) * all_channels + channel + q * lanes
+            to.put(i * channels + q * lanes, x.vec(source, lanes, count=count - q * lanes, start=start - q * lanes))
+
+
+def _gradient_transposed(
+    lanes, vectors, dy, to, at, shape, all_filters, before, filters, first, pixels, spoiled
+):  # fmt: skip
+    """Neighbouring pixels of a panel of filters from (N, F, *output). Lanes past the last filter repeat it."""
+    (n, d, pixel), (depth, plane) = at, shape
+    for q in loop((pixels + (lanes - 1)) // lanes):
+        for j in range(vectors):
+            rows = []
+            for i in range(lanes):
+                f = n * all_filters + before + minimum(first + lanes * j + i, filters - 1)
+                rows.append(dy.vec((f * depth + d) * plane + pixel + q * lanes, lanes, count=pixels - q * lanes))
+                _note(spoiled[i % 4], rows[-1])
+            for i, column in enumerate(transpose(rows)):
+                to.put((q * lanes + i) * (lanes * vectors) + lanes * j, column)
+
+
+def _gradient_last(lanes, vectors, dy, to, at, shape, all_filters, before, filters, first, pixels, spoiled):
+    """As :func:`_gradient_transposed`, from (N, *output, F)."""
+    (n, d, pixel), (depth, plane) = at, shape
+    source = dy.at(((n * depth + d) * plane + pixel) * all_filters + before + first)
+    for q in loop(pixels):
+        for j in range(vectors):
+            row = source.vec(q * all_filters + lanes * j, lanes, count=filters - first - lanes * j)
+            _note(spoiled[j], row)
+            to.put((q * vectors + j) * lanes, row)
+
+
+def _note(spoiled, vector):
+    """NaN from now on in ``spoiled`` where ``vector`` is infinite or NaN."""
+    spoiled.set(spoiled.get() + (vector - vector))
+
+
+def _write(
+    lanes, vectors, sums, dw, places, parts, part_size, panel, panel_rows, before, filters, first, filter_size, offset, count
+):  # fmt: skip
+    """A panel of filters of dw (F, C // groups, *kernel), ``count`` numbers of each filter, which lie at ``places``."""
+    for j in range(vectors):
+        for q in loop((count + (lanes - 1)) // lanes):
+            at = []
+            for i in range(lanes):
+                place = places[minimum(q * lanes + i, count - 1)]
+                at.append(((panel * panel_rows + place) * vectors + j) * lanes)
+            totals = [Variable(sums.vec(i, lanes)) for i in at]
+            for part in loop(parts - 1):
+                for i, total in zip(at, totals):
+                    total.set(total.get() + sums.vec((part + 1) * part_size + i, lanes))
+            for i, row in enumerate(transpose([total.get() for total in totals])):
+                f = first + lanes * j + i
+                to = (before + f) * filter_size + offset + q * lanes
+                dw.put(to, row, count=(count - q * lanes) * within(f, filters))

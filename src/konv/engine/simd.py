@@ -12,6 +12,7 @@ what is to happen at run time is said with a few words:
 ``p.gather``, ``p.scatter``    the same with a stride between the elements
 ``fma splat shuffle transpose``  vector instructions;  ``+ - *`` work on vectors and integers
 ``minimum maximum // %``       index arithmetic (``//`` and ``%`` for numbers that are not negative)
+``has_nan``                    1 where a lane is NaN, else 0
 =============================  ===============================================================================
 
 Called with :class:`ArrayPointer` and Python integers the same function runs in plain Python: for tests, for debugging,
@@ -145,6 +146,15 @@ def maximum(a: Any, b: Any) -> Any:
 def within(i: Any, n: Any) -> Any:
     """1 where 0 <= i < n, else 0: a factor for counts, which needs no branch."""
     return minimum(maximum(i + 1, 0), 1) * minimum(maximum(n - i, 0), 1)
+
+
+def has_nan(vector: Any) -> Any:
+    """1 where some lane of ``vector`` is NaN, else 0."""
+    if not _traced(vector):
+        return int(np.isnan(vector).any())
+    bits = ir.IntType(vector.lanes)
+    lanes = _builder.bitcast(_builder.fcmp_unordered("uno", vector.ir, vector.ir), bits)
+    return Value(_builder.zext(_builder.icmp_unsigned("!=", lanes, bits(0)), INT64))
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:

@@ -1,4 +1,9 @@
-"""The weight gradient: chunks of images are laid out with the pixel outside, then multiplied tile by tile."""
+"""The weight gradient: how its weights and its pixels are cut into pieces, and the jobs that compute them.
+
+Weights are cut into blocks of filters and channels, pixels into *units* that fit into a core's cache. Where few weights meet
+many pixels, the units are also divided into *parts*, whose sums are added at the end. All of it depends on the geometry
+alone, so every sum has one order whatever the number of threads.
+"""
 
 from __future__ import annotations
 
@@ -12,84 +17,88 @@ import numpy as np
 from konv.engine import memory
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
-from konv.engine.outer import accumulate, channels_last, filters_last, weights_out
-from konv.engine.threads import width
+from konv.engine.outer import add_parts, multiply
+from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
 
-CHUNK_BYTES = 4 << 20  # laid out at once
+BLOCK_BYTES = 320 << 10  # of x in a unit, for all channels of a block: it stays in L2
+GRADIENT_BYTES = 256 << 10  # of dy in a unit, for all filters of a block
+UNIT_PIXELS = 256  # a panel of filters stays in L1, and a tile's sums are rarely added to memory
+PIECES = 16  # so many, that threads share them evenly
+PIECE_WORK = 1 << 21  # multiply-adds: where pieces would be smaller there are fewer
+PARTS_SHARE = 14  # all parts' sums take at most 1/14 of the textbook's matrix
+FEW_CHANNELS = 4  # are interleaved, not transposed
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Units: ``planes`` (image, depth) pairs of ``rows`` x ``columns`` outputs, and the lines of x that their windows read.
+
+    ``lines`` are the (depth, row) of each, from the first window's; an output row is ``row_lines`` lines below the one
+    before, and the windows of kernel row (kd, kh) begin in ``line_of[kd, kh]``.
+    """
+
+    planes: int
+    rows: int
+    columns: int
+    counts: tuple[int, int, int]  # units along planes, rows, columns
+    lines: np.ndarray
+    line_of: np.ndarray
+    row_lines: int
+    cells: int
+
+    @property
+    def size(self) -> int:
+        """Cells of one channel in a unit."""
+        return self.planes * len(self.lines) * self.cells
+
+    @property
+    def outputs(self) -> int:
+        """Pixels of one filter in a unit."""
+        return self.planes * self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class Tile:
+    """``joined`` runs of ``rows`` numbers by ``vectors`` vectors of filters."""
+
+    vectors: int
+    rows: int
+    joined: int
+    cycles: float  # that all tiles take for a pixel
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One geometry's sizes, in elements, and its tables.
+    """One geometry's cut: everything that its jobs need."""
 
-    Attributes
-    ----------
-    spatial, low, padded : length, low padding, and padded length that windows read, of three axes
-    output, steps : outputs along three axes, and the step from one's window to the next in an image laid out channels last
-    run_cells : where each run of a window lies in it
-    run_taps : taps in a run
-    blocks : tiles in a run
-    """
-
-    spatial: tuple[int, ...]
-    low: tuple[int, ...]
-    padded: tuple[int, ...]
-    output: tuple[int, ...]
-    steps: tuple[int, ...]
-    run_cells: np.ndarray
+    pixels: Pixels
+    tile: Tile
+    channels: int  # in a block
+    channel_blocks: int
+    panels: int  # of filters in a group
+    block_panels: int
+    filter_blocks: int
+    parts: int
     run_taps: int
-    blocks: int
-    panels: int
-    panel_pixels: int
-    image_size: int
-    gradient_size: int
+    blocks: int  # tiles along a run
+    run_cells: np.ndarray
+    run_ranges: np.ndarray
+    places: np.ndarray
+    pieces: int
     sums_size: int
-    chunk: int
+    image_size: int
+    slot_size: int
 
-
-@functools.lru_cache(maxsize=256)
-def layout(g: Geometry, dtype: str) -> Layout:
-    """The layout of a geometry's weight gradient."""
-    host = machine()
-    lanes, (vectors, rows) = host.lanes(dtype), host.tile
-    one = (1,) * (3 - g.axes)
-    output, stride, kernel, dilation = one + g.output, one + g.stride, one + g.kernel, one + g.dilation
-    padded = tuple((o - 1) * s + d * (k - 1) + 1 for o, s, k, d in zip(output, stride, kernel, dilation))
-    channels = g.channels // g.groups
-    run_taps = kernel[2] if dilation[2] == 1 else 1
-
-    cells = (
-        padded[1] * padded[2] * channels,
-        padded[2] * channels,
-        channels,
-    )  # from one cell to the next, on each axis
-    steps = tuple(n * size for n, size in zip(stride, cells))
-    runs = (*kernel[:2], kernel[2] // run_taps)
-    places = itertools.product(
-        *(range(0, n * size, size) for n, size in zip(runs, (d * c for d, c in zip(dilation, cells))))
-    )
-    run_cells = np.array([sum(place) for place in places], np.int64)
-    blocks = -(-run_taps * channels // rows)
-    panels = -(-(g.filters // g.groups) // (lanes * vectors))
-    panel_pixels = -(-math.prod(output) // lanes) * lanes
-    image_size = g.groups * math.prod(padded) * channels
-    gradient_size = g.groups * panels * panel_pixels * lanes * vectors
-    sums_size = g.groups * panels * math.prod(runs) * blocks * rows * lanes * vectors
-    itemsize = 8 if dtype == "float64" else 4
-    chunk = max(1, min(g.batch, CHUNK_BYTES // ((image_size + gradient_size) * itemsize)))
-    low = (0,) * len(one) + tuple(pair[0] for pair in g.padding)
-    return Layout(
-        one + g.spatial, low, padded, output, steps, run_cells, run_taps, blocks, panels, panel_pixels,
-        image_size, gradient_size, sums_size, chunk,
-    )  # fmt: skip
+    @property
+    def whole(self) -> bool:
+        """Whether a piece has all pixels, and writes its weights itself."""
+        return self.parts == 1
 
 
 def workspace(g: Geometry, dtype: str) -> int:
     """Bytes that :func:`weight_gradient` borrows."""
-    cut = layout(g, dtype)
-    cells = cut.sums_size + cut.chunk * (cut.image_size + cut.gradient_size) + _slack(dtype)
-    return cells * (8 if dtype == "float64" else 4)
+    return sum(_sizes(g, dtype)) * _itemsize(dtype) if g.batch else 0
 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
@@ -97,66 +106,213 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
     if g.batch == 0:
         out[...] = 0
         return
-    x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
+    last = _is_last(x) and _is_last(dy) and not (x.flags.c_contiguous and dy.flags.c_contiguous)
+    if not last:
+        x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
     target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
     dtype = dtype_name(x.dtype)
     cut = layout(g, dtype)
-    itemsize = 8 if dtype == "float64" else 4
+    main, finish = _jobs(g, dtype, dtype_name(out.dtype), last)
+    sums_size, _ = _sizes(g, dtype)
     with memory.workspace(workspace(g, dtype)) as sums:
-        image = sums + cut.sums_size * itemsize
-        gradient = image + (cut.chunk * cut.image_size + _slack(dtype)) * itemsize
-        for first in range(0, g.batch, cut.chunk):
-            lay_image, lay_gradient, multiply = _chunk_jobs(g, dtype, first, min(cut.chunk, g.batch - first))
-            moved = cut.chunk * (cut.image_size + cut.gradient_size)
-            lay_image.run(width(lay_image.pieces, moved), x=address(x), image=image)
-            lay_gradient.run(width(lay_gradient.pieces, moved), dy=address(dy), gradient=gradient)
-            multiply.run(
-                width(multiply.pieces, g.flops // 2 // g.batch), image=image, gradient=gradient, sums=sums,
-                run_cells=address(cut.run_cells),
-            )  # fmt: skip
-        finish = _finish_job(g, dtype, dtype_name(out.dtype))
-        finish.run(width(finish.pieces, math.prod(g.w_shape)), sums=sums, dw=address(target))
+        main.run(
+            _threads(g, cut), x=_address(x, last), dy=_address(dy, last), sums=sums, dw=address(target),
+            space=sums + sums_size * _itemsize(dtype), lines=address(cut.pixels.lines), run_cells=address(cut.run_cells),
+            run_ranges=address(cut.run_ranges), places=address(cut.places),
+        )  # fmt: skip
+        if not cut.whole:
+            work = cut.parts * math.prod(g.w_shape)
+            finish.run(width(finish.pieces, work), sums=sums, dw=address(target), places=address(cut.places))
     if target is not out:
         out[...] = target
 
 
 @functools.lru_cache(maxsize=256)
-def _chunk_jobs(g: Geometry, dtype: str, first: int, images: int) -> tuple[Job, Job, Job]:
-    host, cut = machine(), layout(g, dtype)
-    lanes, (vectors, rows) = host.lanes(dtype), host.tile
-    (depth, height, row), (pad_depth, pad_height, pad_width) = cut.spatial, cut.low
-    pixels = math.prod(cut.output)
-    lay_image = Job(
-        channels_last(dtype, lanes), images * g.groups * cut.padded[0] * cut.padded[1], first_image=first, groups=g.groups,
-        channels=g.channels // g.groups, x_depth=depth, x_height=height, x_width=row, pad_depth=pad_depth,
-        pad_height=pad_height, pad_width=pad_width, padded_depth=cut.padded[0], padded_height=cut.padded[1],
-        padded_width=cut.padded[2],
+def layout(g: Geometry, dtype: str) -> Layout:
+    """The cut of a geometry's weight gradient."""
+    lanes = machine().lanes(dtype)
+    channels, filters = g.channels // g.groups, g.filters // g.groups
+    kernel, dilation = _three(g, g.kernel), _three(g, g.dilation)
+    pixels = _pixels(g, min(channels, 64) * _itemsize(dtype))
+    units = math.prod(pixels.counts)
+    run_taps = kernel[2] if dilation[2] == 1 else 1
+    kernel_rows, runs = kernel[1] * kernel[2] // run_taps, math.prod(kernel) // run_taps
+
+    textbook = math.prod((g.batch, *g.output, g.channels, *g.kernel))
+    wanted = max(1, min(PIECES, g.flops // 2 // PIECE_WORK))
+    channel_blocks = min(-(-channels * pixels.size * _itemsize(dtype) // BLOCK_BYTES), max(1, channels // 16))
+    while True:
+        block_channels = -(-channels // channel_blocks)
+        tile = _tile(run_taps * block_channels, runs, kernel_rows if kernel[0] > 1 else runs, filters, lanes)
+        panel = lanes * tile.vectors
+        panels = -(-filters // panel)
+        most = max(1, GRADIENT_BYTES // (pixels.outputs * panel * _itemsize(dtype)))
+        run_groups, blocks = -(-runs // tile.joined), -(-run_taps * block_channels // tile.rows)
+        rows = run_groups * blocks * tile.joined * tile.rows
+
+        filter_blocks = -(-panels // most)
+        pieces = g.groups * filter_blocks * channel_blocks
+        sums = g.groups * channel_blocks * panels * panel * rows
+        parts = max(1, min(-(-wanted // pieces), units, textbook // PARTS_SHARE // sums))
+        if parts == 1:
+            filter_blocks = max(filter_blocks, min(panels, -(-wanted // (g.groups * channel_blocks))))
+        if parts * g.groups * filter_blocks * channel_blocks >= wanted or block_channels < 32:
+            break
+        channel_blocks *= 2
+    block_panels = -(-panels // filter_blocks)
+    filter_blocks = -(-panels // block_panels)
+
+    run_cells, run_ranges = _runs(g, pixels, tile.joined, run_taps, block_channels)
+    slack = lanes * (block_channels + 2) + tile.rows  # what vectors spill, and tiles read, after the last line
+    image_size = _lines(pixels.size * block_channels + slack)
+    gradient_size = _lines((block_panels * pixels.outputs + lanes) * panel)
+    return Layout(
+        pixels, tile, block_channels, channel_blocks, panels, block_panels, filter_blocks, parts, run_taps, blocks,
+        run_cells, run_ranges, _places(g, tile, run_taps, block_channels, blocks),
+        g.groups * parts * filter_blocks * channel_blocks, _lines(block_panels * panel * rows), image_size,
+        image_size + gradient_size,
     )  # fmt: skip
-    lay_gradient = Job(
-        filters_last(dtype, lanes, vectors), images * g.groups * cut.panels, first_image=first, groups=g.groups,
-        filters=g.filters // g.groups, group_panels=cut.panels, pixels=pixels, panel_pixels=cut.panel_pixels,
-    )  # fmt: skip
-    multiply = Job(
-        accumulate(wide_type(dtype), lanes, vectors, rows), g.groups * cut.panels * len(cut.run_cells) * cut.blocks,
-        first_image=first, images=images, groups=g.groups, group_panels=cut.panels, runs=len(cut.run_cells),
-        blocks=cut.blocks, group_size=cut.image_size // g.groups, panel_pixels=cut.panel_pixels,
-        **dict(zip(("out_depth", "out_height", "out_width"), cut.output)),
-        **dict(zip(("depth_step", "height_step", "width_step"), cut.steps)),
-    )  # fmt: skip
-    return lay_image, lay_gradient, multiply
+
+
+def _pixels(g: Geometry, cell_bytes: int) -> Pixels:
+    """Units of at most UNIT_PIXELS outputs whose part of x, at ``cell_bytes`` a cell, fits into BLOCK_BYTES."""
+    output, stride, kernel, dilation = (_three(g, n) for n in (g.output, g.stride, g.kernel, g.dilation))
+    all_planes = g.batch * output[0]
+
+    def cut(planes: int, rows: int, columns: int) -> Pixels:
+        counts = (-(-all_planes // planes), -(-output[1] // rows), -(-output[2] // columns))
+        planes, rows, columns = (-(-n // count) for n, count in zip((all_planes, *output[1:]), counts))
+        if dilation[1] == 1 and stride[1] <= kernel[1]:  # windows of neighbouring rows share lines
+            heights = list(range((rows - 1) * stride[1] + kernel[1]))
+            row_lines, kernel_line = stride[1], 1
+        else:
+            heights = [r * stride[1] + k * dilation[1] for k in range(kernel[1]) for r in range(rows)]
+            row_lines, kernel_line = 1, rows
+        depths = [k * dilation[0] for k in range(kernel[0])]
+        lines = np.array([(d, h) for d in depths for h in heights], np.int64)
+        line_of = np.arange(kernel[0])[:, None] * len(heights) + np.arange(kernel[1]) * kernel_line
+        cells = (columns - 1) * stride[2] + dilation[2] * (kernel[2] - 1) + 1
+        return Pixels(planes, rows, columns, counts, lines, line_of, row_lines, cells)
+
+    columns = -(-output[2] // -(-output[2] // UNIT_PIXELS))
+    rows = max(1, min(output[1], UNIT_PIXELS // output[2]))
+    planes = max(1, min(all_planes, UNIT_PIXELS // (rows * columns))) if (rows, columns) == output[1:] else 1
+    while (pixels := cut(planes, rows, columns)).size * cell_bytes > BLOCK_BYTES:
+        if planes > 1:
+            planes = (planes + 1) // 2
+        elif rows > 1:
+            rows = (rows + 1) // 2
+        elif columns > 32:
+            columns = (columns + 1) // 2
+        else:
+            break
+    return pixels
+
+
+@functools.cache
+def _tile(run: int, runs: int, depth_runs: int, filters: int, lanes: int) -> Tile:
+    """The tile that wastes least: multiply-adds and loads go two a cycle, and eight sums hide the latency of an addition."""
+    host = machine()
+    room = math.prod(host.tile)
+    tiles = []
+    for vectors in (2, 1):
+        panels = -(-filters // (lanes * vectors))
+        for joined in range(1, min(runs, room) + 1):
+            if joined > 1 and (depth_runs % joined or joined * run * vectors > room):
+                continue
+            for rows in range(1 if joined == 1 else run, min(run, room // (joined * vectors)) + 1):
+                numbers = joined * rows
+                cycles = max(numbers * vectors, numbers + vectors, 8) / 2 + 0.5
+                count = panels * -(-runs // joined) * -(-run // rows)
+                tiles.append(Tile(vectors, rows, joined, count * cycles))
+    return min(tiles, key=lambda tile: tile.cycles)
+
+
+def _runs(g: Geometry, pixels: Pixels, joined: int, run_taps: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each run begins in a unit's lines; and for each tile's runs their depth, first and last row, first and last tap."""
+    kernel, dilation = _three(g, g.kernel), _three(g, g.dilation)
+    runs = list(itertools.product(range(kernel[0]), range(kernel[1]), range(0, kernel[2], run_taps)))
+    cells = [pixels.line_of[d, h] * pixels.cells + w * dilation[2] for d, h, w in runs]
+    ranges = []
+    for first in range(0, len(runs), joined):
+        together = [[n * size for n, size in zip(run, dilation)] for run in runs[first : first + joined]]
+        (depths, rows, taps), last = zip(*together), (run_taps - 1) * dilation[2]
+        ranges.append((depths[0], min(rows), max(rows), min(taps), max(taps) + last))
+    return np.array(cells, np.int64) * channels, np.array(ranges, np.int64)
+
+
+def _places(g: Geometry, tile: Tile, run_taps: int, channels: int, blocks: int) -> np.ndarray:
+    """Which row of the tiles has weight (channel, tap), in the order of dw."""
+    tap, c = np.arange(math.prod(g.kernel)), np.arange(channels)[:, None]
+    run, number = tap // run_taps, tap % run_taps * channels + c
+    block, row = number // tile.rows, number % tile.rows
+    places = ((run // tile.joined * blocks + block) * tile.joined + run % tile.joined) * tile.rows + row
+    return np.ascontiguousarray(places.reshape(-1), np.int64)
 
 
 @functools.lru_cache(maxsize=256)
-def _finish_job(g: Geometry, dtype: str, out: str) -> Job:
-    host, cut = machine(), layout(g, dtype)
-    lanes, (vectors, rows) = host.lanes(dtype), host.tile
-    return Job(
-        weights_out(wide_type(dtype), out, lanes, vectors), g.groups * cut.panels * len(cut.run_cells),
-        group_panels=cut.panels, runs=len(cut.run_cells), run_taps=cut.run_taps, run_size=cut.blocks * rows,
-        channels=g.channels // g.groups, filters=g.filters // g.groups,
+def _jobs(g: Geometry, dtype: str, out: str, last: bool) -> tuple[Job, Job]:
+    cut, lanes = layout(g, dtype), machine().lanes(dtype)
+    tile, pixels = cut.tile, cut.pixels
+    channels, filters = g.channels // g.groups, g.filters // g.groups
+    interleaved = cut.channels if cut.channels <= FEW_CHANNELS and not last else 0
+    run_groups, taps = len(cut.run_ranges), math.prod(g.kernel)
+    axes = ("depth", "height", "width")
+    low = (0,) * (3 - g.axes) + tuple(pair[0] for pair in g.padding)
+    weights = dict(
+        channels=channels, filters=filters, parts=cut.parts, filter_blocks=cut.filter_blocks, panels=cut.panels,
+        block_panels=cut.block_panels, channel_blocks=cut.channel_blocks, block_channels=cut.channels,
+        sums_size=cut.sums_size, taps=taps,
     )  # fmt: skip
+    main = Job(
+        multiply(dtype, out, lanes, tile.vectors, tile.rows, tile.joined, interleaved, last), cut.pieces,
+        groups=g.groups, all_planes=g.batch * _three(g, g.output)[0], planes=pixels.planes, block_rows=pixels.rows,
+        block_columns=pixels.columns, row_blocks=pixels.counts[1], column_blocks=pixels.counts[2],
+        units=math.prod(pixels.counts), line_count=len(pixels.lines), line_cells=pixels.cells,
+        row_step=pixels.row_lines * pixels.cells * cut.channels, runs=run_groups, blocks=cut.blocks,
+        slot_size=cut.slot_size, image_size=cut.image_size, whole=int(cut.whole), **weights,
+        **{f"x_{axis}": n for axis, n in zip(axes, _three(g, g.spatial))},
+        **{f"out_{axis}": n for axis, n in zip(axes, _three(g, g.output))},
+        **{f"{axis}_stride": n for axis, n in zip(axes, _three(g, g.stride))},
+        **{f"{axis}_pad": n for axis, n in zip(axes, low)},
+    )  # fmt: skip
+    finish = Job(
+        add_parts(wide_type(dtype), out, lanes, tile.vectors),
+        g.groups * cut.filter_blocks * cut.channel_blocks * cut.block_panels,
+        panel_rows=run_groups * cut.blocks * tile.joined * tile.rows, **weights,
+    )  # fmt: skip
+    return main, finish
 
 
-def _slack(dtype: str) -> int:
-    """Cells after the images: the last tile of a run may read past its end."""
-    return machine().tile[1]
+def _threads(g: Geometry, cut: Layout) -> int:
+    return width(cut.pieces, g.flops // 2)
+
+
+def _sizes(g: Geometry, dtype: str) -> tuple[int, int]:
+    """Elements of all sums, and of all slots' units."""
+    cut = layout(g, dtype)
+    threads = min(_threads(g, cut), get_threads())
+    return cut.sums_size * (threads if cut.whole else cut.pieces), cut.slot_size * threads
+
+
+def _is_last(array: np.ndarray) -> bool:
+    return np.moveaxis(array, 1, -1).flags.c_contiguous
+
+
+def _address(array: np.ndarray, last: bool) -> int:
+    return address(np.moveaxis(array, 1, -1) if last else array)
+
+
+def _three(g: Geometry, numbers: tuple[int, ...]) -> tuple[int, ...]:
+    """Numbers along the axes of a geometry, along three."""
+    one = 0 if numbers is g.padding else 1
+    return (one,) * (3 - g.axes) + tuple(numbers)
+
+
+def _lines(elements: int) -> int:
+    """Whole cache lines."""
+    return -(-elements // 16) * 16
+
+
+def _itemsize(dtype: str) -> int:
+    return 8 if dtype == "float64" else 4
