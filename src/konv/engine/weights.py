@@ -26,7 +26,8 @@ GRADIENT_BYTES = 256 << 10  # of dy in a unit, for all filters of a block
 UNIT_PIXELS = 256  # a panel of filters stays in L1, and a tile's sums are rarely added to memory
 PIECES = 16  # so many, that threads share them evenly
 PIECE_WORK = 1 << 21  # multiply-adds: where pieces would be smaller there are fewer
-PARTS_SHARE = 14  # all parts' sums take at most 1/14 of the textbook's matrix
+MEMORY_SHARE = 7  # two threads' workspace is at most 1/7 of the textbook's matrix,
+MEMORY_BYTES = 768 << 10  # or so much
 FEW_CHANNELS = 4  # are interleaved, not transposed
 
 
@@ -69,31 +70,45 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One geometry's cut: everything that its jobs need."""
+class Weights:
+    """How weights are cut into blocks of ``channels`` and of ``block_panels`` panels of filters, and pixels into ``parts``.
 
-    pixels: Pixels
+    ``rows`` are those of all tiles of a panel; ``cycles`` is what a pixel is expected to take, ``excess`` how many times as
+    much memory as there is in L2, or is allowed, and at least 1.
+    """
+
     tile: Tile
-    channels: int  # in a block
+    channels: int
     channel_blocks: int
-    panels: int  # of filters in a group
+    panels: int
     block_panels: int
     filter_blocks: int
     parts: int
-    run_taps: int
-    blocks: int  # tiles along a run
-    run_cells: np.ndarray
-    run_ranges: np.ndarray
-    places: np.ndarray
     pieces: int
-    sums_size: int
-    image_size: int
-    slot_size: int
+    rows: int
+    cycles: float
+    excess: float
 
     @property
     def whole(self) -> bool:
         """Whether a piece has all pixels, and writes its weights itself."""
         return self.parts == 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One geometry's cut: everything that its jobs need. ``blocks`` are the tiles along a run; sizes are in elements."""
+
+    pixels: Pixels
+    weights: Weights
+    run_taps: int
+    blocks: int
+    run_cells: np.ndarray
+    run_ranges: np.ndarray
+    places: np.ndarray
+    sums_size: int
+    image_size: int
+    slot_size: int
 
 
 def workspace(g: Geometry, dtype: str) -> int:
@@ -120,8 +135,8 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
             space=sums + sums_size * _itemsize(dtype), lines=address(cut.pixels.lines), run_cells=address(cut.run_cells),
             run_ranges=address(cut.run_ranges), places=address(cut.places),
         )  # fmt: skip
-        if not cut.whole:
-            work = cut.parts * math.prod(g.w_shape)
+        if not cut.weights.whole:
+            work = cut.weights.parts * math.prod(g.w_shape)
             finish.run(width(finish.pieces, work), sums=sums, dw=address(target), places=address(cut.places))
     if target is not out:
         out[...] = target
@@ -130,47 +145,64 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
 @functools.lru_cache(maxsize=256)
 def layout(g: Geometry, dtype: str) -> Layout:
     """The cut of a geometry's weight gradient."""
-    lanes = machine().lanes(dtype)
-    channels, filters = g.channels // g.groups, g.filters // g.groups
-    kernel, dilation = _three(g, g.kernel), _three(g, g.dilation)
+    lanes, kernel, dilation = machine().lanes(dtype), _three(g, g.kernel), _three(g, g.dilation)
+    channels = g.channels // g.groups
     pixels = _pixels(g, min(channels, 64) * _itemsize(dtype))
-    units = math.prod(pixels.counts)
     run_taps = kernel[2] if dilation[2] == 1 else 1
-    kernel_rows, runs = kernel[1] * kernel[2] // run_taps, math.prod(kernel) // run_taps
+    blocks = [_weights(g, dtype, pixels, run_taps, size, count) for size, count in _blocks(g, lanes)]
+    best = min(blocks, key=lambda cut: (cut.excess, cut.cycles))
+    tile, panel = best.tile, lanes * best.tile.vectors
+    run_cells, run_ranges = _runs(g, pixels, tile.joined, run_taps, best.channels)
+    slack = lanes * (best.channels + 2) + tile.rows  # what vectors spill, and tiles read, after the last line
+    image_size = _lines(pixels.size * best.channels + slack)
+    gradient_size = _lines((best.block_panels * pixels.outputs + lanes) * panel)
+    run_blocks = -(-run_taps * best.channels // tile.rows)
+    return Layout(
+        pixels, best, run_taps, run_blocks, run_cells, run_ranges, _places(g, tile, run_taps, best.channels, run_blocks),
+        _lines(best.block_panels * panel * best.rows), image_size, image_size + gradient_size,
+    )  # fmt: skip
 
-    textbook = math.prod((g.batch, *g.output, g.channels, *g.kernel))
-    wanted = max(1, min(PIECES, g.flops // 2 // PIECE_WORK))
-    channel_blocks = min(-(-channels * pixels.size * _itemsize(dtype) // BLOCK_BYTES), max(1, channels // 16))
-    while True:
-        block_channels = -(-channels // channel_blocks)
-        tile = _tile(run_taps * block_channels, runs, kernel_rows if kernel[0] > 1 else runs, filters, lanes)
-        panel = lanes * tile.vectors
-        panels = -(-filters // panel)
-        most = max(1, GRADIENT_BYTES // (pixels.outputs * panel * _itemsize(dtype)))
-        run_groups, blocks = -(-runs // tile.joined), -(-run_taps * block_channels // tile.rows)
-        rows = run_groups * blocks * tile.joined * tile.rows
 
-        filter_blocks = -(-panels // most)
-        pieces = g.groups * filter_blocks * channel_blocks
-        sums = g.groups * channel_blocks * panels * panel * rows
-        parts = max(1, min(-(-wanted // pieces), units, textbook // PARTS_SHARE // sums))
-        if parts == 1:
-            filter_blocks = max(filter_blocks, min(panels, -(-wanted // (g.groups * channel_blocks))))
-        if parts * g.groups * filter_blocks * channel_blocks >= wanted or block_channels < 32:
-            break
-        channel_blocks *= 2
+def _blocks(g: Geometry, lanes: int) -> list[tuple[int, int]]:
+    """Numbers of channels in a block, and numbers of blocks of filters, that are worth a look."""
+    channels, filters = g.channels // g.groups, g.filters // g.groups
+    counts = (*range(1, 9), 10, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128, 192, 256)
+    sizes = {min(channels, _whole(-(-channels // count), lanes)) for count in counts}
+    return [(size, count) for size in sorted(sizes) for count in counts if count <= -(-filters // lanes)]
+
+
+def _weights(g: Geometry, dtype: str, pixels: Pixels, run_taps: int, channels: int, filter_blocks: int) -> Weights:
+    """Blocks of so many channels, and so many blocks of filters; and what they cost."""
+    lanes, kernel, all_channels, filters = (
+        machine().lanes(dtype),
+        _three(g, g.kernel),
+        g.channels // g.groups,
+        g.filters // g.groups,
+    )
+    runs = math.prod(kernel) // run_taps
+    tile = _tile(run_taps * channels, runs, runs // kernel[0] if kernel[0] > 1 else runs, filters, lanes)
+    panel = lanes * tile.vectors
+    panels, channel_blocks = -(-filters // panel), -(-all_channels // channels)
     block_panels = -(-panels // filter_blocks)
     filter_blocks = -(-panels // block_panels)
+    rows = -(-runs // tile.joined) * -(-run_taps * channels // tile.rows) * tile.joined * tile.rows
 
-    run_cells, run_ranges = _runs(g, pixels, tile.joined, run_taps, block_channels)
-    slack = lanes * (block_channels + 2) + tile.rows  # what vectors spill, and tiles read, after the last line
-    image_size = _lines(pixels.size * block_channels + slack)
-    gradient_size = _lines((block_panels * pixels.outputs + lanes) * panel)
-    return Layout(
-        pixels, tile, block_channels, channel_blocks, panels, block_panels, filter_blocks, parts, run_taps, blocks,
-        run_cells, run_ranges, _places(g, tile, run_taps, block_channels, blocks),
-        g.groups * parts * filter_blocks * channel_blocks, _lines(block_panels * panel * rows), image_size,
-        image_size + gradient_size,
+    wanted = max(1, min(PIECES, g.flops // 2 // PIECE_WORK))
+    blocks = g.groups * filter_blocks * channel_blocks
+    image, gradient, sums = channels * pixels.size, block_panels * panel * pixels.outputs, block_panels * panel * rows
+    room = max(math.prod((g.batch, *g.output, g.channels, *g.kernel)) * g.itemsize // MEMORY_SHARE, MEMORY_BYTES)
+    room = room // _itemsize(dtype) - 2 * (image + gradient)
+    parts = max(1, min(-(-wanted // blocks), math.prod(pixels.counts), room // (blocks * sums)))
+    space = [(image, BLOCK_BYTES), (gradient, GRADIENT_BYTES)]
+    excess = max(1, *(size * _itemsize(dtype) / most for size, most in space), 2 * sums / max(1, room) * (parts == 1))
+    cycles = channel_blocks * tile.cycles
+    cycles += 0.5 * filter_blocks * channel_blocks * _whole(channels, lanes) * pixels.size / pixels.outputs
+    cycles += 0.33 * channel_blocks * panels * panel
+    cycles += 0.25 * parts * blocks * sums / (g.batch * math.prod(g.output))
+    shares, pieces = min(PIECES, wanted), blocks * parts
+    cycles *= 1 + 0.1 * (_whole(pieces, shares) / pieces - 1)  # threads that wait for the last
+    return Weights(
+        tile, channels, channel_blocks, panels, block_panels, filter_blocks, parts, pieces, rows, cycles, excess
     )  # fmt: skip
 
 
@@ -253,24 +285,24 @@ def _places(g: Geometry, tile: Tile, run_taps: int, channels: int, blocks: int) 
 @functools.lru_cache(maxsize=256)
 def _jobs(g: Geometry, dtype: str, out: str, last: bool) -> tuple[Job, Job]:
     cut, lanes = layout(g, dtype), machine().lanes(dtype)
-    tile, pixels = cut.tile, cut.pixels
+    pixels, blocks, tile = cut.pixels, cut.weights, cut.weights.tile
     channels, filters = g.channels // g.groups, g.filters // g.groups
-    interleaved = cut.channels if cut.channels <= FEW_CHANNELS and not last else 0
+    interleaved = blocks.channels if blocks.channels <= FEW_CHANNELS and not last else 0
     run_groups, taps = len(cut.run_ranges), math.prod(g.kernel)
     axes = ("depth", "height", "width")
     low = (0,) * (3 - g.axes) + tuple(pair[0] for pair in g.padding)
     weights = dict(
-        channels=channels, filters=filters, parts=cut.parts, filter_blocks=cut.filter_blocks, panels=cut.panels,
-        block_panels=cut.block_panels, channel_blocks=cut.channel_blocks, block_channels=cut.channels,
+        channels=channels, filters=filters, parts=blocks.parts, filter_blocks=blocks.filter_blocks, panels=blocks.panels,
+        block_panels=blocks.block_panels, channel_blocks=blocks.channel_blocks, block_channels=blocks.channels,
         sums_size=cut.sums_size, taps=taps,
     )  # fmt: skip
     main = Job(
-        multiply(dtype, out, lanes, tile.vectors, tile.rows, tile.joined, interleaved, last), cut.pieces,
+        multiply(dtype, out, lanes, tile.vectors, tile.rows, tile.joined, interleaved, last), blocks.pieces,
         groups=g.groups, all_planes=g.batch * _three(g, g.output)[0], planes=pixels.planes, block_rows=pixels.rows,
         block_columns=pixels.columns, row_blocks=pixels.counts[1], column_blocks=pixels.counts[2],
         units=math.prod(pixels.counts), line_count=len(pixels.lines), line_cells=pixels.cells,
-        row_step=pixels.row_lines * pixels.cells * cut.channels, runs=run_groups, blocks=cut.blocks,
-        slot_size=cut.slot_size, image_size=cut.image_size, whole=int(cut.whole), **weights,
+        row_step=pixels.row_lines * pixels.cells * blocks.channels, runs=run_groups, blocks=cut.blocks,
+        slot_size=cut.slot_size, image_size=cut.image_size, whole=int(blocks.whole), **weights,
         **{f"x_{axis}": n for axis, n in zip(axes, _three(g, g.spatial))},
         **{f"out_{axis}": n for axis, n in zip(axes, _three(g, g.output))},
         **{f"{axis}_stride": n for axis, n in zip(axes, _three(g, g.stride))},
@@ -278,21 +310,21 @@ def _jobs(g: Geometry, dtype: str, out: str, last: bool) -> tuple[Job, Job]:
     )  # fmt: skip
     finish = Job(
         add_parts(wide_type(dtype), out, lanes, tile.vectors),
-        g.groups * cut.filter_blocks * cut.channel_blocks * cut.block_panels,
-        panel_rows=run_groups * cut.blocks * tile.joined * tile.rows, **weights,
+        g.groups * blocks.filter_blocks * blocks.channel_blocks * blocks.block_panels,
+        panel_rows=blocks.rows, **weights,
     )  # fmt: skip
     return main, finish
 
 
 def _threads(g: Geometry, cut: Layout) -> int:
-    return width(cut.pieces, g.flops // 2)
+    return width(cut.weights.pieces, g.flops // 2)
 
 
 def _sizes(g: Geometry, dtype: str) -> tuple[int, int]:
     """Elements of all sums, and of all slots' units."""
     cut = layout(g, dtype)
     threads = min(_threads(g, cut), get_threads())
-    return cut.sums_size * (threads if cut.whole else cut.pieces), cut.slot_size * threads
+    return cut.sums_size * (threads if cut.weights.whole else cut.weights.pieces), cut.slot_size * threads
 
 
 def _is_last(array: np.ndarray) -> bool:
@@ -311,7 +343,12 @@ def _three(g: Geometry, numbers: tuple[int, ...]) -> tuple[int, ...]:
 
 def _lines(elements: int) -> int:
     """Whole cache lines."""
-    return -(-elements // 16) * 16
+    return _whole(elements, 16)
+
+
+def _whole(n: int, unit: int) -> int:
+    """n rounded up to a multiple of ``unit``."""
+    return -(-n // unit) * unit
 
 
 def _itemsize(dtype: str) -> int:
