@@ -11,6 +11,7 @@ what is to happen at run time is said with a few words:
                                first lanes are touched (the others read as 0), with ``start`` only later ones
 ``p.gather``, ``p.scatter``    the same with a stride between the elements
 ``fma splat shuffle transpose``  vector instructions;  ``+ - *`` work on vectors and integers
+``pinned(vector)``             the vector; pinned ones are computed in the order in which they are written
 ``minimum maximum // %``       index arithmetic (``//`` and ``%`` for numbers that are not negative)
 ``has_nan``                    1 where a lane is NaN, else 0
 =============================  ===============================================================================
@@ -171,6 +172,18 @@ def splat(scalar: Any, lanes: int) -> Any:
     vector = ir.VectorType(scalar.ir.type, lanes)
     first = _builder.insert_element(ir.Constant(vector, ir.Undefined), scalar.ir, INT32(0))
     return Value(_builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), _lane_constants([0] * lanes)))
+
+
+def pinned(vector: Any) -> Any:
+    """The vector itself, computed at this place: no instruction, but the compiler's scheduler keeps the order of pinned ones.
+
+    In a loop that needs nearly all registers the scheduler would else read ahead, and keep sums on the stack to do so.
+    """
+    if not _traced(vector):
+        return vector
+    kind = ir.FunctionType(vector.ir.type, [vector.ir.type])
+    register = "w" if _builder.module.triple.startswith(("aarch64", "arm")) else "v"  # any vector register
+    return Value(_builder.asm(kind, "", f"={register},0", [vector.ir], True))
 
 
 def shuffle(a: Any, b: Any, order: Sequence[int]) -> Any:

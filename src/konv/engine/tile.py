@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from konv.engine.simd import Variable, fma, loop, splat
+from konv.engine.simd import Variable, fma, loop, pinned, splat
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def multiply(
             for i, pixel in enumerate(run):
                 value = splat(cells[step * i], lanes)
                 for total, row in zip(pixel, filters):
-                    total.set(fma(value, row, total.get()))
+                    total.set(pinned(fma(value, row, total.get())))
     for run, source, target in zip(totals, start, sums):
         for i, pixel in enumerate(run):
             for j, total in enumerate(pixel):
