@@ -8,7 +8,14 @@ from konv.engine.tile import Tile, multiply
 from strategies import integers
 from texts import both
 
-SHAPES = [Tile(16, 2, 2, 7), Tile(16, 2, 3, 4), Tile(16, 3, 2, 4), Tile(16, 1, 4, 7), Tile(8, 2, 2, 3), Tile(4, 1, 1, 1)]
+SHAPES = [
+    Tile(16, 2, 2, 7),
+    Tile(16, 2, 3, 4),
+    Tile(16, 3, 2, 4),
+    Tile(16, 1, 4, 7),
+    Tile(8, 2, 2, 3),
+    Tile(4, 1, 1, 1),
+]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -6,6 +6,8 @@
                                                            (the first that does not decline computes)
 
     direct.py, weights.py     filters in lanes: jobs       correlate.py, outer.py   their kernels
+    tile.py, packing.py       the register tile, and what brings numbers there and back
+    axes.py                   the phases of an axis
     grouped.py                pixels in lanes: jobs        planes.py                its kernels
     winograd.py               3 x 3, F(4x4, 3x3)           winograd_kernels.py      its kernels
     columns.py                NumPy and its BLAS, always says yes

@@ -1,143 +1,131 @@
-"""The engine's main kernel: correlation of a padded input with panels of weights, one register tile at a time.
+"""The direct kernel: correlation of a padded input with filters, block by block, through the register tile.
 
-One tile computes ``pixels`` outputs of ``vectors * lanes`` filters, filters in lanes::
+A piece is a block of outputs, of one image or of several small ones, for a part of the filters. The channels come in slices.
+Of each, the rows that the block reads are copied with their zero padding; then, for one panel of filters after the
+other, the weights are transposed into lanes, and tiles add the products to the block's sums. All of that lies in the slot's
+own workspace, which L2 holds. At the end the sums are written out.
 
-    acc[pixel, filters] = bias[filters] + sum over k of  panel[k, filters] * S[offsets[k] + pixel]
-
-``S`` holds the rows that a block of outputs reads, copied with their zero padding into the slot's workspace; k runs over
-channels and taps, and ``offsets[k]`` is where tap k of a channel lies. So the kernel needs no im2col matrix and knows nothing
-of kernel shapes: dilation, depth, and the phases of an input gradient are tables. A tile is two halves that start at any
-two places, so short rows (7 pixels) fill it too; a half that would run over its row's end is shifted back and computed again.
+``offsets`` tells where the input of a tap lies: the kernel needs no im2col matrix and knows nothing of kernel
+shapes, dilation or depth. The phases of an input gradient (see :mod:`konv.engine.direct`) are sums whose cells interleave.
 """
 
 from __future__ import annotations
 
 from konv.engine.compile import kernel
-from konv.engine.simd import Variable, fma, loop, maximum, minimum, shuffle, splat, transpose, within
+from konv.engine.packing import outputs_first, outputs_last, panel_of_weights, rows_first, rows_last
+from konv.engine.simd import Variable, loop, maximum, minimum, within
+from konv.engine.tile import Tile, multiply
 
-# Sums of so many products are added up: the error falls 2-4 times. 512 would leave 64 channels x 9 taps nearly whole.
-BLOCK_TAPS = 192
-
-
-@kernel
-def panels(dtype, lanes, vectors):
-    """Weights to panels: ``panel[k, filters]``, filters in lanes, zeros past the last. A piece is a panel of a group.
-
-    ``checks`` gets one number per filter: 0, or NaN where a weight of it is not finite.
-    """
-    wide = "float64" if dtype == "float64" else "float32"
-    width = lanes * vectors
-
-    def text(piece, slot, w, out, checks, sources, group_stride, filter_stride, filters, group_panels, taps):
-        group, panel = piece // group_panels, piece % group_panels
-        for j in range(vectors):
-            first = panel * width + lanes * j
-            source = group * group_stride + first * filter_stride
-            check = Variable(out.zero(lanes))
-            for k in loop(taps):
-                row = w.gather(source + sources[k], filter_stride, lanes, filters - first)
-                out.put((piece * taps + k) * width + lanes * j, row)
-                check.set(fma(row, out.zero(lanes), check.get()))
-            checks.put(piece * width + lanes * j, check.get())
-
-    return text, {"w": dtype, "out": wide, "checks": wide, "sources": "int64"}
+PHASE = 4  # numbers of a phase: its first tap in the tables, taps of a channel, its row and its column among the phases
 
 
 @kernel
-def correlate(x_dtype, y_dtype, lanes, vectors, pixels, stride, contiguous):
-    """The correlation. A piece is (image, group, depth, block of rows, block of columns, part of the panels).
+def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_layout, gradient):
+    """The correlation. A piece is (block of images, group, depth, block of rows, block of columns, part of the panels).
 
-    ``stride`` is the step between the inputs of neighbouring pixels, 0 for one that is told at run time.
-    Without ``contiguous`` their outputs lie ``y_step`` apart.
+    ``step`` lies between the inputs of neighbouring outputs, 0 for one that is told at run time. With ``gradient`` the
+    weights of a filter lie channel by channel, and are checked to be finite; without it they are one row.
     """
     wide = "float64" if x_dtype == "float64" else "float32"
-    width, half = lanes * vectors, pixels // 2
+    tile = Tile(lanes, vectors, runs, run)
+    width = tile.filters
 
     def text(
-        piece, slot, x, weights, bias, y, workspace, offsets, depth_cells,
-        step, slot_size, groups, channels, x_depth, x_height, x_width, pad_depth, pad_height, pad_width,
-        depth_taps, stride_depth, stride_height, taps, filters, group_panels, part_panels, parts,
-        out_depth, out_height, out_width, block_rows, row_blocks, block_columns, column_blocks, rows, row_cells,
-        y_start, y_image, y_filter, y_depth, y_row, y_step,
+        piece, slot, x, w, bias, y, workspace, checks, offsets, depth_cells, places, phases,
+        images, block_images, groups, out_depth, out_rows, block_rows, row_blocks, out_columns, block_columns, column_blocks,
+        filters, group_panels, part_panels, parts, channels, slices, slice_channels,
+        x_image, x_channel, x_depth, x_row, x_cell, depth_length, height_length, row_length,
+        stride_depth, stride_height, stride_row, pad_depth, pad_height, pad_width, depth_taps, rows, cells,
+        filter_step, channel_step, kernel_size, phase_count, phase_rows, phase_columns,
+        y_image, y_filter, y_depth, y_row, y_cell, y_height, y_width, start_depth, step_depth, low_height, low_width,
+        slot_size, panel_start, bias_start, sums_start, panel_sums,
     ):  # fmt: skip
-        step = stride or step
+        stride_row = step or stride_row
         part, rest = piece % parts, piece // parts
         column_block, rest = rest % column_blocks, rest // column_blocks
         row_block, rest = rest % row_blocks, rest // row_blocks
         depth, rest = rest % out_depth, rest // out_depth
-        group, image = rest % groups, rest // groups
-        first_row, first_column = row_block * block_rows, column_block * block_columns
-        out_rows = minimum(block_rows, out_height - first_row)
-        out_columns = minimum(block_columns, out_width - first_column)
+        group, first_image = rest % groups, rest // groups * block_images
+        first_row, first_column, first_panel = row_block * block_rows, column_block * block_columns, part * part_panels
+        here_images = minimum(block_images, images - first_image)
+        here_rows = minimum(block_rows, out_rows - first_row)
+        here_columns = minimum(block_columns, out_columns - first_column)
+        here_panels = minimum(part_panels, group_panels - first_panel)
 
-        source = workspace.at(slot * slot_size)
-        for c in loop(channels):
-            for j in loop(depth_taps):
-                d = depth * stride_depth + depth_cells[j] - pad_depth
+        space = workspace.at(slot * slot_size)
+        panel = space.at(panel_start)
+        line = depth_taps * slice_channels * cells  # of the copied input: one row of an image
+        row_runs = (here_columns + (run - 1)) // run
+        total = here_images * here_rows * row_runs
+        pitch = row_runs * run * phase_columns  # cells of a row of sums
+
+        for p in loop(here_panels):
+            for j in range(vectors):
+                f = (first_panel + p) * width + lanes * j
+                space.put(bias_start + p * width + lanes * j, bias.vec(group * filters + f, lanes, count=filters - f))
+
+        check = Variable(checks.vec(slot * lanes, lanes)) if gradient else None
+        for s in loop(slices):
+            first_channel = s * slice_channels
+            here_channels = minimum(slice_channels, channels - first_channel)
+            for i in loop(here_images):
                 for r in loop(rows):
-                    h = first_row * stride_height + r - pad_height
-                    inside = within(d, x_depth) * within(h, x_height)
-                    line = (((image * groups + group) * channels + c) * x_depth + d) * x_height + h
-                    start = first_column * step - pad_width
-                    for q in loop((row_cells + (lanes - 1)) // lanes):
-                        cell = start + q * lanes
-                        values = x.vec(line * x_width + cell, lanes, count=(x_width - cell) * inside, start=-cell)
-                        to = ((c * depth_taps + j) * rows + r) * row_cells + q * lanes
-                        source.put(to, values, count=row_cells - q * lanes)
+                    for j in loop(depth_taps):
+                        d = depth * stride_depth + depth_cells[j] - pad_depth
+                        h = first_row * stride_height + r - pad_height
+                        corner = (first_image + i) * x_image + (group * channels + first_channel) * x_channel
+                        (rows_first if x_layout == "first" else rows_last)(
+                            x, corner + d * x_depth + h * x_row, here_channels, x_channel if x_layout == "first" else x_cell,
+                            first_column * stride_row - pad_width, row_length, within(d, depth_length) * within(h, height_length),
+                            space.at((i * rows + r) * line + j * slice_channels * cells), cells, lanes,
+                        )  # fmt: skip
 
-        halves = (out_columns + (half - 1)) // half
-        total = out_rows * halves
-        for p in loop(minimum(part_panels, group_panels - part * part_panels)):
-            panel = part * part_panels + p
-            filter_ = group * filters + panel * width
-            block = weights.at((group * group_panels + panel) * taps * width)
-            offset_bias = (group * group_panels + panel) * width
-            for pair in loop((total + 1) // 2):
-                starts, targets = [], []
-                for z in range(2):
-                    t = minimum(pair * 2 + z, total - 1)
-                    r, c = t // halves, minimum((t % halves) * half, maximum(out_columns - half, 0))
-                    starts.append(source.at(r * stride_height * row_cells + c * step))
-                    column = (first_column + c) * (1 if contiguous else y_step)
-                    targets.append(
-                        y_start + image * y_image + filter_ * y_filter + depth * y_depth
-                        + (first_row + r) * y_row + column
+            later = minimum(s, 1)  # the first slice is added to the bias, the others to the sums
+            for p in loop(here_panels):
+                f = (first_panel + p) * width
+                panel_of_weights(
+                    w, (group * filters + f) * filter_step + first_channel * channel_step if not gradient else
+                    f * filter_step + (group * channels + first_channel) * channel_step,
+                    filters - f, filter_step, here_channels if gradient else 1, channel_step,
+                    kernel_size if gradient else here_channels * kernel_size, places, panel, lanes, vectors, check,
+                )  # fmt: skip
+                sums = sums_start + p * panel_sums
+                for phase in loop(phase_count):
+                    first, taps = phases[phase * PHASE], phases[phase * PHASE + 1] * here_channels
+                    corner = phases[phase * PHASE + 2] * pitch + phases[phase * PHASE + 3]
+                    for t in loop((total + (runs - 1)) // runs):
+                        sources, targets, starts = [], [], []
+                        for z in range(runs):
+                            q = t * runs + z
+                            cell = q // row_runs * phase_rows * pitch + q % row_runs * (run * phase_columns) + corner
+                            q = minimum(q, total - 1)
+                            r, c = q // row_runs, q % row_runs
+                            i, r = r // here_rows, r % here_rows
+                            sources.append(space.at((i * rows + r * stride_height) * line + c * (run * stride_row)))
+                            at = sums + cell * width
+                            targets.append(space.at(at))
+                            starts.append(space.at(bias_start + p * width + later * (at - bias_start - p * width)))
+                        multiply(
+                            tile, panel.at(first * width), offsets.at(first), taps, sources, stride_row,
+                            starts, later * (width * phase_columns), targets, width * phase_columns,
+                        )  # fmt: skip
+        if check is not None:
+            checks.put(slot * lanes, check.get())
+
+        skipped = maximum(low_width - first_column * phase_columns, 0)
+        column = first_column * phase_columns + skipped - low_width
+        count = minimum(here_columns * phase_columns - skipped, y_width - column)
+        for p in loop(here_panels):
+            f = (first_panel + p) * width
+            for i in loop(here_images):
+                for r in loop(here_rows * phase_rows):
+                    h = first_row * phase_rows + r - low_height
+                    at = (first_image + i) * y_image + (group * filters + f) * y_filter + h * y_row + column * y_cell
+                    (outputs_first if y_layout == "first" else outputs_last)(
+                        space.at(sums_start + p * panel_sums + ((i * here_rows * phase_rows + r) * pitch + skipped) * width),
+                        count * within(h, y_height), filters - f, y_filter if y_layout == "first" else y_cell,
+                        y.at(at + (start_depth + depth * step_depth) * y_depth), lanes, vectors,
                     )  # fmt: skip
-                sums = [
-                    Variable(bias.vec(offset_bias + lanes * j, lanes)) for _ in range(pixels) for j in range(vectors)
-                ]
-                for first in loop((taps + (BLOCK_TAPS - 1)) // BLOCK_TAPS):
-                    part_sums = [Variable(bias.zero(lanes)) for _ in sums]
-                    for q in loop(minimum(BLOCK_TAPS, taps - first * BLOCK_TAPS)):
-                        k = first * BLOCK_TAPS + q
-                        row = [block.vec(k * width + lanes * j, lanes) for j in range(vectors)]
-                        ends = [start.at(offsets[k]) for start in starts]
-                        for i in range(pixels):
-                            pixel = splat(ends[i // half][step * (i % half)], lanes)
-                            for j in range(vectors):
-                                a = part_sums[vectors * i + j]
-                                a.set(fma(pixel, row[j], a.get()))
-                    for a, b in zip(sums, part_sums):
-                        a.set(a.get() + b.get())
-                used = minimum(out_columns, half)
-                zeros = [bias.zero(lanes)] * (lanes * -(-pixels // lanes) - pixels)
-                for j in range(vectors):
-                    column = [sums[vectors * i + j].get() for i in range(pixels)] + zeros
-                    for g in range(0, len(column), lanes):
-                        for f, line in enumerate(transpose(column[g : g + lanes])):
-                            exists = within(panel * width + (lanes * j + f), filters)
-                            for z in range(2):  # the lanes of this group that belong to half z
-                                low, high = max(half * z, g), min(half * (z + 1), g + lanes, pixels)
-                                if low >= high:
-                                    continue
-                                order = [(low - g + i) % lanes for i in range(lanes)]
-                                moved = line if low == g else shuffle(line, line, order)
-                                at = targets[z] + (lanes * j + f) * y_filter
-                                count = minimum(used - (low - half * z), high - low) * exists
-                                if contiguous:
-                                    y.put(at + (low - half * z), moved, count)
-                                else:
-                                    y.scatter(at + (low - half * z) * y_step, y_step, moved, count)
 
-    pointers = {"x": x_dtype, "weights": wide, "bias": wide, "y": y_dtype, "workspace": wide}
-    return text, {**pointers, "offsets": "int64", "depth_cells": "int64"}
+    pointers = {"x": x_dtype, "w": x_dtype, "bias": x_dtype, "y": y_dtype, "workspace": wide, "checks": wide}
+    return text, pointers | dict.fromkeys(("offsets", "depth_cells", "places", "phases"), "int64")

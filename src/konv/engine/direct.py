@@ -3,8 +3,8 @@
 Forward: tap k of a window is (channel, kernel index). Input gradient: output o met kernel index t at padded cell ``P = o *
 stride + t * dilation``. For the cells of one *phase*, ``P = m * stride + phase``, only the t with ``t * dilation % stride ==
 phase`` count, and ``o = m - (t * dilation - phase) / stride``: a correlation of dy with stride 1 over those t, filters in the
-role of channels, which writes every stride-th cell. Nothing is scattered, nothing is added twice. 1-D and 2-D problems
-are 3-D ones with axes of length 1.
+role of channels. The phases of rows and columns share the copy of dy and are sums whose cells interleave; those of the depth
+are jobs of their own. Nothing is scattered, nothing is added twice. 1-D and 2-D problems are 3-D ones with axes of length 1.
 
 The sum of an output runs over the same taps in the same order wherever it lies, so its bits depend neither on threads,
 nor on the batch, nor on the length of the input.
@@ -22,10 +22,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from konv.engine import columns, memory, weights
-from konv.engine.correlate import correlate, panels
+from konv.engine.axes import (
+    FORWARD,
+    FORWARD_ONLY,
+    Axes,
+    axes_of,
+    compiled_stride,
+    forward_axes,
+    gradient_phases,
+    leaves_cells,
+)
+from konv.engine.correlate import correlate
 from konv.engine.launch import Job, address
-from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.machine import Machine, dtype_name, machine, wide_type
 from konv.engine.threads import get_threads, width
+from konv.engine.tile import Tile
 from konv.engine.weights import weight_gradient
 from konv.geometry import Geometry
 
@@ -33,16 +44,19 @@ if TYPE_CHECKING:
     from konv.engine.plan import Problem
 
 NAME = "direct"
-BLOCK_BYTES = 192 << 10  # the input of a block of outputs stays in L2, beside a panel of weights
-MOST_PHASES = 16
-FORWARD = -1  # a phase number: those of the input gradient count from 0
-FORWARD_ONLY = (FORWARD,)
+BLOCK_BYTES = 224 << 10  # the sums of a block, and its input of a slice of channels, each
+BLOCK_CELLS = 448  # outputs that a panel of weights, once transposed, is used for
+MOST_PHASES = 64
+SLICE_TAPS = 288  # products that are summed before they are added to the others: the error falls 2-4 times
 
-__all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
+__all__ = [
+    "FORWARD", "FORWARD_ONLY", "NAME", "Axes", "axes_of", "compiled_stride", "declines", "forward", "forward_axes",
+    "gradient_phases", "in_place", "input_gradient", "leaves_cells", "weight_gradient", "workspace",
+]  # fmt: skip
 
 
 def declines(problem: Problem) -> str | None:
-    """An input gradient of many phases would be as many jobs."""
+    """An input gradient of many phases would be as many sums."""
     phases = math.prod(problem.geometry.stride)
     if problem.kind == "input_gradient" and phases > MOST_PHASES:
         return f"the input gradient has {phases} phases (the product of the strides), more than {MOST_PHASES}"
@@ -54,22 +68,21 @@ def workspace(problem: Problem) -> int:
     g, dtype = problem.geometry, problem.dtype
     if problem.kind == "weight_gradient":
         return weights.workspace(g, dtype)
-    phases = FORWARD_ONLY if problem.kind == "forward" else gradient_phases(g)
-    return max((_correlation(g, phase, dtype, dtype, get_threads()).size for phase in phases), default=0)
+    gradient = problem.kind == "input_gradient"
+    layout = getattr(problem, "layout", "first")
+    return max(plan.size for plan in _correlations(g, gradient, dtype, dtype, layout, layout, get_threads()))
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
     """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    in_place(out, lambda target: _run(g, FORWARD, x, w, b, target))
+    in_place(out, lambda target: _run(g, False, x, w, b, target))
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dx (N, C, *spatial) into ``out``."""
 
     def run(target: np.ndarray) -> None:
-        if leaves_cells(g):
-            target[...] = 0  # the cells of some phases meet no weight
-        if not all([_run(g, phase, dy, w, None, target) for phase in gradient_phases(g)]):
+        if not _run(g, True, dy, w, None, target):
             # A zero of dy's padding times an infinite weight is NaN, in cells that the textbook's sum does not reach.
             columns.input_gradient(dy, w, g, target)
 
@@ -78,7 +91,7 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
 
 def in_place(out: np.ndarray, run: Callable[[np.ndarray], Any]) -> None:
     """``run(out)``, by way of a C-contiguous array where ``out`` is none: kernels write to such."""
-    if out.flags.c_contiguous:
+    if out.flags.c_contiguous or np.moveaxis(out, 1, -1).flags.c_contiguous:
         run(out)
     else:
         run(target := np.empty(out.shape, out.dtype))
@@ -86,203 +99,259 @@ def in_place(out: np.ndarray, run: Callable[[np.ndarray], Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Axis:
-    """One axis of a correlation: output o reads cell ``o * stride + taps[k] - pad`` and is written to ``start + o * step``.
+class Sweep:
+    """One axis: sum m of a phase reads the cells ``m * stride + tap - pad`` and is written to ``m * len(phases) + phase - low``.
 
-    ``weights[k]`` is the kernel index that belongs to ``taps[k]``.
+    ``taps[phase]`` and ``indices[phase]`` are the cells, and the kernel indices that belong to them.
     """
 
     length: int
-    out: int
     stride: int
     pad: int
-    taps: tuple[int, ...]
-    weights: tuple[int, ...]
-    start: int = 0
-    step: int = 1
+    sums: int
+    low: int
+    out: int
+    taps: tuple[tuple[int, ...], ...]
+    indices: tuple[tuple[int, ...], ...]
+
+    @property
+    def phases(self) -> int:
+        """Sums that interleave."""
+        return len(self.taps)
 
     @property
     def window(self) -> int:
-        """Cells that one output spans."""
-        return max(self.taps) + 1
+        """Cells that one sum spans."""
+        return max(itertools.chain((0,), *self.taps)) + 1
 
 
-Axes = tuple[Axis, ...]
+def _sweep(g: Geometry, axis: int, gradient: bool) -> Sweep:
+    length, out, kernel, stride, dilation = (n[axis] for n in (g.spatial, g.output, g.kernel, g.stride, g.dilation))
+    low = g.padding[axis][0]
+    if not gradient:
+        window = tuple(k * dilation for k in range(kernel))
+        return Sweep(length, stride, low, out, 0, out, (window,), (tuple(range(kernel)),))
+    indices = [tuple(t for t in range(kernel) if t * dilation % stride == phase) for phase in range(stride)]
+    back = [[(t * dilation - phase) // stride for t in chosen] for phase, chosen in enumerate(indices)]  # o = m - back
+    far, first = max(itertools.chain(*back)), low // stride
+    taps = tuple(tuple(far - b for b in each) for each in back)
+    sums = -(-(length + low % stride) // stride)
+    return Sweep(out, 1, far - first, sums, low % stride, length, taps, tuple(indices))
 
 
-@functools.lru_cache(maxsize=512)
-def gradient_phases(g: Geometry) -> tuple[int, ...]:
-    """The phases of the input gradient that compute anything: those with taps and cells on every axis."""
-    return tuple(i for i, axes in enumerate(gradient_axes(g)) if all(axis.taps and axis.out > 0 for axis in axes))
+ONE_CELL = Sweep(1, 1, 0, 1, 0, 1, ((0,),), ((0,),))
 
 
-@functools.lru_cache(maxsize=512)
-def leaves_cells(g: Geometry) -> bool:
-    """Whether some phase of the input gradient has no tap, so that its cells are zero."""
-    return not all(axis.taps for axes in gradient_axes(g) for axis in axes)
-
-
-def compiled_stride(row: Axis) -> int:
-    """The stride that a kernel is compiled for: one of the usual ones, or 0 for any (told at run time)."""
-    return row.stride if row.stride <= 2 else 0
-
-
-def axes_of(g: Geometry, phase: int) -> Axes:
-    """The axes of the forward correlation (``FORWARD``), or of a phase of the input gradient."""
-    return forward_axes(g) if phase == FORWARD else gradient_axes(g)[phase]
-
-
-@functools.lru_cache(maxsize=512)
-def forward_axes(g: Geometry) -> Axes:
-    """The three axes of the forward correlation."""
-    axes = []
-    for i in range(g.axes):
-        taps = tuple(k * g.dilation[i] for k in range(g.kernel[i]))
-        axes.append(Axis(g.spatial[i], g.output[i], g.stride[i], g.padding[i][0], taps, tuple(range(g.kernel[i]))))
-    return _three(axes)
-
-
-@functools.lru_cache(maxsize=512)
-def gradient_axes(g: Geometry) -> tuple[Axes, ...]:
-    """The axes of each phase of the input gradient."""
-    choices = []
-    for i in range(g.axes):
-        stride, dilation, low, length = g.stride[i], g.dilation[i], g.padding[i][0], g.spatial[i]
-        phases = []
-        for phase in range(stride):
-            kernel = tuple(t for t in range(g.kernel[i]) if t * dilation % stride == phase)
-            back = [(t * dilation - phase) // stride for t in kernel]  # o = m - back
-            first = -(-(low - phase) // stride)  # the first m whose cell lies past the low padding
-            start = first * stride + phase - low
-            count = max(0, -(-(length - start) // stride))
-            far = max(back, default=0)
-            taps = tuple(far - b for b in back)
-            phases.append(Axis(g.output[i], count, 1, far - first, taps, kernel, start, stride))
-        choices.append(phases)
-    return tuple(_three(list(axes)) for axes in itertools.product(*choices))
-
-
-def _three(axes: list[Axis]) -> Axes:
-    return (*[Axis(1, 1, 1, 0, (0,), (0,))] * (3 - len(axes)), *axes)
+def _sweeps(g: Geometry, gradient: bool) -> list[Sweep]:
+    return [ONE_CELL] * (3 - g.axes) + [_sweep(g, axis, gradient) for axis in range(g.axes)]
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """A correlation, prepared: two jobs, their tables, and the workspace they share (in cells and bytes)."""
+    """A correlation, prepared: its job, the tables, and the workspace (in bytes)."""
 
-    pack: Job
-    multiply: Job
-    offsets: np.ndarray
-    depth_cells: np.ndarray
-    sources: np.ndarray
+    job: Job
+    tables: dict[str, np.ndarray]
     no_bias: np.ndarray
-    panel_cells: int
+    checks: tuple[int, str]
     threads: int
     size: int
 
 
+def tile_for(host: Machine, lanes: int, filters: int, columns: int) -> Tile:
+    """The shape that leaves the fewest lanes empty, and cuts a row of so many outputs into runs with the least left over."""
+    shapes = {
+        32: {1: ((4, 7), (7, 4)), 2: ((2, 7), (3, 4)), 3: ((2, 4), (1, 8))},
+        16: {1: ((3, 4), (4, 3)), 2: ((2, 3), (3, 2))},
+    }
+    by_vectors = shapes[host.registers]
+    vectors = min(by_vectors, key=lambda n: (-(-filters // (n * lanes)) * n, abs(n - 2)))
+    runs, run = min(by_vectors[vectors], key=lambda shape: -(-columns // shape[1]) * shape[1])
+    return Tile(lanes, vectors, runs, run)
+
+
 @functools.lru_cache(maxsize=512)
-def _correlation(g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: int) -> Correlation:
-    depth, height, row = axes = axes_of(g, phase)
-    transposed = phase != FORWARD
-    host, wide = machine(), wide_type(x_dtype)
-    lanes, (vectors, pixels) = host.lanes(x_dtype), host.tile
-    itemsize = np.dtype(wide).itemsize
-    group_channels, group_filters = g.channels // g.groups, g.filters // g.groups
-    channels, filters = (group_filters, group_channels) if transposed else (group_channels, group_filters)
-    group_panels = -(-filters // (lanes * vectors))
-    block_rows, block_columns = _block(axes, channels * len(depth.taps) * itemsize, pixels)
-    rows, row_cells = (block_rows - 1) * height.stride + height.window, _row_cells(row, block_columns, pixels)
-    row_blocks, column_blocks = -(-height.out // block_rows), -(-row.out // block_columns)
-    blocks = g.batch * g.groups * depth.out * row_blocks * column_blocks
-    part_panels = group_panels
-    while blocks * -(-group_panels // part_panels) < 4 * threads and part_panels > 1:
-        part_panels = -(-part_panels // 2)
-    parts = -(-group_panels // part_panels)
-    offsets, sources = _taps(axes, g, transposed, channels, rows, row_cells)
-    slot_size = -(-(channels * len(depth.taps) * rows * row_cells + pixels * row.stride + lanes) // lanes) * lanes
-    spatial = (1,) * (3 - g.axes) + (g.spatial if transposed else g.output)
-    y_row, y_depth, y_filter = spatial[2], spatial[1] * spatial[2], math.prod(spatial)
-    kernel_size = math.prod(g.kernel)
-    pack = Job(
-        panels(x_dtype, lanes, vectors), g.groups * group_panels, group_stride=group_filters * group_channels * kernel_size,
-        # w is (F, C // groups, *kernel): of the input gradient, its channels are the filters
-        filter_stride=kernel_size if transposed else group_channels * kernel_size,
-        filters=filters, group_panels=group_panels, taps=len(offsets),
-    )  # fmt: skip
-    multiply = Job(
-        correlate(x_dtype, y_dtype, lanes, vectors, pixels, compiled_stride(row), row.step == 1),
-        blocks * parts, step=row.stride, slot_size=slot_size,
-        groups=g.groups, channels=channels, x_depth=depth.length, x_height=height.length, x_width=row.length,
-        pad_depth=depth.pad, pad_height=height.pad, pad_width=row.pad, depth_taps=len(depth.taps), stride_depth=depth.stride,
-        stride_height=height.stride, taps=len(offsets), filters=filters, group_panels=group_panels, part_panels=part_panels,
-        parts=parts, out_depth=depth.out, out_height=height.out, out_width=row.out, block_rows=block_rows,
-        row_blocks=row_blocks, block_columns=block_columns, column_blocks=column_blocks, rows=rows, row_cells=row_cells,
-        y_start=depth.start * y_depth + height.start * y_row + row.start, y_image=g.groups * filters * y_filter,
-        y_filter=y_filter, y_depth=depth.step * y_depth, y_row=height.step * y_row, y_step=row.step,
-    )  # fmt: skip
-    work = blocks * block_rows * block_columns * filters * len(offsets)
-    used = width(multiply.pieces, work)
-    panel_cells = g.groups * group_panels * len(offsets) * lanes * vectors
-    no_bias = np.zeros(g.groups * group_panels * lanes * vectors, wide)
-    size = (panel_cells + used * slot_size) * itemsize
-    return Correlation(
-        pack, multiply, offsets, np.array(depth.taps, np.int64), sources, no_bias, panel_cells, used, size
-    )
+def _correlations(
+    g: Geometry, gradient: bool, x_dtype: str, y_dtype: str, x_layout: str, y_layout: str, threads: int
+) -> list[Correlation]:
+    """One, or one for each phase of the depth."""
+    depth = _sweeps(g, gradient)[0]
+    return [
+        _correlation(g, gradient, phase, x_dtype, y_dtype, x_layout, y_layout, threads) for phase in range(depth.phases)
+    ]
 
 
-def _block(axes: Axes, line_bytes: int, pixels: int) -> tuple[int, int]:
-    """Rows and columns of outputs whose input fits ``BLOCK_BYTES``."""
-    _, height, row = axes
-    rows, columns = height.out, row.out
+def _correlation(
+    g: Geometry,
+    gradient: bool,
+    depth_phase: int,
+    x_dtype: str,
+    y_dtype: str,
+    x_layout: str,
+    y_layout: str,
+    threads: int,
+) -> Correlation:
+    depth, height, row = _sweeps(g, gradient)
+    wide = wide_type(x_dtype)
+    itemsize, lanes = np.dtype(wide).itemsize, machine().lanes(x_dtype)
+    channels, filters = g.channels // g.groups, g.filters // g.groups
+    if gradient:
+        channels, filters = filters, channels
+    tile = tile_for(machine(), lanes, filters, row.sums)
+    panels = -(-filters // tile.filters)
 
-    def size() -> int:
-        return line_bytes * ((rows - 1) * height.stride + height.window) * _row_cells(row, columns, pixels)
-
-    while rows > 1 and size() > BLOCK_BYTES:
-        rows = -(-rows // 2)
-    while columns > 4 * pixels and size() > BLOCK_BYTES:
-        columns = -(-columns // 2 // pixels) * pixels
-    return rows, columns
-
-
-def _row_cells(row: Axis, columns: int, pixels: int) -> int:
-    """Input cells of a row of so many outputs, at least of half a tile."""
-    return (max(columns, pixels // 2) - 1) * row.stride + row.window
-
-
-def _taps(
-    axes: Axes, g: Geometry, transposed: bool, channels: int, rows: int, row_cells: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each tap (channel, kernel index): its offset in a block's input, and in a filter's weights."""
-    depth, height, row = axes
     kernel = (1,) * (3 - g.axes) + g.kernel
-    channel_stride = math.prod(kernel) * (g.channels // g.groups if transposed else 1)
-    offsets, sources = [], []
-    for c in range(channels):
-        for (j, d), (h, u), (v, i) in itertools.product(
-            enumerate(depth.weights), zip(height.taps, height.weights), zip(row.taps, row.weights)
-        ):
-            offsets.append(((c * len(depth.taps) + j) * rows + h) * row_cells + v)
-            sources.append(c * channel_stride + (d * kernel[1] + u) * kernel[2] + i)
-    return np.array(offsets, np.int64), np.array(sources, np.int64)
+    depth_taps = depth.taps[depth_phase]
+    phases = list(itertools.product(range(height.phases), range(row.phases)))
+    taps = [len(depth_taps) * len(height.taps[h]) * len(row.taps[v]) for h, v in phases]
+    slices = -(-channels * max(*taps, 1) // SLICE_TAPS)
+    slice_channels = -(-channels // min(slices, channels))
+    slices = -(-channels // slice_channels)
+
+    block = _block(g.batch, depth, height, row, tile, slice_channels * max(1, len(depth_taps)) * itemsize)
+    block_images, block_rows, block_columns = block
+    rows = (block_rows - 1) * height.stride + height.window
+    row_runs = -(-block_columns // tile.run)
+    cells = (row_runs * tile.run - 1) * row.stride + row.window
+    # the sums that the phase of the depth writes: those inside
+    skipped = max(0, -(-(depth.low - depth_phase) // depth.phases))
+    out_depth = -(-(depth.out + depth.low - depth_phase) // depth.phases) - skipped
+    row_blocks, column_blocks = -(-height.sums // block_rows), -(-row.sums // block_columns)
+    blocks = -(-g.batch // block_images) * g.groups * max(0, out_depth) * row_blocks * column_blocks
+
+    sum_cells = block_images * block_rows * height.phases * row_runs * tile.run * row.phases
+    panel_sums = (sum_cells + (tile.runs + 1) * height.phases * row_runs * tile.run * row.phases + lanes) * tile.filters
+    parts = 1
+    while parts < panels and (
+        blocks * parts < 4 * threads or sum_cells * -(-panels // parts) * tile.filters * itemsize > BLOCK_BYTES
+    ):
+        parts += 1
+    part_panels = -(-panels // parts)
+    parts = -(-panels // part_panels)
+
+    first = list(itertools.accumulate((slice_channels * n for n in taps), initial=0))
+    offsets = _offsets(depth_taps, height, row, phases, slice_channels, cells)
+    places = _places(depth, depth_phase, height, row, phases, taps, first, slice_channels, kernel)
+    table = np.array([(f, n, h, v) for f, n, (h, v) in zip(first, taps, phases)], np.int64)
+    source = (
+        (block_images * rows * max(1, len(depth_taps)) * slice_channels) * cells + (tile.run + 1) * row.stride + lanes
+    )
+    panel_start = -(-source // 16) * 16
+    bias_start = panel_start + (first[-1] + 1) * tile.filters
+    sums_start = bias_start + part_panels * tile.filters
+    slot_size = -(-(sums_start + part_panels * panel_sums) // 16) * 16
+
+    spatial, output = ((1,) * (3 - g.axes) + n for n in (g.spatial, g.output))
+    x_shape, y_shape = (output, spatial) if gradient else (spatial, output)
+    x_strides = _strides(g.groups * channels, x_shape, x_layout)
+    y_strides = _strides(g.groups * filters, y_shape, y_layout)
+    kernel_size = math.prod(kernel)
+    one_filter = (g.channels // g.groups) * kernel_size
+    job = Job(
+        correlate(
+            x_dtype, y_dtype, lanes, tile.vectors, tile.runs, tile.run, row.stride if row.stride <= 2 else 0,
+            x_layout, y_layout, gradient,
+        ),
+        blocks * parts,
+        images=g.batch, block_images=block_images, groups=g.groups, out_depth=out_depth, out_rows=height.sums,
+        block_rows=block_rows, row_blocks=row_blocks, out_columns=row.sums, block_columns=block_columns,
+        column_blocks=column_blocks, filters=filters, group_panels=panels, part_panels=part_panels, parts=parts,
+        channels=channels, slices=slices, slice_channels=slice_channels,
+        **{f"x_{name}": n for name, n in zip(("image", "channel", "depth", "row", "cell"), x_strides)},
+        depth_length=depth.length, height_length=height.length, row_length=row.length,
+        stride_depth=depth.stride, stride_height=height.stride, stride_row=row.stride,
+        pad_depth=depth.pad - skipped * depth.stride, pad_height=height.pad, pad_width=row.pad,
+        depth_taps=len(depth_taps), rows=rows, cells=cells,
+        filter_step=kernel_size if gradient else one_filter, channel_step=one_filter if gradient else kernel_size,
+        kernel_size=kernel_size, phase_count=len(phases), phase_rows=height.phases, phase_columns=row.phases,
+        **{f"y_{name}": n for name, n in zip(("image", "filter", "depth", "row", "cell"), y_strides)},
+        y_height=height.out, y_width=row.out, low_height=height.low, low_width=row.low,
+        start_depth=skipped * depth.phases + depth_phase - depth.low, step_depth=depth.phases,
+        slot_size=slot_size, panel_start=panel_start, bias_start=bias_start, sums_start=sums_start, panel_sums=panel_sums,
+    )  # fmt: skip
+    work = g.flops // 2
+    used = width(job.pieces, work)
+    tables = {
+        "offsets": offsets, "depth_cells": np.array([*depth_taps, 0], np.int64), "places": places, "phases": table.reshape(-1),
+    }  # fmt: skip
+    no_bias = np.zeros(g.groups * filters, wide)
+    return Correlation(job, tables, no_bias, (used * lanes, wide), used, used * slot_size * itemsize)
 
 
-def _run(g: Geometry, phase: int, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> bool:
-    """Run one correlation. True if all weights are finite."""
-    x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
-    job = _correlation(g, phase, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
-    bias = job.no_bias
-    if b is not None:
-        bias = np.zeros_like(bias)
-        bias.reshape(g.groups, -1)[:, : len(b) // g.groups] = b.reshape(g.groups, -1)
-    checks = np.empty_like(bias)
-    with memory.workspace(job.size) as space:
-        job.pack.run(
-            width(job.pack.pieces, job.panel_cells), w=address(w), out=space, checks=address(checks), sources=address(job.sources)
-        )  # fmt: skip
-        job.multiply.run(
-            job.threads, x=address(x), weights=space, bias=address(bias), y=address(out),
-            workspace=space + job.panel_cells * bias.itemsize, offsets=address(job.offsets), depth_cells=address(job.depth_cells),
-        )  # fmt: skip
-    return bool(np.isfinite(checks).all())
+def _strides(channels: int, spatial: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """Of an image, a channel, and each of the three axes."""
+    depth, height, row = spatial
+    cells = depth * height * row
+    if layout == "first":
+        return channels * cells, cells, height * row, row, 1
+    return channels * cells, 1, height * row * channels, row * channels, channels
+
+
+def _block(batch: int, depth: Sweep, height: Sweep, row: Sweep, tile: Tile, line_bytes: int) -> tuple[int, int, int]:
+    """Images, rows and columns of a block: about ``BLOCK_CELLS`` sums of a phase, whose input fits ``BLOCK_BYTES``."""
+
+    def even(whole: int, most: int) -> int:
+        return -(-whole // -(-whole // max(1, most)))
+
+    cells = max(1, BLOCK_CELLS // max(1, height.phases * row.phases // 2))
+    cells = max(tile.run, min(cells, BLOCK_BYTES // (line_bytes * height.stride * row.stride)))
+    columns = row.sums
+    if columns > cells:
+        columns = -(-even(columns, cells) // tile.run) * tile.run
+    wide = -(-columns // tile.run) * tile.run
+    rows = even(height.sums, min(height.sums, cells // wide))
+    images = 1
+    if rows == height.sums and columns >= row.sums:
+        images = even(max(1, batch), min(max(1, batch), cells // (rows * wide)))
+    return images, rows, columns
+
+
+def _offsets(
+    depth_taps: tuple[int, ...], height: Sweep, row: Sweep, phases: list[tuple[int, int]], channels: int, cells: int
+) -> np.ndarray:
+    """For each phase, channel of a slice, and tap: where its input lies."""
+    offsets = [
+        ((h * len(depth_taps) + j) * channels + c) * cells + v
+        for height_phase, row_phase in phases
+        for c in range(channels)
+        for j, h, v in itertools.product(range(len(depth_taps)), height.taps[height_phase], row.taps[row_phase])
+    ]
+    return np.array([*offsets, 0], np.int64)
+
+
+def _places(
+    depth: Sweep, depth_phase: int, height: Sweep, row: Sweep, phases: list[tuple[int, int]], taps: list[int], first: list[int],
+    channels: int, kernel: tuple[int, ...],
+) -> np.ndarray:  # fmt: skip
+    """For each channel of a slice and each of its weights: its row in the panel; the last where no phase takes it."""
+    places = np.full((channels, *kernel), first[-1], np.int64)
+    for (height_phase, row_phase), n, start in zip(phases, taps, first):
+        indices = itertools.product(depth.indices[depth_phase], height.indices[height_phase], row.indices[row_phase])
+        for k, index in enumerate(indices):
+            places[(slice(None), *index)] = start + np.arange(channels) * n + k
+    return np.concatenate([places.reshape(-1), np.full(16, first[-1], np.int64)])
+
+
+def _layout(array: np.ndarray) -> str:
+    return "first" if array.flags.c_contiguous else "last"
+
+
+def _run(g: Geometry, gradient: bool, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> bool:
+    """Run one correlation. True if all weights are known to be finite."""
+    if _layout(x) == "last" and not np.moveaxis(x, 1, -1).flags.c_contiguous:
+        x = np.ascontiguousarray(x)
+    w = np.ascontiguousarray(w)
+    plans = _correlations(
+        g, gradient, dtype_name(x.dtype), dtype_name(out.dtype), _layout(x), _layout(out), get_threads()
+    )
+    finite = True
+    for plan in plans:
+        checks = np.zeros(*plan.checks)
+        bias = plan.no_bias if b is None else np.ascontiguousarray(b)
+        with memory.workspace(plan.size) as space:
+            plan.job.run(
+                plan.threads, x=address(x), w=address(w), bias=address(bias), y=address(out), workspace=space,
+                checks=address(checks), **{name: address(table) for name, table in plan.tables.items()},
+            )  # fmt: skip
+        finite = finite and bool(np.isfinite(checks).all())
+    return finite

@@ -31,6 +31,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from konv.engine.machine import machine
+
 BOOL, INT32, INT64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 FLOAT, DOUBLE, HALF, BITS16 = ir.FloatType(), ir.DoubleType(), ir.HalfType(), ir.IntType(16)
 STORED = {"float32": FLOAT, "float64": DOUBLE, "float16": HALF, "bfloat16": BITS16, "int64": INT64}
@@ -179,8 +181,8 @@ def pinned(vector: Any) -> Any:
 
     In a loop that needs nearly all registers the scheduler would else read ahead, and keep sums on the stack to do so.
     """
-    if not _traced(vector):
-        return vector
+    if not _traced(vector) or vector.lanes * (8 if vector.ir.type.element == DOUBLE else 4) > machine().vector_bytes:
+        return vector  # one that takes several registers has no name in assembly
     kind = ir.FunctionType(vector.ir.type, [vector.ir.type])
     register = "w" if _builder.module.triple.startswith(("aarch64", "arm")) else "v"  # any vector register
     return Value(_builder.asm(kind, "", f"={register},0", [vector.ir], True))

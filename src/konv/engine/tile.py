@@ -34,7 +34,16 @@ class Tile:
 
 
 def multiply(
-    tile: Tile, panel: Any, offsets: Any, taps: Any, pixels: list[Any], step: Any, start: Any, start_step: Any, sums: list[Any], sums_step: Any
+    tile: Tile,
+    panel: Any,
+    offsets: Any,
+    taps: Any,
+    pixels: list[Any],
+    step: Any,
+    start: Any,
+    start_step: Any,
+    sums: list[Any],
+    sums_step: Any,
 ) -> None:
     """Compute one tile.
 

@@ -1,0 +1,105 @@
+"""Between the arrays and the register tile: rows of the input with their padding, panels of weights, outputs.
+
+Pieces of kernels' texts, with filters in lanes throughout. Layout "first" is transposed in registers where filters or
+channels meet the lanes, layout "last" where the cells of a row do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from konv.engine.simd import fma, loop, minimum, transpose, within
+
+
+def rows_first(
+    x: Any,
+    start: Any,
+    channels: Any,
+    channel_step: Any,
+    first: Any,
+    length: Any,
+    inside: Any,
+    target: Any,
+    cells: Any,
+    lanes: int,
+) -> None:
+    """One row of each channel: cells ``first ..`` of ``length``, zeros beside them or where not ``inside``.
+
+    ``target[channel][cell]``; channels of x are ``channel_step`` apart.
+    """
+    for c in loop(channels):
+        for q in loop((cells + (lanes - 1)) // lanes):
+            cell = first + q * lanes
+            row = x.vec(start + c * channel_step + cell, lanes, count=(length - cell) * inside, start=0 - cell)
+            target.put(c * cells + q * lanes, row, count=cells - q * lanes)
+
+
+def rows_last(
+    x: Any,
+    start: Any,
+    channels: Any,
+    cell_step: Any,
+    first: Any,
+    length: Any,
+    inside: Any,
+    target: Any,
+    cells: Any,
+    lanes: int,
+) -> None:
+    """As :func:`rows_first` of an x whose channels are neighbours, and its cells ``cell_step`` apart."""
+    for block in loop((channels + (lanes - 1)) // lanes):
+        c = block * lanes
+        for q in loop((cells + (lanes - 1)) // lanes):
+            columns = []
+            for i in range(lanes):
+                cell = first + (q * lanes + i)
+                exists = within(cell, length) * inside
+                columns.append(x.vec(start + cell * cell_step + c, lanes, count=(channels - c) * exists))
+            for i, row in enumerate(transpose(columns)):
+                used = (cells - q * lanes) * within(c + i, channels)
+                target.put((c + i) * cells + q * lanes, row, count=used)
+
+
+def panel_of_weights(
+    w: Any, start: Any, filters: Any, filter_step: Any, rows: Any, row_step: Any, row: Any,
+    places: Any, panel: Any, lanes: int, vectors: int, check: Any = None,
+) -> None:  # fmt: skip
+    """Weights of ``lanes * vectors`` filters to ``panel[place][filter]``; after the last filter it is repeated.
+
+    A filter has ``rows`` rows of ``row`` weights, ``row_step`` apart; ``places`` tells where weight k of them all goes, and holds
+    ``lanes`` more: what lies behind a row is written too, and overwritten by the next. ``check`` is a vector of zeros as
+    long as all weights are finite.
+    """
+    width = lanes * vectors
+    for r in loop(rows):
+        for q in loop((row + (lanes - 1)) // lanes):
+            source = start + r * row_step + q * lanes
+            for j in range(vectors):
+                columns = []
+                for i in range(lanes):
+                    filter_ = minimum(lanes * j + i, filters - 1)
+                    columns.append(w.vec(source + filter_ * filter_step, lanes, count=row - q * lanes))
+                    if check is not None:
+                        check.set(fma(columns[-1], panel.zero(lanes), check.get()))
+                for i, weights in enumerate(transpose(columns)):
+                    panel.put(places[r * row + q * lanes + i] * width + lanes * j, weights)
+
+
+def outputs_first(sums: Any, cells: Any, filters: Any, filter_step: Any, y: Any, lanes: int, vectors: int) -> None:
+    """``sums[cell][filter]`` to a row of y for each filter."""
+    width = lanes * vectors
+    for q in loop((cells + (lanes - 1)) // lanes):
+        count = cells - q * lanes
+        for j in range(vectors):
+            block = [sums.vec((q * lanes + i) * width + lanes * j, lanes) for i in range(lanes)]
+            for i, row in enumerate(transpose(block)):
+                exists = within(lanes * j + i, filters)
+                y.put((lanes * j + i) * filter_step + q * lanes, row, count=count * exists)
+
+
+def outputs_last(sums: Any, cells: Any, filters: Any, cell_step: Any, y: Any, lanes: int, vectors: int) -> None:
+    """``sums[cell][filter]`` to a y whose filters are neighbours, and its cells ``cell_step`` apart."""
+    for cell in loop(cells):
+        for j in range(vectors):
+            row = sums.vec((cell * vectors + j) * lanes, lanes)
+            y.put(cell * cell_step + lanes * j, row, count=filters - lanes * j)
