@@ -16,18 +16,19 @@ from konv import textbook
 from konv.engine import winograd as algorithm
 from konv.engine.plan import Problem
 from konv.engine.simd import ArrayPointer
-from konv.engine.winograd_kernels import (
+from konv.engine.winograd_formulas import (
     OUTPUTS,
     POINTS,
     SPAN,
     TAPS,
     both_axes,
     filter_column,
-    filters_to_points,
     input_column,
     output_column,
-    winograd,
+    upstream_column,
+    weight_column,
 )
+from konv.engine.winograd_kernels import filters_to_points, winograd
 from konv.geometry import geometry
 from strategies import seeds
 from test_guard_page import guarded
@@ -76,11 +77,14 @@ def magnitudes():
     ]
 
 
-def test_the_identity_holds_exactly_in_one_dimension():
+@pytest.mark.parametrize("left, outer, right, inner", [
+    (output_column, OUTPUTS, filter_column, TAPS), (weight_column, TAPS, upstream_column, OUTPUTS),
+], ids=["forward", "weight gradient"])  # fmt: skip
+def test_the_identity_holds_exactly_in_one_dimension(left, outer, right, inner):
     """``sum over points of A^T[o, p] G[p, t] B^T[p, i]`` is 1 where ``i == o + t``, else 0: numbers a + r sqrt(2)."""
-    bt, g, at = matrix(input_column, SPAN, Root), matrix(filter_column, TAPS, Root), matrix(output_column, SPAN, Root)
-    for o in range(OUTPUTS):
-        for t in range(TAPS):
+    bt, g, at = matrix(input_column, SPAN, Root), matrix(right, inner, Root), matrix(left, SPAN, Root)
+    for o in range(outer):
+        for t in range(inner):
             for i in range(SPAN):
                 total = Root(0)
                 for p in range(SPAN):
@@ -361,7 +365,6 @@ def test_text_on_numpy_equals_compiled(monkeypatch, shape, filters, few_blocks):
     (dict(x_shape=(1, 3, 32, 32), w_shape=(16, 3, 3, 3)), "channels"),
     (dict(w_shape=(8, 16, 3, 3)), "filters"), (dict(kind="input_gradient", w_shape=(7, 16, 3, 3)), "channels"),
  (dict(x_shape=(1, 16, 3, 3)), "outputs"),
-    (dict(kind="weight_gradient"), "weight"),
 ])  # fmt: skip
 def test_declines_with_a_reason(change, reason):
     options = dict(x_shape=(1, 16, 32, 32), w_shape=(16, 16, 3, 3), kind="forward", dtype="float32")

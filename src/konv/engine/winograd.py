@@ -1,7 +1,8 @@
 """Winograd's algorithm F(4x4, 3x3) for 3 x 3 convolutions with stride 1: a quarter of the multiplications, float32 only.
 
 The input gradient is the same computation on dy, with the taps in reverse order, filters and channels exchanged, and
-``2 - low`` cells of padding (fewer than none where ``low`` is larger: then dy is cut).
+``2 - low`` cells of padding (fewer than none where ``low`` is larger: then dy is cut). The weight gradient is F(3x3, 4x4),
+in :mod:`konv.engine.winograd_weights`.
 
 Error: 0.3-1.7e-6 of the largest output (direct: 0.3-1.5e-6), of the input gradient 1.0-1.6e-6 (0.5-1.0e-6), measured
 against float64 on normal, rectified and positive numbers, layers 64@56, 128@28, 256@14, 512@7, 512@28, 64->128@112.
@@ -19,12 +20,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from konv.engine import memory, weights
+from konv.engine import memory, winograd_weights
 from konv.engine.launch import Job, address
 from konv.engine.machine import machine
 from konv.engine.threads import get_threads, width
-from konv.engine.weights import weight_gradient
-from konv.engine.winograd_kernels import DEPTH, OUTPUTS, POINTS, SPAN, SPREAD, TAPS, filters_to_points, winograd
+from konv.engine.winograd_formulas import OUTPUTS, POINTS, SPAN, TAPS
+from konv.engine.winograd_kernels import DEPTH, SPREAD, filters_to_points, winograd
+from konv.engine.winograd_weights import evenly
 from konv.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -54,8 +56,6 @@ def declines(problem: Problem) -> str | None:
     ==========================================  ======================================================================
     """
     g, gradient = problem.geometry, problem.kind == "input_gradient"
-    if problem.kind == "weight_gradient":
-        return "the weight gradient is a sum over pixels, not over the taps of a tile"
     if getattr(problem, "exact", False):
         return "an exact sum is asked for: its error is about twice a direct sum's, and one NaN may fill a 4 x 4 tile"
     if problem.dtype != "float32":
@@ -79,7 +79,7 @@ def declines(problem: Problem) -> str | None:
 def workspace(problem: Problem) -> int:
     """Bytes borrowed while it runs."""
     if problem.kind == "weight_gradient":
-        return weights.workspace(problem.geometry, problem.dtype)
+        return winograd_weights.prepare(problem.geometry, "first", get_threads()).size if problem.geometry.batch else 0
     return _prepare(problem.geometry, problem.kind == "input_gradient", get_threads()).size
 
 
@@ -91,6 +91,14 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dx (N, C, *spatial) into ``out``."""
     _run(dy, w, None, g, True, out)
+
+
+def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dw (F, C, 3, 3) into ``out``."""
+    target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
+    winograd_weights.weight_gradient(np.ascontiguousarray(dy), np.ascontiguousarray(x), g, "first", target)
+    if target is not out:
+        out[...] = target
 
 
 @dataclass(frozen=True)
@@ -130,8 +138,8 @@ def _prepare(g: Geometry, transposed: bool, threads: int) -> Prepared:
 
     tile_rows, tile_columns = (-(-length // OUTPUTS) for length in output)
     all_rows = g.batch * tile_rows
-    column_blocks, block_columns = _evenly(tile_columns, BLOCK_TILES)
-    row_blocks, block_rows = _evenly(all_rows, max(1, BLOCK_TILES // block_columns))
+    column_blocks, block_columns = evenly(tile_columns, BLOCK_TILES)
+    row_blocks, block_rows = evenly(all_rows, max(1, BLOCK_TILES // block_columns))
     blocks = row_blocks * column_blocks
     group = _group(block_rows * block_columns, most)
     tiles = -(-block_rows * block_columns // group) * group
@@ -142,7 +150,7 @@ def _prepare(g: Geometry, transposed: bool, threads: int) -> Prepared:
         part_panels = -(-part_panels // 2)  # each part transforms the block's inputs again: 3 % for 256 filters
     parts = -(-panels // part_panels)
     vectors_of_channels = -(-channels // lanes)
-    chunks, chunk_vectors = _evenly(vectors_of_channels, DEPTH // lanes)
+    chunks, chunk_vectors = evenly(vectors_of_channels, DEPTH // lanes)
 
     input_plane, sums_plane = tiles * DEPTH + SPREAD, tiles * lanes * vectors + SPREAD
     filter_plane = chunk_vectors * lanes * lanes * vectors + SPREAD
@@ -165,7 +173,7 @@ def _prepare(g: Geometry, transposed: bool, threads: int) -> Prepared:
         filter_cells, source = panels * chunks * POINTS * filter_plane, "points"
         transform = Job(filters_to_points(lanes, vectors, transposed), panels * chunks, plane=filter_plane, **shared)
     multiply = Job(
-        winograd(lanes, vectors, group, source), blocks * parts, slot_size=slot_size, strip_at=strip_at, sums_at=sums_at,
+        winograd(lanes, vectors, group, source, "first"), blocks * parts, slot_size=slot_size, strip_at=strip_at, sums_at=sums_at,
         filters_at=filters_at, x_height=spatial[0], x_width=spatial[1], pad_height=pad_height, pad_width=pad_width,
         out_height=output[0], out_width=output[1], tile_rows=tile_rows, tile_columns=tile_columns, all_rows=all_rows,
         block_rows=block_rows, block_columns=block_columns, column_blocks=column_blocks, part_panels=part_panels,
@@ -175,12 +183,6 @@ def _prepare(g: Geometry, transposed: bool, threads: int) -> Prepared:
     used = width(multiply.pieces, blocks * tiles * POINTS * channels * filters)
     no_bias = np.zeros(panels * lanes * vectors, np.float32)
     return Prepared(transform, multiply, no_bias, filter_cells, used, (filter_cells + used * slot_size) * 4)
-
-
-def _evenly(n: int, most: int) -> tuple[int, int]:
-    """How many parts of at most ``most`` n is cut into, and the size of each (of the last: at most that)."""
-    size = -(-n // -(-n // most))
-    return -(-n // size), size
 
 
 def _group(tiles: int, most: int) -> int:

@@ -1,81 +1,25 @@
-"""Winograd's minimal filtering F(4x4, 3x3): the transforms as formulas, and the kernels made of them.
-
-A tile of 4 x 4 outputs of a 3 x 3 correlation with stride 1 reads 6 x 6 inputs::
-
-    y = A^T [ sum over channels of (G w G^T) * (B^T x B) ] A        (* elementwise)
-
-36 products for each channel instead of 144 (S. Winograd, 1980; A. Lavin and S. Gray, *Fast algorithms for convolutional
-neural networks*, arXiv:1509.09308). The matrices follow from six points at which polynomials are evaluated. Ours are 0,
-+-sqrt(1/2), +-sqrt(2) and infinity: beside the usual 0, +-1, +-2 the numbers stay closer together, the error is a quarter.
-
-Every product that is added is an explicit ``fma``, so a sum has the same bits in whatever kernel its formula stands.
-"""
+"""Winograd's kernels of forward and input gradient: points of the filters, and everything else in one piece a block."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from fractions import Fraction
-from typing import Any
-
 from konv.engine.compile import kernel
-from konv.engine.simd import Variable, fma, loop, minimum, splat, transpose, within
+from konv.engine.simd import Variable, fma, loop, minimum, splat, transpose
+from konv.engine.winograd_formulas import (
+    OUTPUTS,
+    POINTS,
+    SPAN,
+    TAPS,
+    both_axes,
+    filter_column,
+    input_column,
+    output_column,
+)
+from konv.engine.winograd_tiles import constants, read_strip, strip_to_points, write_strip
 
-OUTPUTS, TAPS = 4, 3
-SPAN = OUTPUTS + TAPS - 1  # inputs that a tile reads, and points, along an axis
-POINTS = SPAN * SPAN
 DEPTH = 64  # channels summed before they are added up: 128 is no faster, and the error 1.4 times as large
 AHEAD = 8  # channels between asking for taps and using them
 LINE = 16  # float32 numbers in a cache line
 SPREAD = 16  # cells between the planes of the points beyond their size: at powers of two they would evict each other
-
-Number = Callable[..., Any]  # number(a, r) is the constant a + r * sqrt(2)
-
-
-def input_column(column: Sequence[Any], number: Number) -> list[Any]:
-    """``B^T d`` of one column: 6 inputs to 6 points."""
-    d0, d1, d2, d3, d4, d5 = column
-    even, odd = fma(number(-2), d2, d4), fma(number(-2), d1, d3)
-    even_, odd_ = fma(number(Fraction(-1, 2)), d2, d4), fma(number(Fraction(-1, 2)), d1, d3)
-    return [
-        d0 + fma(number(Fraction(-5, 2)), d2, d4),
-        fma(number(0, Fraction(1, 2)), odd, even),
-        fma(number(0, Fraction(-1, 2)), odd, even),
-        fma(number(0, 1), odd_, even_),
-        fma(number(0, -1), odd_, even_),
-        d1 + fma(number(Fraction(-5, 2)), d3, d5),
-    ]
-
-
-def filter_column(column: Sequence[Any], number: Number) -> list[Any]:
-    """``G w`` of one column: 3 taps to 6 points."""
-    w0, w1, w2 = column
-    even, even_ = fma(number(Fraction(1, 2)), w2, w0), fma(number(2), w2, w0)
-    return [
-        w0,
-        fma(number(0, Fraction(1, 2)), w1, even) * number(Fraction(-2, 3)),
-        fma(number(0, Fraction(-1, 2)), w1, even) * number(Fraction(-2, 3)),
-        fma(number(0, 1), w1, even_) * number(Fraction(1, 6)),
-        fma(number(0, -1), w1, even_) * number(Fraction(1, 6)),
-        w2,
-    ]
-
-
-def output_column(column: Sequence[Any], number: Number) -> list[Any]:
-    """``A^T m`` of one column: 6 points to 4 outputs."""
-    m0, m1, m2, m3, m4, m5 = column
-    even, odd, even_, odd_ = m1 + m2, m1 - m2, m3 + m4, m3 - m4
-    return [
-        m0 + (even + even_),
-        fma(number(0, Fraction(1, 2)), odd, odd_ * number(0, 1)),
-        fma(number(Fraction(1, 2)), even, even_ * number(2)),
-        fma(number(0, Fraction(1, 4)), odd, fma(number(0, 2), odd_, m5)),
-    ]
-
-
-def both_axes(formula: Callable[..., list[Any]], rows: Sequence[Sequence[Any]], number: Number) -> list[list[Any]]:
-    """``F rows F^T``: the formula F down the columns, then along the rows."""
-    columns = [formula(column, number) for column in zip(*rows)]
-    return [formula(row, number) for row in zip(*columns)]
 
 
 @kernel
@@ -97,7 +41,7 @@ def filters_to_points(lanes, vectors, flipped):
 
 
 @kernel
-def winograd(lanes, vectors, group, filters_from):
+def winograd(lanes, vectors, group, filters_from, layout):
     """The convolution of a block of tiles with a part of the panels of filters, which are a piece.
 
     A block is ``block_rows`` rows (of all images, one after the other) by ``block_columns`` columns of tiles. Three steps,
@@ -125,36 +69,20 @@ def winograd(lanes, vectors, group, filters_from):
         strip, sums, own_filters = inputs.at(strip_at), inputs.at(sums_at), inputs.at(filters_at)
         zero = bias.zero(lanes)
 
-        def number(a, r=0):
-            return zero + float(a + float(r) * 2**0.5)
+        number = constants(zero)
 
-        # Inputs to points. Lanes past the last channel repeat it; nobody sums them.
+        # Inputs to points. Lanes past the last channel are summed by nobody.
         for r in loop(rows):
-            image, tile_row = (first_row + r) // tile_rows, (first_row + r) % tile_rows
+            image, top = (first_row + r) // tile_rows, (first_row + r) % tile_rows * OUTPUTS
             for block_of_channels in loop((channels + (lanes - 1)) // lanes):
                 c = block_of_channels * lanes
-                planes = [(image * channels + minimum(c + i, channels - 1)) * x_height for i in range(lanes)]
-                for i in loop(SPAN):
-                    h = tile_row * OUTPUTS + i - pad_height
-                    inside = within(h, x_height)
-                    for q in loop((columns * OUTPUTS + (TAPS - 1 + lanes - 1)) // lanes):
-                        cell = first_column * OUTPUTS + q * lanes - pad_width
-                        lines = [
-                            x.vec((plane + h) * x_width + cell, lanes, count=(x_width - cell) * inside, start=-cell)
-                            for plane in planes
-                        ]
-                        for k, line in enumerate(transpose(lines)):
-                            strip.put((i * pitch + q * lanes + k) * lanes, line)
+                read_strip(
+                    x, strip, lanes, layout, SPAN, pitch, image, c, channels, x_height, x_width, top - pad_height,
+                    first_column * OUTPUTS - pad_width, columns * OUTPUTS + (TAPS - 1),
+                )  # fmt: skip
                 chunk = c // chunk_channels
-                to = chunk * POINTS * input_plane + r * columns * DEPTH + (c - chunk * chunk_channels)
-                for tile in loop(columns):
-                    cells = [
-                        [strip.vec((i * pitch + tile * OUTPUTS + k) * lanes, lanes) for k in range(SPAN)]
-                        for i in range(SPAN)
-                    ]
-                    for i, row in enumerate(both_axes(input_column, cells, number)):
-                        for k, value in enumerate(row):
-                            inputs.put(to + (SPAN * i + k) * input_plane + tile * DEPTH, value)
+                to = inputs.at(chunk * POINTS * input_plane + r * columns * DEPTH + (c - chunk * chunk_channels))
+                strip_to_points(strip, to, lanes, input_column, SPAN, pitch, columns, DEPTH, input_plane, number)
 
         # Products, summed over channels: one matrix product (tiles, channels) @ (channels, filters) for each point.
         groups = (rows * columns + (group - 1)) // group
@@ -195,7 +123,7 @@ def winograd(lanes, vectors, group, filters_from):
                 first = panel * width + lanes * j
                 offset = bias.vec(first, lanes)
                 for r in loop(rows):
-                    image, tile_row = (first_row + r) // tile_rows, (first_row + r) % tile_rows
+                    image, top = (first_row + r) // tile_rows, (first_row + r) % tile_rows * OUTPUTS
                     for tile in loop(columns):
                         source = sums.at((r * columns + tile) * width + lanes * j)
                         values = [
@@ -204,16 +132,10 @@ def winograd(lanes, vectors, group, filters_from):
                         for i, row in enumerate(both_axes(output_column, values, number)):
                             for k, value in enumerate(row):
                                 strip.put((i * pitch + tile * OUTPUTS + k) * lanes, value + offset)
-                    for i in loop(minimum(OUTPUTS, out_height - tile_row * OUTPUTS)):
-                        h = tile_row * OUTPUTS + i
-                        for q in loop((columns * OUTPUTS + (lanes - 1)) // lanes):
-                            cell = first_column * OUTPUTS + q * lanes
-                            used = minimum(out_width - cell, columns * OUTPUTS - q * lanes)
-                            lines = [strip.vec((i * pitch + q * lanes + k) * lanes, lanes) for k in range(lanes)]
-                            for k, line in enumerate(transpose(lines)):
-                                exists = within(first + k, filters)
-                                to = ((image * filters + first + k) * out_height + h) * out_width + cell
-                                y.put(to, line, count=used * exists)
+                    write_strip(
+                        y, strip, lanes, layout, pitch, image, first, filters, out_height, out_width, top,
+                        first_column * OUTPUTS, columns * OUTPUTS,
+                    )  # fmt: skip
 
     return text, dict.fromkeys(("x", "w", "bias", "y", "points", "slots"), "float32")
 
@@ -226,10 +148,7 @@ def _transform_filters(
     A filter's 9 taps are read as vectors and transposed: a tenth of the time that gathering each tap takes. Lanes past
     the last filter repeat it.
     """
-    zero, taps = w.zero(lanes), TAPS * TAPS
-
-    def number(a, r=0):
-        return zero + float(a + float(r) * 2**0.5)
+    number, taps = constants(w.zero(lanes)), TAPS * TAPS
 
     for j in loop(vectors):
         sources = [minimum(first + j * lanes + i, filters - 1) * filter_stride + start for i in range(lanes)]

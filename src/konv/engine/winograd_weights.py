@@ -1,0 +1,136 @@
+"""The weight gradient by Winograd's algorithm, F(3x3, 4x4): blocks of channels by filters, each summed over all tiles.
+
+A block's inputs and upstream gradients are transformed once more for every block of filters or channels that they meet. That
+costs half the time of the products, and keeps the 36 sums of a block in L2, the workspace small and the threads apart:
+sharing the transformed numbers takes 65 % of the im2col matrix at 256@14.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from konv.engine import memory
+from konv.engine.launch import Job, address
+from konv.engine.machine import machine
+from konv.engine.threads import get_threads, width
+from konv.engine.winograd_formulas import OUTPUTS, POINTS, SPAN, TAPS
+from konv.engine.winograd_outer import add_parts, tiles_to_weights
+from konv.geometry import Geometry
+
+BLOCK_TILES, FEW_TILES = 32, 512  # in one sum; half as many below FEW_TILES tiles, to need less memory
+BLOCKS = ((64, 64), (64, 32), (32, 32), (32, 16), (16, 16))  # channels by filters: the first that fits into MEMORY
+# Where all tiles are one block, a piece keeps its upstream gradients while channels pass by.
+PASSING = ((64, 64), (32, 64), (16, 64), (16, 32), (16, 16))
+MEMORY = 0.15  # of the im2col matrix
+PARTS = 16  # into which the tiles are cut, that threads have something to do: sums of their own, added at the end
+PART_MEMORY = 0.03  # of the im2col matrix, that the parts' sums may take
+ADDED = 4096  # weights in a piece of the addition
+SPREAD = 16  # cells between planes beyond their size: at powers of two they would evict each other
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A weight gradient's jobs.
+
+    Attributes
+    ----------
+    multiply : from x and dy to weights, or to the sums of all parts
+    add : the parts; None where there is one
+    threads : that ``multiply`` uses, each with a slot
+    part_cells : cells of the parts' sums; the slots lie behind them
+    size : bytes of the workspace
+    """
+
+    multiply: Job
+    add: Job | None
+    threads: int
+    part_cells: int
+    size: int
+
+
+@functools.lru_cache(maxsize=256)
+def prepare(g: Geometry, layout: str, threads: int) -> Prepared:
+    """The jobs of a geometry's weight gradient. Sums are cut by shapes alone, so their bits do not depend on the threads."""
+    columns_matrix = math.prod(g.output) * g.batch * g.channels * TAPS * TAPS
+    tiles = g.batch * math.prod(-(-length // OUTPUTS) for length in g.output)
+    candidates = PASSING if tiles <= BLOCK_TILES else BLOCKS
+    for block in candidates:
+        prepared = _prepare(g, layout, threads, *block)
+        if block == candidates[-1] or prepared.size <= MEMORY * columns_matrix * 4:
+            return prepared
+    raise AssertionError
+
+
+def _prepare(g: Geometry, layout: str, threads: int, most_channels: int, most_filters: int) -> Prepared:
+    host = machine()
+    lanes, (vectors, rows) = host.lanes("float32"), host.tile
+    vectors = min(vectors, -(-g.filters // lanes), -(-most_filters // lanes))
+    rows = min(rows, 8)  # 8 divides what layers have; 13 and 14 are as fast for 64 channels
+    tile_rows, tile_columns = (-(-length // OUTPUTS) for length in g.output)
+    all_rows = g.batch * tile_rows
+    few = BLOCK_TILES < all_rows * tile_columns <= FEW_TILES
+    most_tiles = BLOCK_TILES // 2 if few else BLOCK_TILES
+    column_blocks, block_columns = evenly(tile_columns, most_tiles)
+    row_blocks, block_rows = evenly(all_rows, max(1, most_tiles // block_columns))
+    blocks = row_blocks * column_blocks
+    most_parts = int(PART_MEMORY * math.prod(g.output) * g.batch / g.filters)
+    parts, part_blocks = evenly(blocks, -(-blocks // max(1, min(PARTS, most_parts))))
+
+    channel_blocks, channel_vectors = evenly(-(-g.channels // lanes), max(1, most_channels // lanes))
+    filter_blocks, panels = evenly(-(-g.filters // (lanes * vectors)), max(1, most_filters // (lanes * vectors)))
+    piece_blocks = channel_blocks if blocks == 1 else 1
+    channel_pieces = -(-channel_blocks // piece_blocks)
+    block_channels, block_filters = channel_vectors * lanes, panels * lanes * vectors
+
+    tiles = block_rows * block_columns
+    input_plane, upstream_plane = tiles * block_channels + SPREAD, tiles * block_filters + SPREAD
+    sum_rows = -(-block_channels // rows) * rows
+    sums_plane = panels * sum_rows * lanes * vectors + SPREAD
+    pitch = -(-(block_columns * OUTPUTS + TAPS - 1) // lanes) * lanes
+    tap_lines = -(-block_channels * TAPS * TAPS // lanes) * lanes
+    upstream_at = max(POINTS * input_plane, tap_lines * lanes)
+    sums_at = upstream_at + POINTS * upstream_plane
+    strip_at = sums_at + POINTS * sums_plane
+    slot_size = strip_at + SPAN * pitch * lanes
+    multiply = Job(
+        tiles_to_weights(lanes, vectors, rows, layout), parts * channel_pieces * filter_blocks, slot_size=slot_size,
+        upstream_at=upstream_at, sums_at=sums_at, strip_at=strip_at, channels=g.channels, x_height=g.spatial[0],
+        x_width=g.spatial[1], pad_height=g.padding[0][0], pad_width=g.padding[1][0], filters=g.filters,
+        out_height=g.output[0], out_width=g.output[1], tile_rows=tile_rows, tile_columns=tile_columns, all_rows=all_rows,
+        block_rows=block_rows, block_columns=block_columns, column_blocks=column_blocks, blocks=blocks,
+        part_blocks=part_blocks, parts=parts, channel_blocks=channel_blocks, piece_blocks=piece_blocks,
+        channel_pieces=channel_pieces, kept_upstream=int(blocks == 1), block_channels=block_channels,
+        block_filters=block_filters, sum_rows=sum_rows, input_plane=input_plane,
+        upstream_plane=upstream_plane, sums_plane=sums_plane, pitch=pitch,
+    )  # fmt: skip
+    weights, add, part_cells = math.prod(g.w_shape), None, 0
+    if parts > 1:
+        add, part_cells = (
+            Job(add_parts(lanes), -(-weights // ADDED), size=weights, parts=parts, cells=ADDED),
+            parts * weights,
+        )
+    used = width(multiply.pieces, blocks * tiles * POINTS * g.channels * g.filters)
+    return Prepared(multiply, add, used, part_cells, (part_cells + used * slot_size) * 4)
+
+
+def evenly(n: int, most: int) -> tuple[int, int]:
+    """How many parts of at most ``most`` n is cut into, and the size of each (of the last: at most that)."""
+    size = -(-n // -(-n // most))
+    return -(-n // size), size
+
+
+def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, layout: str, out: np.ndarray) -> None:
+    """Write dL/dw (F, C, 3, 3) into ``out``, which is C-contiguous; dy and x lie as ``layout`` says."""
+    if g.batch == 0:
+        out[...] = 0
+        return
+    job = prepare(g, layout, get_threads())
+    with memory.workspace(job.size) as parts:
+        dw = address(out) if job.add is None else parts
+        job.multiply.run(job.threads, x=address(x), dy=address(dy), dw=dw, slots=parts + job.part_cells * out.itemsize)
+        if job.add is not None:
+            job.add.run(width(job.add.pieces, job.part_cells), sums=parts, dw=address(out))

@@ -1,0 +1,184 @@
+"""Winograd's weight gradient: against the textbook within its rounding, on NumPy and compiled, its hostile inputs."""
+
+import contextlib
+import functools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import konv
+from compare import assert_same_bits
+from konv import textbook
+from konv.engine import memory, winograd_weights
+from konv.engine.simd import ArrayPointer
+from konv.engine.winograd_formulas import OUTPUTS, SPAN, TAPS, input_column, upstream_column, weight_column
+from konv.engine.winograd_outer import add_parts, tiles_to_weights
+from konv.geometry import geometry
+from strategies import seeds
+from test_guard_page import guarded
+from test_winograd import UNIT, PlainJob, Space, assert_within, matrix, normal, wide
+
+LAYOUTS = ["first", "last"]
+
+
+def laid(array, layout):
+    """The array's numbers in the order of memory that a layout has."""
+    return np.ascontiguousarray(np.moveaxis(array, 1, -1) if layout == "last" else array)
+
+
+def run(dy, x, padding, layout="first"):
+    g = geometry(x.shape, (dy.shape[1], x.shape[1], TAPS, TAPS), padding=padding)
+    out = np.full(g.w_shape, np.nan, np.float32)
+    winograd_weights.weight_gradient(laid(dy, layout), laid(x, layout), g, layout, out)
+    return out
+
+
+def textbook_weights(dy, x, padding):
+    w = np.zeros((dy.shape[1], x.shape[1], TAPS, TAPS))
+    return textbook.conv_backward(*wide(dy, x), w, padding=padding)[1]
+
+
+def drawn(rng, x_shape, filters, padding):
+    g = geometry(x_shape, (filters, x_shape[1], TAPS, TAPS), padding=padding)
+    return normal(rng, *g.output_shape), normal(rng, *x_shape)
+
+
+@functools.cache
+def magnitudes():
+    def number(a, r=0):
+        return float(a) + float(r) * 2**0.5
+
+    pairs = [(input_column, SPAN), (upstream_column, OUTPUTS), (weight_column, SPAN)]
+    return [np.abs(np.array(matrix(formula, n, number))) for formula, n in pairs]
+
+
+def error_bound(dy, x, padding):
+    """Roundings on the longest path times the sum of absolute values met on the way, as for the forward computation."""
+    bt, e, dt = magnitudes()
+    (low_h, _), (low_w, _) = padding
+    (n, c, height, width), (out_h, out_w) = x.shape, dy.shape[2:]
+    rows, columns = -(-out_h // OUTPUTS), -(-out_w // OUTPUTS)
+    padded = np.zeros((n, c, max(rows * OUTPUTS + 2, low_h + height), max(columns * OUTPUTS + 2, low_w + width)))
+    padded[:, :, low_h : low_h + height, low_w : low_w + width] = np.abs(x)
+    padded = padded[:, :, : rows * OUTPUTS + 2, : columns * OUTPUTS + 2]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (SPAN, SPAN), (2, 3))[:, :, ::OUTPUTS, ::OUTPUTS]
+    whole = np.zeros((n, dy.shape[1], rows * OUTPUTS, columns * OUTPUTS))
+    whole[:, :, :out_h, :out_w] = np.abs(dy)
+    tiles = whole.reshape(n, dy.shape[1], rows, OUTPUTS, columns, OUTPUTS)
+    v = np.einsum("pi,nchwij,qj->nchwpq", bt, windows, bt, optimize=True)
+    q = np.einsum("pi,nfhiwj,qj->nfhwpq", e, tiles, e, optimize=True)
+    depth = 6 * (4 + 2) + n * rows * columns + 2
+    return depth * UNIT / (1 - depth * UNIT) * np.einsum("op,nchwpq,nfhwpq,rq->fcor", dt, v, q, dt, optimize=True)
+
+
+@st.composite
+def layers(draw):
+    padding = tuple((draw(st.integers(0, 4)), draw(st.integers(0, 4))) for _ in range(2))
+    sizes = [draw(st.integers(max(1, 3 - low - high), 21)) for low, high in padding]
+    channels, filters = draw(st.sampled_from([1, 5, 16, 17, 70])), draw(st.sampled_from([1, 5, 32, 33, 100]))
+    return (draw(st.integers(1, 4)), channels, *sizes), filters, padding
+
+
+@settings(max_examples=40)
+@given(layers(), st.sampled_from(LAYOUTS), seeds)
+def test_weight_gradient(layer, layout, seed):
+    x_shape, filters, padding = layer
+    dy, x = drawn(np.random.default_rng(seed), x_shape, filters, padding)
+    assert_within(run(dy, x, padding, layout), textbook_weights(dy, x, padding), error_bound(dy, x, padding))
+
+
+@pytest.mark.parametrize("images, channels, filters, size", [(8, 64, 64, 28), (2, 256, 64, 14), (1, 512, 32, 7)])
+def test_error_is_as_stated(images, channels, filters, size):
+    """Under 3e-6 of the largest weight's gradient; the algorithm's docstring says so."""
+    dy, x = drawn(np.random.default_rng(0), (images, channels, size, size), filters, 1)
+    expected = textbook_weights(dy, x, 1)
+    assert np.abs(run(dy, x, 1) - expected).max() <= 3e-6 * np.abs(expected).max()
+
+
+@pytest.fixture
+def threads():
+    before = konv.get_threads()
+    yield konv.set_threads
+    konv.set_threads(before)
+
+
+@pytest.mark.parametrize("shape, filters", [
+    ((5, 40, 14, 14), 70), ((9, 130, 7, 7), 40), ((1, 16, 33, 190), 33), ((2, 65, 9, 9), 129), ((40, 16, 28, 28), 9),
+])  # fmt: skip
+def test_bits_do_not_depend_on_threads_or_layout(threads, shape, filters):
+    dy, x = drawn(np.random.default_rng(1), shape, filters, 1)
+    threads(1)
+    dw = run(dy, x, 1)
+    for n in (2, 3, 7):
+        threads(n)
+        for layout in LAYOUTS:
+            assert_same_bits(run(dy, x, 1, layout), dw)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("end", [True, False], ids=["page after", "page before"])
+@pytest.mark.parametrize("x_shape, filters, padding", [
+    ((1, 1, 3, 3), 1, 0), ((2, 3, 13, 9), 4, 1), ((1, 17, 8, 8), 33, ((2, 0), (0, 4))), ((7, 65, 7, 7), 5, 1),
+    ((1, 2, 5, 100), 3, 1), ((1, 2, 5, 14), 3, 1), ((9, 16, 64, 64), 3, 0),
+])  # fmt: skip
+def test_guard_pages(x_shape, filters, padding, end, layout):
+    dy, x = drawn(np.random.default_rng(0), x_shape, filters, padding)
+    g = geometry(x_shape, (filters, x_shape[1], TAPS, TAPS), padding=padding)
+    out = guarded(np.full(g.w_shape, np.nan, np.float32), end)
+    winograd_weights.weight_gradient(*(guarded(laid(a, layout), end) for a in (dy, x)), g, layout, out)
+    assert_same_bits(out.copy(), run(dy, x, padding))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("padding", [0, 1, ((0, 2), (3, 0))])
+def test_no_number_is_lost(value, padding):
+    """NaN or infinity in x or dy is seen in every weight that meets it, and in no other channel's or filter's."""
+    rng = np.random.default_rng(0)
+    dy, x = drawn(rng, (1, 2, 9, 10), 3, padding)
+    for which, array in enumerate((dy, x)):
+        for place in np.ndindex(array.shape[2:]):
+            hit = [dy.copy(), x.copy()]
+            hit[which][(0, 1, *place)] = value
+            with np.errstate(invalid="ignore"):
+                expected = np.isfinite(textbook_weights(*hit, padding))
+            finite = np.isfinite(run(*hit, padding))
+            assert not finite[~expected].any(), (which, place)
+            others = np.delete(finite, 1, axis=which)
+            assert others.all(), (which, place)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape, filters", [((2, 3, 7, 5), 5), ((3, 17, 6, 18), 20), ((20, 5, 12, 12), 1)])
+def test_text_on_numpy_equals_compiled(monkeypatch, shape, filters, layout):
+    dy, x = drawn(np.random.default_rng(0), shape, filters, 1)
+    compiled = run(dy, x, 1, layout)
+
+    @contextlib.contextmanager
+    def workspace(size):
+        yield Space(np.full(size // 4, np.nan, np.float32))
+
+    monkeypatch.setattr(memory, "workspace", workspace)
+    monkeypatch.setattr(winograd_weights, "prepare", winograd_weights.prepare.__wrapped__)
+    monkeypatch.setattr(winograd_weights, "Job", PlainJob)
+    monkeypatch.setattr(winograd_weights, "address", lambda array: ArrayPointer(array.reshape(-1)))
+    monkeypatch.setattr(winograd_weights, "tiles_to_weights", tiles_to_weights.text)
+    monkeypatch.setattr(winograd_weights, "add_parts", add_parts.text)
+    plain = run(dy, x, 1, layout)
+    assert (np.abs(plain - compiled) <= 1e-5 * np.abs(compiled).max()).all()
+
+
+def test_empty_batch():
+    dw = run(np.zeros((0, 4, 9, 9), np.float32), np.zeros((0, 8, 9, 9), np.float32), 1)
+    assert dw.shape == (4, 8, TAPS, TAPS) and not dw.any()
+
+
+@pytest.mark.parametrize("shape, filters", [
+    ((8, 64, 56, 56), 64), ((8, 128, 28, 28), 128), ((8, 256, 14, 14), 256), ((8, 512, 7, 7), 512), ((100, 64, 8, 8), 64),
+])  # fmt: skip
+def test_workspace_is_small(shape, filters):
+    """At most 15 % of the im2col matrix, with two threads."""
+    g = geometry(shape, (filters, shape[1], TAPS, TAPS), padding=1)
+    matrix_bytes = g.batch * np.prod(g.output) * g.channels * TAPS * TAPS * 4
+    assert winograd_weights.prepare(g, "first", 2).size <= 0.15 * matrix_bytes
