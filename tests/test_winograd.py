@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import konv
 from compare import assert_same_bits
 from konv import textbook
+from konv.arrays import empty, laid_out
 from konv.engine import winograd as algorithm
 from konv.engine.plan import Problem
 from konv.engine.simd import ArrayPointer
@@ -245,14 +246,21 @@ def test_guard_pages(x_shape, filters, padding, end):
     assert_same_bits(back.copy(), run_gradient(expected, w, x_shape, padding))
 
 
-def test_any_memory_layout():
+@pytest.mark.parametrize("shape, filters", [((2, 5, 9, 8), 6), ((1, 1, 9, 30), 33), ((3, 70, 7, 7), 1)])
+def test_channels_last(shape, filters):
+    """The same bits from arrays whose channels lie last."""
     rng = np.random.default_rng(0)
-    x, w, b = normal(rng, 2, 5, 9, 8), normal(rng, 6, 5, TAPS, TAPS), normal(rng, 6)
+    x, w, b = normal(rng, *shape), normal(rng, filters, shape[1], TAPS, TAPS), normal(rng, filters)
     g = geometry(x.shape, w.shape, padding=1)
-    out = np.full((2, 9, 8, 6), np.nan, np.float32).transpose(0, 3, 1, 2)
-    last = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
-    algorithm.forward(last, w[:, :, ::-1][:, :, ::-1], b, g, out)
-    assert_same_bits(out.copy(order="C"), run(x, w, b, 1))
+    y, dx = run(x, w, b, 1), run_gradient(run(x, w, b, 1), w, x.shape, 1)
+    out = empty(y.shape, y.dtype, "last")
+    out[...] = np.nan
+    algorithm.forward(laid_out(x, "last"), w, b, g, out)
+    assert_same_bits(out.copy(order="C"), y)
+    back = empty(x.shape, x.dtype, "last")
+    back[...] = np.nan
+    algorithm.input_gradient(out, w, g, back)
+    assert_same_bits(back.copy(order="C"), dx)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

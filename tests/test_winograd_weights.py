@@ -24,20 +24,27 @@ LAYOUTS = ["first", "last"]
 
 
 def laid(array, layout):
-    """The array's numbers in the order of memory that a layout has."""
-    return np.ascontiguousarray(np.moveaxis(array, 1, -1) if layout == "last" else array)
+    """The array with its numbers in the order of memory that a layout has."""
+    if layout == "first":
+        return np.ascontiguousarray(array)
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 1, -1)), -1, 1)
 
 
 def run(dy, x, padding, layout="first"):
     g = geometry(x.shape, (dy.shape[1], x.shape[1], TAPS, TAPS), padding=padding)
     out = np.full(g.w_shape, np.nan, np.float32)
-    winograd_weights.weight_gradient(laid(dy, layout), laid(x, layout), g, layout, out)
+    winograd_weights.weight_gradient(laid(dy, layout), laid(x, layout), g, out)
     return out
 
 
 def textbook_weights(dy, x, padding):
     w = np.zeros((dy.shape[1], x.shape[1], TAPS, TAPS))
     return textbook.conv_backward(*wide(dy, x), w, padding=padding)[1]
+
+
+def flat(array):
+    """What stands for the address of an array whose kernels run as texts."""
+    return ArrayPointer(array.reshape(-1) if array.flags.c_contiguous else np.moveaxis(array, 1, -1).reshape(-1))
 
 
 def drawn(rng, x_shape, filters, padding):
@@ -127,7 +134,8 @@ def test_guard_pages(x_shape, filters, padding, end, layout):
     dy, x = drawn(np.random.default_rng(0), x_shape, filters, padding)
     g = geometry(x_shape, (filters, x_shape[1], TAPS, TAPS), padding=padding)
     out = guarded(np.full(g.w_shape, np.nan, np.float32), end)
-    winograd_weights.weight_gradient(*(guarded(laid(a, layout), end) for a in (dy, x)), g, layout, out)
+    given = (guarded(np.moveaxis(laid(a, layout), 1, -1) if layout == "last" else a, end) for a in (dy, x))
+    winograd_weights.weight_gradient(*(np.moveaxis(a, -1, 1) if layout == "last" else a for a in given), g, out)
     assert_same_bits(out.copy(), run(dy, x, padding))
 
 
@@ -162,7 +170,7 @@ def test_text_on_numpy_equals_compiled(monkeypatch, shape, filters, layout):
     monkeypatch.setattr(memory, "workspace", workspace)
     monkeypatch.setattr(winograd_weights, "prepare", winograd_weights.prepare.__wrapped__)
     monkeypatch.setattr(winograd_weights, "Job", PlainJob)
-    monkeypatch.setattr(winograd_weights, "address", lambda array: ArrayPointer(array.reshape(-1)))
+    monkeypatch.setattr(winograd_weights, "address", flat)
     monkeypatch.setattr(winograd_weights, "tiles_to_weights", tiles_to_weights.text)
     monkeypatch.setattr(winograd_weights, "add_parts", add_parts.text)
     plain = run(dy, x, 1, layout)

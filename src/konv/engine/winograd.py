@@ -26,7 +26,7 @@ from konv.engine.machine import machine
 from konv.engine.threads import get_threads, width
 from konv.engine.winograd_formulas import OUTPUTS, POINTS, SPAN, TAPS
 from konv.engine.winograd_kernels import DEPTH, SPREAD, filters_to_points, winograd
-from konv.engine.winograd_weights import evenly
+from konv.engine.winograd_weights import evenly, layout_of, weight_gradient
 from konv.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def declines(problem: Problem) -> str | None:
 def workspace(problem: Problem) -> int:
     """Bytes borrowed while it runs."""
     if problem.kind == "weight_gradient":
-        return winograd_weights.prepare(problem.geometry, "first", get_threads()).size if problem.geometry.batch else 0
-    return _prepare(problem.geometry, problem.kind == "input_gradient", get_threads()).size
+        return winograd_weights.workspace(problem.geometry, problem.layout)
+    return _prepare(problem.geometry, problem.kind == "input_gradient", problem.layout, get_threads()).size
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
@@ -91,14 +91,6 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dx (N, C, *spatial) into ``out``."""
     _run(dy, w, None, g, True, out)
-
-
-def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dw (F, C, 3, 3) into ``out``."""
-    target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
-    winograd_weights.weight_gradient(np.ascontiguousarray(dy), np.ascontiguousarray(x), g, "first", target)
-    if target is not out:
-        out[...] = target
 
 
 @dataclass(frozen=True)
@@ -124,7 +116,7 @@ class Prepared:
 
 
 @functools.lru_cache(maxsize=512)
-def _prepare(g: Geometry, transposed: bool, threads: int) -> Prepared:
+def _prepare(g: Geometry, transposed: bool, layout: str, threads: int) -> Prepared:
     host = machine()
     lanes, (vectors, most) = host.lanes("float32"), host.tile
     channels, filters = (g.filters, g.channels) if transposed else (g.channels, g.filters)
@@ -173,7 +165,7 @@ def _prepare(g: Geometry, transposed: bool, threads: int) -> Prepared:
         filter_cells, source = panels * chunks * POINTS * filter_plane, "points"
         transform = Job(filters_to_points(lanes, vectors, transposed), panels * chunks, plane=filter_plane, **shared)
     multiply = Job(
-        winograd(lanes, vectors, group, source, "first"), blocks * parts, slot_size=slot_size, strip_at=strip_at, sums_at=sums_at,
+        winograd(lanes, vectors, group, source, layout), blocks * parts, slot_size=slot_size, strip_at=strip_at, sums_at=sums_at,
         filters_at=filters_at, x_height=spatial[0], x_width=spatial[1], pad_height=pad_height, pad_width=pad_width,
         out_height=output[0], out_width=output[1], tile_rows=tile_rows, tile_columns=tile_columns, all_rows=all_rows,
         block_rows=block_rows, block_columns=block_columns, column_blocks=column_blocks, part_panels=part_panels,
@@ -198,9 +190,7 @@ def _group(tiles: int, most: int) -> int:
 def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transposed: bool, out: np.ndarray) -> None:
     if out.size == 0:
         return
-    x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
-    target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
-    job = _prepare(g, transposed, get_threads())
+    job = _prepare(g, transposed, layout_of(x, out), get_threads())
     bias = job.no_bias
     if b is not None:
         bias = np.zeros_like(bias)
@@ -209,8 +199,6 @@ def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transp
         if job.transform is not None:
             job.transform.run(width(job.transform.pieces, job.filter_cells), w=address(w), points=points)
         job.multiply.run(
-            job.threads, x=address(x), w=address(w), bias=address(bias), y=address(target), points=points,
+            job.threads, x=address(x), w=address(w), bias=address(bias), y=address(out), points=points,
             slots=points + job.filter_cells * bias.itemsize,
         )  # fmt: skip
-    if target is not out:
-        out[...] = target

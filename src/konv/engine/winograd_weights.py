@@ -123,12 +123,22 @@ def evenly(n: int, most: int) -> tuple[int, int]:
     return -(-n // size), size
 
 
-def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, layout: str, out: np.ndarray) -> None:
-    """Write dL/dw (F, C, 3, 3) into ``out``, which is C-contiguous; dy and x lie as ``layout`` says."""
+def layout_of(*arrays: np.ndarray) -> str:
+    """The layout that all arrays have: "last" unless all are "first" (those of one channel or cell are both)."""
+    return "first" if all(array.flags.c_contiguous for array in arrays) else "last"
+
+
+def workspace(g: Geometry, layout: str) -> int:
+    """Bytes borrowed while :func:`weight_gradient` runs."""
+    return prepare(g, layout, get_threads()).size if g.batch else 0
+
+
+def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dw (F, C, 3, 3) into ``out``."""
     if g.batch == 0:
         out[...] = 0
         return
-    job = prepare(g, layout, get_threads())
+    job = prepare(g, layout_of(dy, x), get_threads())
     with memory.workspace(job.size) as parts:
         dw = address(out) if job.add is None else parts
         job.multiply.run(job.threads, x=address(x), dy=address(dy), dw=dw, slots=parts + job.part_cells * out.itemsize)
