@@ -5,6 +5,7 @@ The same axes and phases as in :mod:`konv.engine.direct`; another tile, in which
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -13,17 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from konv.engine import columns, direct, memory
-from konv.engine.direct import (
-    FORWARD,
-    FORWARD_ONLY,
-    Axes,
-    axes_of,
-    compiled_stride,
-    forward_axes,
-    gradient_phases,
-    leaves_cells,
-)
+from konv.engine import columns, direct
+from konv.engine.direct import Axis, forward_axes, gradient_axes, leaves_cells
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.planes import accumulate_planes, correlate_planes
@@ -35,8 +27,9 @@ if TYPE_CHECKING:
 
 NAME = "grouped"
 MOST_FILTERS = 8  # of 32 that the other tile computes at once
-BLOCK_BYTES = 256 << 10
-TAPS_IN_TILE = 10
+MOST_ROWS, MOST_COLUMNS = 7, 7  # of a kernel whose taps are unrolled
+PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one plane
+PRODUCTS = 192  # summed in one accumulator before they are added to another: the error falls
 
 
 def declines(problem: Problem) -> str | None:
@@ -55,16 +48,15 @@ def declines(problem: Problem) -> str | None:
 
 def workspace(problem: Problem) -> int:
     """Bytes borrowed while it runs."""
-    g, dtype = problem.geometry, problem.dtype
     if problem.kind == "weight_gradient":
-        return _weights(g, dtype, get_threads()).size
-    phases = FORWARD_ONLY if problem.kind == "forward" else gradient_phases(g)
-    return max((_planes(g, phase, dtype, dtype, get_threads()).size for phase in phases), default=0)
+        plan = _accumulation(problem.geometry, problem.dtype)
+        return math.prod(plan.sums) * np.dtype(wide_type(problem.dtype)).itemsize
+    return 0
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
     """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    direct.in_place(out, lambda target: _run(g, FORWARD, x, w, b, target))
+    direct.in_place(out, lambda target: _run(g, x, w, b, target, False))
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
@@ -78,8 +70,7 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
     def run(target: np.ndarray) -> None:
         if leaves_cells(g):
             target[...] = 0
-        for phase in gradient_phases(g):
-            _run(g, phase, dy, w, None, target)
+        _run(g, dy, w, None, target, True)
 
     direct.in_place(out, run)
 
@@ -87,141 +78,186 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out``."""
     x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
-    plan = _weights(g, x.dtype.name, get_threads())
-    with memory.workspace(plan.size) as space:
-        plan.job.run(
-            plan.threads, x=address(x), dy=address(dy), sums=address(sums := np.empty(plan.sums, plan.wide)), workspace=space,
-            offsets=address(plan.offsets), depth_cells=address(plan.depth_cells),
-        )  # fmt: skip
-    taps = math.prod(g.kernel)
-    out[...] = sums[:, :, :taps].sum(axis=-1).reshape(g.w_shape)
+    plan = _accumulation(g, dtype_name(x.dtype))
+    sums = np.empty(plan.sums, wide_type(x.dtype.name))
+    used = width(plan.job.pieces, g.flops // 2)
+    plan.job.run(
+        used, x=address(x), dy=address(dy), sums=address(sums), zeros=address(plan.zeros), sources=address(plan.sources)
+    )  # fmt: skip
+    out[...] = sums.sum(axis=0).reshape(g.w_shape) if len(sums) > 1 else sums.reshape(g.w_shape)
 
 
 @dataclass(frozen=True)
-class Planes:
-    """A prepared job, its tables, and what it borrows."""
+class Correlation:
+    """A prepared job of :func:`correlate_planes` and its tables; ``taps`` are indices into w, in the kernel's order."""
 
     job: Job
-    offsets: np.ndarray
-    depth_cells: np.ndarray
     threads: int
-    size: int
-    wide: str
-    weights: Any = None
-    no_bias: Any = None
-    sums: tuple[int, ...] = ()
+    taps: np.ndarray
+    no_bias: np.ndarray
+    zeros: np.ndarray
+    shifts: np.ndarray
+    columns: np.ndarray
+    sources: np.ndarray
 
 
-def _run(g: Geometry, phase: int, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> None:
-    plan = _planes(g, phase, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
-    factors = np.ascontiguousarray(w, plan.wide).reshape(-1)[plan.weights]
-    bias = plan.no_bias if b is None else np.ascontiguousarray(b, plan.wide)
-    x = np.ascontiguousarray(x)
-    with memory.workspace(plan.size) as space:
+def _run(g: Geometry, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray, transposed: bool) -> None:
+    x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
+    for axes in _correlations(g, transposed):
+        plan = _correlation(g, axes, transposed, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
+        weights = w.reshape(-1)[plan.taps].astype(plan.no_bias.dtype, copy=False)
+        bias = plan.no_bias if b is None else np.ascontiguousarray(b, plan.no_bias.dtype)
         plan.job.run(
-            plan.threads, x=address(x), weights=address(factors), bias=address(bias), y=address(out), workspace=space,
-            offsets=address(plan.offsets), depth_cells=address(plan.depth_cells),
+            plan.threads, x=address(x), weights=address(weights), bias=address(bias), y=address(out), zeros=address(plan.zeros),
+            shifts=address(plan.shifts), columns=address(plan.columns), sources=address(plan.sources),
         )  # fmt: skip
 
 
-def _offsets(axes: Axes, channels: int, rows: int, phase_cells: int) -> np.ndarray:
-    """Where tap (channel, kernel index) lies in the rows that a block copied."""
+@functools.lru_cache(maxsize=512)
+def _correlations(g: Geometry, transposed: bool) -> tuple[Any, ...]:
+    """(depth, height, sets of columns) of each correlation that computes anything: one, or a phase of rows each."""
+    if not transposed:
+        depth, height, row = forward_axes(g)
+        return ((depth, height, (row,)),)
+    phases, stride = [tuple(map(_ascending, axes)) for axes in gradient_axes(g)], g.stride[-1]
+    found = []
+    for i in range(0, len(phases), stride):
+        depth, height, _ = phases[i]
+        rows = [row for _, _, row in phases[i : i + stride]]
+        if stride == 2:
+            together = [tuple(sorted(rows, key=lambda row: row.start))]
+        else:
+            together = [(row,) for row in rows if row.taps]
+        found += [(depth, height, row) for row in together if depth.taps and height.taps and depth.out and height.out and row[0].out]
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=512)
+def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype: str, threads: int) -> Correlation:
     depth, height, row = axes
-    pitch = phase_cells * row.stride
-    return np.array(
+    first, wide = row[0], wide_type(x_dtype)
+    group_channels, group_filters = g.channels // g.groups, g.filters // g.groups
+    channels, filters = (group_filters, group_channels) if transposed else (group_channels, group_filters)
+    tile_filters = next(n for n in (4, 2, 1) if filters % n == 0)
+    lanes = _lanes(x_dtype, first.out)
+    shared = len(height.taps) if height.stride <= 2 and _neighbours(height) and len(height.taps) <= MOST_ROWS else 1
+    unrolled = all(_neighbours(a) and len(a.taps) <= MOST_COLUMNS and a.stride <= 2 for a in row)
+    rows = _tile_rows(height.out, tile_filters, shared)
+    sources = np.array(
         [
-            ((c * len(depth.taps) + j) * rows + h) * pitch + v % row.stride * phase_cells + v // row.stride
-            for c in range(channels)
-            for j, h, v in itertools.product(range(len(depth.taps)), height.taps, row.taps)
+            (c, d - depth.pad, u - height.pad)
+            for c, d, u in itertools.product(range(channels), depth.taps, height.taps[::shared])
         ],
         np.int64,
     )
+    columns = np.cumsum([0, *(len(a.taps) for a in row)])
+    shifts = np.array([tap - a.pad for a in row for tap in a.taps] or [0], np.int64)
+    width_out = sum(a.out for a in row)
+    lines = g.batch * g.groups * depth.out
+    blocks = _row_blocks(lines, height.out, rows)
+    block_rows = -(-height.out // blocks // rows) * rows
+    row_blocks = -(-height.out // block_rows)
+    chunk = max(1, min(-(-lines // (8 * threads)), PIECE_CELLS // max(1, height.out * width_out)))
+    spatial = (1,) * (3 - g.axes) + (g.spatial if transposed else g.output)
+    y_row, y_depth, y_filter = spatial[2], spatial[1] * spatial[2], math.prod(spatial)
+    job = Job(
+        correlate_planes(
+            x_dtype, y_dtype, lanes, tile_filters, rows, shared, tuple(len(a.taps) if unrolled else 0 for a in row),
+            height.stride, first.stride if first.stride <= 2 else 0, len(row) == 2 or first.step == 1,
+            len(sources) == 1,
+        ),
+        -(-lines // chunk) * row_blocks, lines=lines, chunk=chunk, groups=g.groups, source_count=len(sources),
+        taps=int(columns[-1]), filter_blocks=filters // tile_filters, group_channels=channels, x_depth=depth.length,
+        x_height=height.length, x_width=first.length, step=first.stride, depth_step=depth.stride, out_depth=depth.out,
+        out_height=height.out, out_width=width_out, row_blocks=row_blocks, block_rows=block_rows,
+        y_start=depth.start * y_depth + height.start * y_row + first.start,
+        y_filter=y_filter, y_depth=depth.step * y_depth, y_row=height.step * y_row, y_step=first.step,
+    )  # fmt: skip
+    work = lines * height.out * width_out * filters * len(sources) * shared * int(columns[-1])
+    taps = _taps(g, axes, transposed, channels, filters, tile_filters, shared)
+    no_bias, zeros = np.zeros(g.groups * filters, wide), np.zeros(first.length * 8, np.uint8)
+    return Correlation(job, width(job.pieces, work), taps, no_bias, zeros, shifts, columns, sources)
+
+
+def _ascending(axis: Axis) -> Axis:
+    return dataclasses.replace(axis, taps=axis.taps[::-1], weights=axis.weights[::-1])
+
+
+def _neighbours(axis: Axis) -> bool:
+    return all(b == a + 1 for a, b in itertools.pairwise(axis.taps))
+
+
+def _tile_rows(height: int, filters: int, shared: int) -> int:
+    """Rows of a tile: those that compute fewest rows twice, and among them the highest."""
+    most = (8 if machine().registers >= 32 else 4) // min(filters, 2)
+    return min((n for n in (8, 7, 4, 2, 1) if n <= min(most, height)), key=lambda n: -(-height // n) * (n + 2))
+
+
+def _row_blocks(lines: int, height: int, rows: int) -> int:
+    """In how many blocks of rows a plane is cut: more than one where there are few planes."""
+    return max(1, min(-(-height // rows), -(-64 // max(1, lines)))) if height >= 64 else 1
+
+
+def _taps(g: Geometry, axes: Any, transposed: bool, channels: int, filters: int, tile: int, shared: int) -> np.ndarray:
+    """Indices into w (F, C // groups, *kernel), flat: [group][block of filters][source][column][row of the source][filter]."""
+    depth, height, row = axes
+    kernel = (1,) * (3 - g.axes) + g.kernel
+    columns = np.array([i for a in row for i in a.weights], np.int64)
+    rows = np.array(height.weights, np.int64).reshape(-1, shared)
+    group, block, channel, d, source, column, u, filter_ = np.ix_(
+        *map(np.arange, (g.groups, filters // tile, channels, len(depth.taps), len(rows), len(columns), shared, tile))
+    )
+    f = block * tile + filter_
+    group_channels, group_filters = g.channels // g.groups, g.filters // g.groups
+    outer, inner = (channel, f) if transposed else (f, channel)
+    cell = (np.array(depth.weights, np.int64)[d] * kernel[1] + rows[source, u]) * kernel[2] + columns[column]
+    return (((group * group_filters + outer) * group_channels + inner) * math.prod(kernel) + cell).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Accumulation:
+    """A prepared job of :func:`accumulate_planes`, its tables, and the shape of its sums."""
+
+    job: Job
+    sums: tuple[int, int]
+    zeros: np.ndarray
+    sources: np.ndarray
+
+
+@functools.lru_cache(maxsize=256)
+def _accumulation(g: Geometry, dtype: str) -> Accumulation:
+    depth, height, row = forward_axes(g)
+    lanes = _lanes(dtype, row.out)
+    channels, filters, kernel = g.channels // g.groups, g.filters // g.groups, math.prod(g.kernel)
+    shared = len(height.taps) if height.stride <= 2 and _neighbours(height) and len(height.taps) <= MOST_ROWS else 1
+    neighbours = _neighbours(row) and row.stride <= 2
+    columns = min(len(row.taps), {1: 8, 2: 4, 3: 3, 4: 3, 5: 3}.get(shared, 2)) if neighbours else 1
+    rows = min((n for n in (7, 4, 1) if n <= height.out), key=lambda n: height.out // n * (n + 2) + height.out % n * 3)
+    sources = np.array(
+        [
+            (c, d - depth.pad, u - height.pad, c * kernel + (depth.weights[i] * len(height.taps) + j * shared) * len(row.taps))
+            for c, (i, d), (j, u) in itertools.product(
+                range(channels), enumerate(depth.taps), enumerate(height.taps[::shared])
+            )
+        ],
+        np.int64,
+    )
+    parts = max(1, min(g.batch, -(-32 // g.groups)))
+    part_images = -(-g.batch // parts)
+    row_vectors = -(-row.out // lanes)
+    chunk_rows = max(1, PRODUCTS // row_vectors // rows) * rows
+    block_images = max(1, PRODUCTS // (row_vectors * height.out * depth.out))
+    job = Job(
+        accumulate_planes(dtype, lanes, rows, shared, columns, height.stride, row.stride if row.stride <= 2 else 0),
+        parts * g.groups, images=g.batch, part_images=part_images, block_images=block_images, chunk_rows=chunk_rows,
+        groups=g.groups, group_channels=channels, group_filters=filters, source_count=len(sources), x_depth=depth.length,
+        x_height=height.length, x_width=row.length, step=row.stride, depth_step=depth.stride, out_depth=depth.out,
+        out_height=height.out, out_width=row.out, taps=len(row.taps), dilation=g.dilation[-1], pad=row.pad, kernel_size=kernel,
+    )  # fmt: skip
+    return Accumulation(job, (parts, math.prod(g.w_shape)), np.zeros(row.length * 8, np.uint8), sources)
 
 
 def _lanes(dtype: str, row: int) -> int:
     """Half vectors where a row is no longer than one."""
     lanes = machine().lanes(dtype)
     return lanes // 2 if row <= lanes // 2 and lanes > 4 else lanes
-
-
-@functools.lru_cache(maxsize=512)
-def _planes(g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: int) -> Planes:
-    depth, height, row = axes = axes_of(g, phase)
-    transposed = phase != FORWARD
-    wide = wide_type(x_dtype)
-    itemsize = np.dtype(wide).itemsize
-    lanes = _lanes(x_dtype, row.out)
-    group_channels, group_filters = g.channels // g.groups, g.filters // g.groups
-    channels, filters = (group_filters, group_channels) if transposed else (group_channels, group_filters)
-    tile_filters = next(n for n in (4, 2, 1) if filters % n == 0)
-    vectors = (16 if tile_filters == 4 else 8) // tile_filters if machine().registers >= 32 else 8 // tile_filters
-    tile_rows, tile_columns = (vectors, 1) if height.out > 1 else (1, vectors)
-    phase_cells = -(-row.out // (lanes * tile_columns)) * lanes * tile_columns + max(row.taps) // row.stride
-    line_bytes = channels * len(depth.taps) * phase_cells * row.stride * itemsize
-    block_rows = height.out
-    while block_rows > tile_rows and line_bytes * ((block_rows - 1) * height.stride + height.window) > BLOCK_BYTES:
-        block_rows = -(-block_rows // 2 // tile_rows) * tile_rows
-    row_blocks = -(-height.out // block_rows)
-    rows = (block_rows - 1) * height.stride + height.window
-    offsets = _offsets(axes, channels, rows, phase_cells)
-    # a tile may compute rows past the block's last: what it reads there must be the slot's own
-    slot = (channels * len(depth.taps) * rows + tile_rows * height.stride) * phase_cells * row.stride + lanes
-    slot = -(-slot // 16) * 16
-    spatial = (1,) * (3 - g.axes) + (g.spatial if transposed else g.output)
-    y_row, y_depth, y_filter = spatial[2], spatial[1] * spatial[2], math.prod(spatial)
-    job = Job(
-        correlate_planes(x_dtype, y_dtype, lanes, tile_filters, tile_rows, tile_columns, compiled_stride(row), row.step == 1),
-        g.batch * g.groups * depth.out * row_blocks, step=row.stride, slot_size=slot, groups=g.groups,
-        channels=channels, x_depth=depth.length,
-        x_height=height.length, x_width=row.length, pad_depth=depth.pad, pad_height=height.pad, pad_width=row.pad,
-        depth_taps=len(depth.taps), stride_depth=depth.stride, stride_height=height.stride, taps=len(offsets),
-        group_filters=filters, out_depth=depth.out, out_height=height.out, out_width=row.out, block_rows=block_rows,
-        row_blocks=row_blocks, block_input_rows=rows, phase_cells=phase_cells,
-        y_start=depth.start * y_depth + height.start * y_row + row.start, y_image=g.groups * filters * y_filter,
-        y_filter=y_filter, y_depth=depth.step * y_depth, y_row=height.step * y_row, y_step=row.step,
-    )  # fmt: skip
-    work = g.batch * g.groups * depth.out * height.out * row.out * filters * len(offsets)
-    used = width(job.pieces, work)
-    factors = _factors(axes, g, transposed, channels, filters, tile_filters)
-    no_bias = np.zeros(g.groups * filters, wide)
-    return Planes(job, offsets, np.array(depth.taps, np.int64), used, used * slot * itemsize, wide, factors, no_bias)
-
-
-def _factors(axes: Axes, g: Geometry, transposed: bool, channels: int, filters: int, tile: int) -> np.ndarray:
-    """Indices into w (F, C // groups, *kernel), flat: [group][block of filters][tap][filter]."""
-    kernel = (1,) * (3 - g.axes) + g.kernel
-    taps = np.array([(d * kernel[1] + u) * kernel[2] + i for d, u, i in itertools.product(*(a.weights for a in axes))])
-    group, block, channel, tap, filter_ = np.ix_(
-        *map(np.arange, (g.groups, filters // tile, channels, len(taps), tile))
-    )
-    f = block * tile + filter_
-    group_channels, group_filters = g.channels // g.groups, g.filters // g.groups
-    outer, inner = (channel, f) if transposed else (f, channel)
-    cell = ((group * group_filters + outer) * group_channels + inner) * math.prod(kernel) + taps[tap]
-    return cell.reshape(-1)
-
-
-@functools.lru_cache(maxsize=256)
-def _weights(g: Geometry, dtype: str, threads: int) -> Planes:
-    depth, height, row = axes = forward_axes(g)
-    wide = wide_type(dtype)
-    lanes = _lanes(dtype, row.out)
-    channels, filters = g.channels // g.groups, g.filters // g.groups
-    phase_cells = -(-row.out // lanes) * lanes + max(row.taps) // row.stride
-    rows = (height.out - 1) * height.stride + height.window
-    offsets = _offsets(axes, 1, rows, phase_cells)
-    tiles = -(-len(offsets) // TAPS_IN_TILE)
-    padded = np.concatenate([offsets, np.repeat(offsets[-1:], tiles * TAPS_IN_TILE - len(offsets))])
-    slot = -(-(len(depth.taps) * rows * phase_cells * row.stride + lanes) // 16) * 16
-    job = Job(
-        accumulate_planes(dtype, lanes, TAPS_IN_TILE, compiled_stride(row)), g.groups, step=row.stride,
-        slot_size=slot, images=g.batch, groups=g.groups,
-        channels=channels, group_filters=filters, x_depth=depth.length, x_height=height.length, x_width=row.length,
-        pad_depth=depth.pad, pad_height=height.pad, pad_width=row.pad, depth_taps=len(depth.taps), stride_depth=depth.stride,
-        stride_height=height.stride, tap_tiles=tiles, out_depth=depth.out, out_height=height.out, out_width=row.out,
-        input_rows=rows, phase_cells=phase_cells,
-    )  # fmt: skip
-    used = width(job.pieces, g.flops // 2)
-    shape = (g.filters, channels, tiles * TAPS_IN_TILE, lanes)
-    size = used * slot * np.dtype(wide).itemsize
-    return Planes(job, padded, np.array(depth.taps, np.int64), used, size, wide, sums=shape)

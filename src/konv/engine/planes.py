@@ -1,158 +1,254 @@
 """Kernels with pixels in lanes: for groups of few filters, depthwise above all, where filters would leave lanes empty.
 
-``S`` holds the padded rows that a block of outputs reads, each row split by its phase (cell % stride): then the cells of
-neighbouring outputs are neighbours for every tap, whatever the stride is. A tile is ``filters`` x ``rows`` x ``columns``
-vectors of outputs; each step reads one vector for each row and column, and multiplies it with one weight of each filter.
+A vector is a run of neighbouring outputs of one row. What it reads lies side by side in a row of x too, shifted by the tap:
+rows are read where they lie, with masks at their ends; a row above or below the plane is read from ``zeros``.
+A tile is some rows of outputs, one vector wide: each row of x is loaded once for every column of the kernel, and serves
+all the outputs of the tile that meet it.
 """
 
 from __future__ import annotations
 
 from konv.engine.compile import kernel
-from konv.engine.simd import Variable, fma, loop, maximum, minimum, splat, within
+from konv.engine.machine import wide_type
+from konv.engine.simd import Variable, bits, fma, loop, minimum, pick, shuffle, splat, within
 
 
-def copy_plane(
-    x, x_start, target, row_stride, lanes, stride, height, length, first_row, rows, first_cell, cells, exists
-):
-    """Padded rows of one plane of x to ``target[row][phase][cells]``; rows ``row_stride`` apart.
+KEPT_FACTORS = 9  # stay in registers for a row of tiles
 
-    Row r is row ``first_row + r`` of the plane (``height`` x ``length``), zeros where there is none; cell i of phase p is cell
-    ``first_cell + i * stride + p``.
+
+@kernel
+def correlate_planes(x_dtype, y_dtype, lanes, filters, rows, taps_high, taps_wide, stride_high, stride_wide, contiguous, single):
+    """Forward, or the input gradient of every ``stride``-th row. A piece is (some planes of outputs, block of rows).
+
+    Parameters
+    ----------
+    filters, rows : the tile, in filters and rows of outputs
+    taps_high : rows of the kernel that are taken together; they read neighbouring rows of x
+    taps_wide : columns of the kernel, unrolled, which read neighbouring cells; 0: any number of any (``shifts``). Two numbers:
+        two interleaved sets of output columns, each with taps of its own (the input gradient of stride 2)
+    stride_high, stride_wide : of the outputs' windows in x; 0: any width, gathered
+    contiguous : whether outputs are neighbours in memory
+    single : whether there is one source only, as in every depthwise layer with two axes
     """
-    for r in loop(rows):
-        h = first_row + r
-        inside = within(h, height) * exists
-        for phase in loop(stride):
-            for q in loop((cells + (lanes - 1)) // lanes):
-                cell = first_cell + phase + q * lanes * stride
-                source = x_start + h * length + cell
-                # lanes l with 0 <= cell + l * stride < length
-                count = lanes_for(length - cell, stride) * inside
-                start = lanes_for(0 - cell, stride)
-                if isinstance(stride, int) and stride == 1:
-                    values = x.vec(source, lanes, count=count, start=start)
-                else:
-                    values = x.gather(source, stride, lanes, count=count, start=start)
-                target.put(r * row_stride + phase * cells + q * lanes, values, count=cells - q * lanes)
-
-
-def lanes_for(n, stride):
-    """ceil(n / stride), 0 where n is negative."""
-    return (maximum(n, 0) + (stride - 1)) // stride
-
-
-@kernel
-def correlate_planes(x_dtype, y_dtype, lanes, filters, rows, columns, stride, contiguous):
-    """Forward, or a phase of the input gradient. A piece is (image, group, depth, block of rows)."""
-    wide = "float64" if x_dtype == "float64" else "float32"
+    sets = range(len(taps_wide))
+    lines_of_tile = (rows - 1) * stride_high + taps_high
 
     def text(
-        piece, slot, x, weights, bias, y, workspace, offsets, depth_cells,
-        step, slot_size, groups, channels, x_depth, x_height, x_width, pad_depth, pad_height, pad_width,
-        depth_taps, stride_depth, stride_height, taps, group_filters,
-        out_depth, out_height, out_width, block_rows, row_blocks, block_input_rows, phase_cells,
-        y_start, y_image, y_filter, y_depth, y_row, y_step,
+        piece, slot, x, weights, bias, y, zeros, shifts, columns, sources,
+        lines, chunk, groups, source_count, taps, filter_blocks, group_channels, x_depth, x_height, x_width, step,
+        depth_step, out_depth, out_height, out_width, row_blocks, block_rows,
+        y_start, y_filter, y_depth, y_row, y_step,
     ):  # fmt: skip
-        step = stride or step
-        row_block, rest = piece % row_blocks, piece // row_blocks
-        depth, rest = rest % out_depth, rest // out_depth
-        group, image = rest % groups, rest // groups
-        first_row = row_block * block_rows
+        first_row = piece % row_blocks * block_rows
         out_rows = minimum(block_rows, out_height - first_row)
-        pitch = phase_cells * step
-        source = workspace.at(slot * slot_size)
-        for c in loop(channels):
-            for j in loop(depth_taps):
-                d = depth * stride_depth + depth_cells[j] - pad_depth
-                plane = (((image * groups + group) * channels + c) * x_depth + d) * x_height * x_width
-                copy_plane(
-                    x, plane, source.at((c * depth_taps + j) * block_input_rows * pitch), pitch, lanes, step, x_height, x_width,
-                    first_row * stride_height - pad_height, block_input_rows, 0 - pad_width, phase_cells, within(d, x_depth),
-                )  # fmt: skip
+        first_line = piece // row_blocks * chunk
+        width = (out_width + (len(sets) - 1)) // len(sets)
 
-        for block in loop(group_filters // filters):
-            first_filter = group * group_filters + block * filters
-            factors = weights.at(first_filter * taps)
-            for row_tile in loop((out_rows + (rows - 1)) // rows):
-                row = row_tile * rows
-                for column_tile in loop((out_width + (lanes * columns - 1)) // (lanes * columns)):
-                    column = column_tile * lanes * columns
-                    corner = source.at(row * stride_height * pitch + column)
-                    sums = {
-                        (f, r, q): Variable(splat(bias[first_filter + f], lanes))
-                        for f in range(filters)
-                        for r in range(rows)
-                        for q in range(columns)
-                    }
-                    for k in loop(taps):
-                        at = corner.at(offsets[k])
-                        pixels = {
-                            (r, q): at.vec(r * stride_height * pitch + q * lanes, lanes)
-                            for r in range(rows)
-                            for q in range(columns)
-                        }
+        def lines_of(plane, depth, row, source):
+            """The rows of x that a tile reads of a source: their pointers."""
+            d = depth * depth_step + sources[source * 3 + 1]
+            h = row * stride_high + sources[source * 3 + 2]
+            height = x_height * within(d, x_depth)
+            start = ((plane * group_channels + sources[source * 3]) * x_depth + d) * x_height + h
+            return [pick(within(h + u, height), x.at((start + u) * x_width), zeros) for u in range(lines_of_tile)]
+
+        def factors_of(factors, source, taps_used):
+            """``factors[tap][row of the source][filter]``, spread over the lanes."""
+            at = factors.at(source * taps * taps_high * filters)
+            return [
+                [[splat(at[(t * taps_high + k) * filters + f], lanes) for f in range(filters)] for k in range(taps_high)]
+                for t in taps_used
+            ]
+
+        def multiply(sums, factors, lines_read, read):
+            """Add the products of one tap, whose cells in a line ``read(u, line)`` gives."""
+            for u, line in enumerate(lines_read):
+                met = [(r, u - r * stride_high) for r in range(rows)]
+                met = [(r, k) for r, k in met if 0 <= k < taps_high]
+                if met:
+                    pixels = read(u, line)
+                    for r, k in met:
                         for f in range(filters):
-                            factor = splat(factors[k * filters + f], lanes)
-                            for r, q in pixels:
-                                a = sums[f, r, q]
-                                a.set(fma(factor, pixels[r, q], a.get()))
-                    for (f, r, q), a in sums.items():
-                        count = (out_width - column - q * lanes) * within(row + r, out_rows)
-                        to = (
-                            y_start + image * y_image + (first_filter + f) * y_filter + depth * y_depth
-                            + (first_row + row + r) * y_row
-                        )  # fmt: skip
-                        if contiguous:
-                            y.put(to + column + q * lanes, a.get(), count)
-                        else:
-                            y.scatter(to + (column + q * lanes) * y_step, y_step, a.get(), count)
+                            sums[f, r].set(fma(factors[k][f], pixels, sums[f, r].get()))
 
-    pointers = {"x": x_dtype, "weights": wide, "bias": wide, "y": y_dtype, "workspace": wide}
-    return text, {**pointers, "offsets": "int64", "depth_cells": "int64"}
+        for i in loop(minimum(chunk, lines - first_line)):
+            line = first_line + i
+            depth, plane = line % out_depth, line // out_depth
+            group = plane % groups
+            for block in loop(filter_blocks):
+                filter_ = (group * filter_blocks + block) * filters
+                factors = weights.at(filter_ * source_count * taps * taps_high)
+                to_plane = y_start + (plane * filter_blocks + block) * filters * y_filter + depth * y_depth
+                for row_tile in loop((out_rows + (rows - 1)) // rows):
+                    row = first_row + minimum(row_tile * rows, out_rows - rows)  # the last tile ends with the last row
+                    to_row = to_plane + row * y_row
+                    if single:
+                        lines_read = lines_of(plane, depth, row, 0)
+                        if sum(taps_wide) * taps_high * filters <= KEPT_FACTORS:
+                            kept_factors = factors_of(factors, 0, range(sum(taps_wide)))
+                    for column_tile in loop((width + (lanes - 1)) // lanes):
+                        column = column_tile * lanes
+                        sums = [
+                            {
+                                (f, r): Variable(splat(bias[filter_ + f], lanes))
+                                for f in range(filters)
+                                for r in range(rows)
+                            }
+                            for s in sets
+                        ]
+                        for source in [0] if single else loop(source_count):
+                            read_lines = lines_read if single else lines_of(plane, depth, row, source)
+                            for s, n in enumerate(taps_wide):
+                                if n == 0:
+                                    for t in loop(columns[s + 1] - columns[s]):
+                                        tap = columns[s] + t
+                                        read = reader(lanes, stride_wide, step, x_width, column, shifts[tap])
+                                        multiply(sums[s], factors_of(factors, source, [tap])[0], read_lines, read(0))
+                                    continue
+                                first = sum(taps_wide[:s])
+                                read = reader(lanes, stride_wide, step, x_width, column, shifts[first])
+                                for t in range(n):
+                                    if single and sum(taps_wide) * taps_high * filters <= KEPT_FACTORS:
+                                        factor = kept_factors[first + t]
+                                    else:
+                                        factor = factors_of(factors, source, [first + t])[0]
+                                    multiply(sums[s], factor, read_lines, read(t))
+
+                        for f in range(filters):
+                            for r in range(rows):
+                                to = to_row + f * y_filter + r * y_row
+                                values = [sums[s][f, r].get() for s in sets]
+                                if len(sets) == 2:
+                                    low = [i // 2 + (lanes if i % 2 else 0) for i in range(lanes)]
+                                    first, second = (shuffle(*values, [i + at for i in low]) for at in (0, lanes // 2))
+                                    y.put(to + column * 2, first, out_width - column * 2)
+                                    y.put(to + column * 2 + lanes, second, out_width - column * 2 - lanes)
+                                elif contiguous:
+                                    y.put(to + column, values[0], out_width - column)
+                                else:
+                                    y.scatter(to + column * y_step, y_step, values[0], out_width - column)
+
+    wide = wide_type(x_dtype)
+    pointers = {"x": x_dtype, "weights": wide, "bias": wide, "y": y_dtype, "zeros": x_dtype}
+    return text, {**pointers, "shifts": "int64", "columns": "int64", "sources": "int64"}
 
 
 @kernel
-def accumulate_planes(dtype, lanes, taps_in_tile, stride):
-    """``sums[filter, channel, tap, lane] = sum of dy * x`` over all images, a lane for each. A piece is a group."""
-    wide = "float64" if dtype == "float64" else "float32"
+def accumulate_planes(dtype, lanes, rows, taps_high, taps_wide, stride_high, stride_wide):
+    """``sums[part, tap] = sum of dy * x`` over the images of a part. A piece is (part, group).
+
+    A tile of ``taps_high`` x ``taps_wide`` sums, each a vector of partial ones, goes over the outputs; so many ``rows`` of dy
+    are held in registers, and a vector of x serves all of them that it met.
+    """
 
     def text(
-        piece, slot, x, dy, sums, workspace, offsets, depth_cells,
-        step, slot_size, images, groups, channels, group_filters, x_depth, x_height, x_width, pad_depth, pad_height, pad_width,
-        depth_taps, stride_depth, stride_height, tap_tiles, out_depth, out_height, out_width, input_rows, phase_cells,
+        piece, slot, x, dy, sums, zeros, sources,
+        images, part_images, block_images, chunk_rows, groups, group_channels, group_filters, source_count,
+        x_depth, x_height, x_width, step, depth_step, out_depth, out_height, out_width, taps, dilation, pad, kernel_size,
     ):  # fmt: skip
-        step = stride or step
-        pitch = phase_cells * step
-        source = workspace.at(slot * slot_size)
-        first_sum = piece * group_filters * channels * tap_tiles * taps_in_tile * lanes
-        for i in loop(group_filters * channels * tap_tiles * taps_in_tile):
-            sums.put(first_sum + i * lanes, sums.zero(lanes))
-        for image in loop(images):
-            for depth in loop(out_depth):
-                for c in loop(channels):
-                    for j in loop(depth_taps):
-                        d = depth * stride_depth + depth_cells[j] - pad_depth
-                        plane = (((image * groups + piece) * channels + c) * x_depth + d) * x_height * x_width
-                        copy_plane(
-                            x, plane, source.at(j * input_rows * pitch), pitch, lanes, step, x_height, x_width, 0 - pad_height,
-                            input_rows, 0 - pad_width, phase_cells, within(d, x_depth),
-                        )  # fmt: skip
-                    for f in loop(group_filters):
-                        upstream = ((image * groups + piece) * group_filters + f) * out_depth + depth
-                        for tile in loop(tap_tiles):
-                            to = first_sum + ((f * channels + c) * tap_tiles + tile) * taps_in_tile * lanes
-                            totals = [Variable(sums.vec(to + t * lanes, lanes)) for t in range(taps_in_tile)]
-                            ends = [source.at(offsets[tile * taps_in_tile + t]) for t in range(taps_in_tile)]
-                            for r in loop(out_height):
-                                for q in loop((out_width + (lanes - 1)) // lanes):
-                                    count = out_width - q * lanes
-                                    cell = (upstream * out_height + r) * out_width + q * lanes
-                                    gradient = dy.vec(cell, lanes, count=count)
-                                    at = r * stride_height * pitch + q * lanes
-                                    for total, end in zip(totals, ends):
-                                        total.set(fma(gradient, end.vec(at, lanes, count=count), total.get()))
-                            for t, total in enumerate(totals):
-                                sums.put(to + t * lanes, total.get())
+        part, group = piece // groups, piece % groups
+        first_image = part * part_images
+        some_images = minimum(part_images, images - first_image)
+        tap_list = [(k, t) for k in range(taps_high) for t in range(taps_wide)]
 
-    pointers = {"x": dtype, "dy": dtype, "sums": wide, "workspace": wide, "offsets": "int64", "depth_cells": "int64"}
-    return text, pointers
+        for f in loop(group_filters):
+            for source in loop(source_count):
+                channel = sources[source * 4]
+                for tap_tile in loop((taps + (taps_wide - 1)) // taps_wide):
+                    first_tap = tap_tile * taps_wide
+                    totals = [Variable(sums.zero(lanes)) for _ in tap_list]
+                    for block in loop((some_images + (block_images - 1)) // block_images):
+                        for chunk in loop((out_height + (chunk_rows - 1)) // chunk_rows):
+                            tile_sums = {tap: Variable(sums.zero(lanes)) for tap in tap_list}
+
+                            def add(image, depth, row, count):
+                                """Add the products of ``count`` rows of dy."""
+                                plane = (first_image + block * block_images + image) * groups + group
+                                d = depth * depth_step + sources[source * 4 + 1]
+                                h = row * stride_high + sources[source * 4 + 2]
+                                height = x_height * within(d, x_depth)
+                                start = ((plane * group_channels + channel) * x_depth + d) * x_height + h
+                                lines = [
+                                    pick(within(h + u, height), x.at((start + u) * x_width), zeros)
+                                    for u in range((count - 1) * stride_high + taps_high)
+                                ]
+                                upstream = ((plane * group_filters + f) * out_depth + depth) * out_height + row
+                                for q in loop((out_width + (lanes - 1)) // lanes):
+                                    column = q * lanes
+                                    left = out_width - column
+                                    gradients = [
+                                        dy.vec((upstream + r) * out_width + column, lanes, count=left) for r in range(count)
+                                    ]
+                                    shift = first_tap * dilation - pad
+                                    read = reader(lanes, stride_wide, step, x_width, column, shift, left)
+                                    for t in range(taps_wide):
+                                        for u, line in enumerate(lines):
+                                            met = [(r, u - r * stride_high) for r in range(count)]
+                                            met = [(r, k) for r, k in met if 0 <= k < taps_high]
+                                            if met:
+                                                pixels = read(t)(u, line)
+                                                for r, k in met:
+                                                    a = tile_sums[k, t]
+                                                    a.set(fma(gradients[r], pixels, a.get()))
+
+                            chunk_start = chunk * chunk_rows
+                            some_rows = minimum(chunk_rows, out_height - chunk_start)
+                            for image in loop(minimum(block_images, some_images - block * block_images)):
+                                for depth in loop(out_depth):
+                                    for tile in loop(some_rows // rows):
+                                        add(image, depth, chunk_start + tile * rows, rows)
+                                    if rows > 1:
+                                        for row in loop(some_rows % rows):
+                                            add(image, depth, chunk_start + some_rows // rows * rows + row, 1)
+                            for total, part_sum in zip(totals, tile_sums.values()):
+                                total.set(total.get() + part_sum.get())
+                    to = part * (groups * group_filters * group_channels * kernel_size)
+                    to = to + (group * group_filters + f) * group_channels * kernel_size + sources[source * 4 + 3] + first_tap
+                    for (k, t), total in zip(tap_list, totals):
+                        sums.put(to + k * taps + t, lane_sum(total.get(), lanes), minimum(taps - first_tap - t, 1))
+
+    wide = wide_type(dtype)
+    return text, {"x": dtype, "dy": dtype, "sums": wide, "zeros": dtype, "sources": "int64"}
+
+
+def lane_sum(vector, lanes):
+    """The sum of all lanes, in each of them."""
+    turn = lanes // 2
+    while turn:
+        vector = vector + shuffle(vector, vector, [(lane + turn) % lanes for lane in range(lanes)])
+        turn //= 2
+    return vector
+
+
+def reader(lanes, stride, step, width, column, shift, left=None):
+    """``read(t)(u, line)``: the cells of a row of x that a vector of outputs from ``column`` on meets with tap t.
+
+    Tap t reads cells ``column * stride + shift + t``, zeros outside the row, and zeros in the lanes from ``left`` on.
+    """
+    kept = {}
+    at = column * (stride or step) + shift
+    inside = bits(0 - at, width - at)
+    wanted = None if left is None else bits(0, left * (stride or 1))
+
+    def vector(line, t, i):
+        """Cells at + t + i .. at + t + i + lanes - 1."""
+        mask = inside >> (t + i)
+        return line.vec(at + (t + i), lanes, bits=mask if wanted is None else mask & (wanted >> i))
+
+    def read(t):
+        def cells(u, line):
+            if stride == 1:
+                return vector(line, t, 0)
+            if stride == 2:  # two vectors give the even cells of this tap and the odd ones of the next
+                if (u, t) not in kept:
+                    halves = vector(line, t, 0), vector(line, t, lanes)
+                    for odd in (0, 1):
+                        kept[u, t + odd] = shuffle(*halves, range(odd, 2 * lanes, 2))
+                return kept.pop((u, t))
+            count = (width - at + (step - 1)) // step
+            start = (0 - at + (step - 1)) // step
+            return line.gather(at, step, lanes, count=count if left is None else minimum(count, left), start=start)
+
+        return cells
+
+    return read

@@ -14,6 +14,7 @@ what is to happen at run time is said with a few words:
 ``pinned(vector)``             the vector; pinned ones are computed in the order in which they are written
 ``minimum maximum // %``       index arithmetic (``//`` and ``%`` for numbers that are not negative)
 ``has_nan``                    1 where a lane is NaN, else 0
+``within pick bits``           1 or 0; a choice between two integers or pointers without a branch; a mask of lanes as an integer
 =============================  ===============================================================================
 
 Called with :class:`ArrayPointer` and Python integers the same function runs in plain Python: for tests, for debugging,
@@ -87,6 +88,12 @@ class Value:
         integer = isinstance(self.ir.type, ir.IntType)
         return Value(_builder.neg(self.ir) if integer else _builder.fneg(self.ir))
 
+    def __rshift__(self, other):
+        return self if _is_number(other, 0) else Value(_builder.lshr(self.ir, _like(other, self).ir))
+
+    def __and__(self, other):
+        return Value(_builder.and_(self.ir, _like(other, self).ir))
+
     def __floordiv__(self, other):
         return self if _is_number(other, 1) else Value(_builder.sdiv(self.ir, _like(other, self).ir))
 
@@ -148,7 +155,31 @@ def maximum(a: Any, b: Any) -> Any:
 
 def within(i: Any, n: Any) -> Any:
     """1 where 0 <= i < n, else 0: a factor for counts, which needs no branch."""
-    return minimum(maximum(i + 1, 0), 1) * minimum(maximum(n - i, 0), 1)
+    if not _traced(i, n):
+        return int(0 <= i < n)
+    return Value(_builder.zext(_builder.icmp_unsigned("<", _integer(i), _integer(maximum(n, 0))), INT64))
+
+
+def bits(start: Any, count: Any) -> Any:
+    """The integer whose bits start .. count - 1 are set, of bits 0 .. 62: which lanes of some vectors are inside.
+
+    ``bits(start, count) >> n`` says it for vectors n cells further on.
+    """
+    start, count = (minimum(maximum(n, 0), 63) for n in (start, count))
+    if not _traced(start, count):
+        return ((1 << count) - 1) & ~((1 << start) - 1)
+    below, before = (_builder.sub(_builder.shl(INT64(1), _integer(n)), INT64(1)) for n in (count, start))
+    return Value(_builder.and_(below, _builder.not_(before)))
+
+
+def pick(n: Any, a: Any, b: Any) -> Any:
+    """a where the integer n is 1, b where it is 0: two pointers, or two integers."""
+    if not _traced(n):
+        return a if n else b
+    chosen = _builder.icmp_signed("!=", n.ir, INT64(0))
+    if isinstance(a, Pointer):
+        return Pointer(_builder.select(chosen, a.address, b.address), a.stored)
+    return Value(_builder.select(chosen, _integer(a), _integer(b)))
 
 
 def has_nan(vector: Any) -> Any:
@@ -240,15 +271,18 @@ class Pointer:
         scalar = value.ir if isinstance(value, Value) else _computed(self.stored)(value)
         _builder.store(_narrowed(scalar, self.stored), self.at(i).address)
 
-    def vec(self, i: Any, lanes: int, count: Any = None, start: Any = None) -> Value:
-        """Elements i .. i + lanes - 1; lanes outside start .. count - 1 are 0 and their memory is not touched."""
+    def vec(self, i: Any, lanes: int, count: Any = None, start: Any = None, bits: Any = None) -> Value:
+        """Elements i .. i + lanes - 1; lanes outside start .. count - 1 are 0 and their memory is not touched.
+
+        ``bits``: instead of count and start, an integer whose lowest bits tell the lanes (see :func:`bits`).
+        """
         vector, address, size = ir.VectorType(STORED[self.stored], lanes), self.at(i).address, ITEMSIZE[self.stored]
-        if count is None and start is None:
+        if count is None and start is None and bits is None:
             loaded = _builder.load(address, typ=vector, align=size)
         else:
-            count = lanes if count is None else count
+            mask = _mask(lanes, lanes if count is None else count, start) if bits is None else _bit_mask(lanes, bits)
             name = f"llvm.masked.load.{_mangled(vector)}.p0"
-            loaded = _call(name, vector, address, INT32(size), _mask(lanes, count, start), _zeros(vector))
+            loaded = _call(name, vector, address, INT32(size), mask, _zeros(vector))
         return Value(_widened(loaded, self.stored))
 
     def put(self, i: Any, vector: Value, count: Any = None) -> None:
@@ -308,10 +342,14 @@ class ArrayPointer:
     def __setitem__(self, i: int, value: Any) -> None:
         self.array[self._cells(np.array([i]))] = value
 
-    def vec(self, i: int, lanes: int, count: int | None = None, start: int | None = None) -> np.ndarray:
+    def vec(
+        self, i: int, lanes: int, count: int | None = None, start: int | None = None, bits: int | None = None
+    ) -> np.ndarray:
         """As :meth:`Pointer.vec`."""
         lane = np.arange(lanes)
         used = lane[(lane < (lanes if count is None else count)) & (lane >= (0 if start is None else start))]
+        if bits is not None:
+            used = np.array([i for i in range(lanes) if bits >> i & 1], np.int64)
         return self._read(i + used, used, lanes)
 
     def put(self, i: int, vector: np.ndarray, count: int | None = None) -> None:
@@ -430,6 +468,12 @@ def _mask(lanes: int, count: Any, start: Any) -> ir.Value:
 
     below = _builder.icmp_signed("<", lane, limit(count))
     return below if start is None else _builder.and_(below, _builder.icmp_signed(">=", lane, limit(start)))
+
+
+def _bit_mask(lanes: int, bits: Any) -> ir.Value:
+    """One bit per lane: the lowest of an integer."""
+    cut = _builder.trunc(_integer(bits), ir.IntType(lanes))
+    return _builder.bitcast(cut, ir.VectorType(BOOL, lanes))
 
 
 def _widened(value: ir.Value, stored: str) -> ir.Value:
