@@ -89,16 +89,17 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
 
 @dataclass(frozen=True)
 class Correlation:
-    """A prepared job of :func:`correlate_planes` and its tables; ``taps`` are indices into w, in the kernel's order."""
+    """A prepared job of :func:`correlate_planes`; ``taps`` are indices into w, in the kernel's order.
+
+    ``addresses`` are those of its ``tables``, which live as long as the plan: asking for one costs a microsecond.
+    """
 
     job: Job
     threads: int
     taps: np.ndarray
     no_bias: np.ndarray
-    zeros: np.ndarray
-    shifts: np.ndarray
-    columns: np.ndarray
-    sources: np.ndarray
+    tables: dict[str, np.ndarray]
+    addresses: dict[str, int]
 
 
 def _run(g: Geometry, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray, transposed: bool) -> None:
@@ -108,8 +109,7 @@ def _run(g: Geometry, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray, tra
         weights = w.reshape(-1)[plan.taps].astype(plan.no_bias.dtype, copy=False)
         bias = plan.no_bias if b is None else np.ascontiguousarray(b, plan.no_bias.dtype)
         plan.job.run(
-            plan.threads, x=address(x), weights=address(weights), bias=address(bias), y=address(out), zeros=address(plan.zeros),
-            shifts=address(plan.shifts), columns=address(plan.columns), sources=address(plan.sources),
+            plan.threads, x=address(x), weights=address(weights), bias=address(bias), y=address(out), **plan.addresses
         )  # fmt: skip
 
 
@@ -128,7 +128,11 @@ def _correlations(g: Geometry, transposed: bool) -> tuple[Any, ...]:
             together = [tuple(sorted(rows, key=lambda row: row.start))]
         else:
             together = [(row,) for row in rows if row.taps]
-        found += [(depth, height, row) for row in together if depth.taps and height.taps and depth.out and height.out and row[0].out]
+        found += [
+            (depth, height, row)
+            for row in together
+            if depth.taps and height.taps and depth.out and height.out and row[0].out
+        ]
     return tuple(found)
 
 
@@ -175,8 +179,9 @@ def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype
     )  # fmt: skip
     work = lines * height.out * width_out * filters * len(sources) * shared * int(columns[-1])
     taps = _taps(g, axes, transposed, channels, filters, tile_filters, shared)
-    no_bias, zeros = np.zeros(g.groups * filters, wide), np.zeros(first.length * 8, np.uint8)
-    return Correlation(job, width(job.pieces, work), taps, no_bias, zeros, shifts, columns, sources)
+    tables = {"zeros": np.zeros(first.length * 8, np.uint8), "shifts": shifts, "columns": columns, "sources": sources}
+    addresses = {name: address(table) for name, table in tables.items()}
+    return Correlation(job, width(job.pieces, work), taps, np.zeros(g.groups * filters, wide), tables, addresses)
 
 
 def _ascending(axis: Axis) -> Axis:
@@ -235,7 +240,12 @@ def _accumulation(g: Geometry, dtype: str) -> Accumulation:
     rows = min((n for n in (7, 4, 1) if n <= height.out), key=lambda n: height.out // n * (n + 2) + height.out % n * 3)
     sources = np.array(
         [
-            (c, d - depth.pad, u - height.pad, c * kernel + (depth.weights[i] * len(height.taps) + j * shared) * len(row.taps))
+            (
+                c,
+                d - depth.pad,
+                u - height.pad,
+                c * kernel + (depth.weights[i] * len(height.taps) + j * shared) * len(row.taps),
+            )
             for c, (i, d), (j, u) in itertools.product(
                 range(channels), enumerate(depth.taps), enumerate(height.taps[::shared])
             )

@@ -17,7 +17,9 @@ KEPT_FACTORS = 9  # stay in registers for a row of tiles
 
 
 @kernel
-def correlate_planes(x_dtype, y_dtype, lanes, filters, rows, taps_high, taps_wide, stride_high, stride_wide, contiguous, single):
+def correlate_planes(
+    x_dtype, y_dtype, lanes, filters, rows, taps_high, taps_wide, stride_high, stride_wide, contiguous, single
+):
     """Forward, or the input gradient of every ``stride``-th row. A piece is (some planes of outputs, block of rows).
 
     Parameters
@@ -56,15 +58,17 @@ def correlate_planes(x_dtype, y_dtype, lanes, filters, rows, taps_high, taps_wid
             """``factors[tap][row of the source][filter]``, spread over the lanes."""
             at = factors.at(source * taps * taps_high * filters)
             return [
-                [[splat(at[(t * taps_high + k) * filters + f], lanes) for f in range(filters)] for k in range(taps_high)]
+                [
+                    [splat(at[(t * taps_high + k) * filters + f], lanes) for f in range(filters)]
+                    for k in range(taps_high)
+                ]
                 for t in taps_used
             ]
 
         def multiply(sums, factors, lines_read, read):
             """Add the products of one tap, whose cells in a line ``read(u, line)`` gives."""
             for u, line in enumerate(lines_read):
-                met = [(r, u - r * stride_high) for r in range(rows)]
-                met = [(r, k) for r, k in met if 0 <= k < taps_high]
+                met = meetings(u, rows, taps_high, stride_high)
                 if met:
                     pixels = read(u, line)
                     for r, k in met:
@@ -120,7 +124,9 @@ def correlate_planes(x_dtype, y_dtype, lanes, filters, rows, taps_high, taps_wid
                                 values = [sums[s][f, r].get() for s in sets]
                                 if len(sets) == 2:
                                     low = [i // 2 + (lanes if i % 2 else 0) for i in range(lanes)]
-                                    first, second = (shuffle(*values, [i + at for i in low]) for at in (0, lanes // 2))
+                                    first, second = (
+                                        shuffle(values[0], values[1], [i + at for i in low]) for at in (0, lanes // 2)
+                                    )
                                     y.put(to + column * 2, first, out_width - column * 2)
                                     y.put(to + column * 2 + lanes, second, out_width - column * 2 - lanes)
                                 elif contiguous:
@@ -149,66 +155,68 @@ def accumulate_planes(dtype, lanes, rows, taps_high, taps_wide, stride_high, str
         part, group = piece // groups, piece % groups
         first_image = part * part_images
         some_images = minimum(part_images, images - first_image)
-        tap_list = [(k, t) for k in range(taps_high) for t in range(taps_wide)]
+        tile = [(k, t) for k in range(taps_high) for t in range(taps_wide)]
+
+        def add(tile_sums, shift, source, f, plane, depth, row, count):
+            """Add the products of ``count`` rows of dy to the sums of a tile whose first tap reads ``shift`` cells on."""
+            d = depth * depth_step + sources[source * 4 + 1]
+            h = row * stride_high + sources[source * 4 + 2]
+            height = x_height * within(d, x_depth)
+            start = ((plane * group_channels + sources[source * 4]) * x_depth + d) * x_height + h
+            lines = [
+                pick(within(h + u, height), x.at((start + u) * x_width), zeros)
+                for u in range((count - 1) * stride_high + taps_high)
+            ]
+            upstream = dy.at((((plane * group_filters + f) * out_depth + depth) * out_height + row) * out_width)
+            for q in loop((out_width + (lanes - 1)) // lanes):
+                column = q * lanes
+                left = out_width - column
+                gradients = [upstream.vec(r * out_width + column, lanes, count=left) for r in range(count)]
+                read = reader(lanes, stride_wide, step, x_width, column, shift, left)
+                for t in range(taps_wide):
+                    for u, line in enumerate(lines):
+                        met = meetings(u, count, taps_high, stride_high)
+                        if met:
+                            pixels = read(t)(u, line)
+                            for r, k in met:
+                                tile_sums[k, t].set(fma(gradients[r], pixels, tile_sums[k, t].get()))
 
         for f in loop(group_filters):
             for source in loop(source_count):
-                channel = sources[source * 4]
+                to = ((part * groups + group) * group_filters + f) * group_channels * kernel_size + sources[
+                    source * 4 + 3
+                ]
                 for tap_tile in loop((taps + (taps_wide - 1)) // taps_wide):
                     first_tap = tap_tile * taps_wide
-                    totals = [Variable(sums.zero(lanes)) for _ in tap_list]
+                    shift = first_tap * dilation - pad
+                    totals = {tap: Variable(sums.zero(lanes)) for tap in tile}
                     for block in loop((some_images + (block_images - 1)) // block_images):
+                        start_image = first_image + block * block_images
                         for chunk in loop((out_height + (chunk_rows - 1)) // chunk_rows):
-                            tile_sums = {tap: Variable(sums.zero(lanes)) for tap in tap_list}
-
-                            def add(image, depth, row, count):
-                                """Add the products of ``count`` rows of dy."""
-                                plane = (first_image + block * block_images + image) * groups + group
-                                d = depth * depth_step + sources[source * 4 + 1]
-                                h = row * stride_high + sources[source * 4 + 2]
-                                height = x_height * within(d, x_depth)
-                                start = ((plane * group_channels + channel) * x_depth + d) * x_height + h
-                                lines = [
-                                    pick(within(h + u, height), x.at((start + u) * x_width), zeros)
-                                    for u in range((count - 1) * stride_high + taps_high)
-                                ]
-                                upstream = ((plane * group_filters + f) * out_depth + depth) * out_height + row
-                                for q in loop((out_width + (lanes - 1)) // lanes):
-                                    column = q * lanes
-                                    left = out_width - column
-                                    gradients = [
-                                        dy.vec((upstream + r) * out_width + column, lanes, count=left) for r in range(count)
-                                    ]
-                                    shift = first_tap * dilation - pad
-                                    read = reader(lanes, stride_wide, step, x_width, column, shift, left)
-                                    for t in range(taps_wide):
-                                        for u, line in enumerate(lines):
-                                            met = [(r, u - r * stride_high) for r in range(count)]
-                                            met = [(r, k) for r, k in met if 0 <= k < taps_high]
-                                            if met:
-                                                pixels = read(t)(u, line)
-                                                for r, k in met:
-                                                    a = tile_sums[k, t]
-                                                    a.set(fma(gradients[r], pixels, a.get()))
-
-                            chunk_start = chunk * chunk_rows
-                            some_rows = minimum(chunk_rows, out_height - chunk_start)
+                            start_row = chunk * chunk_rows
+                            some_rows = minimum(chunk_rows, out_height - start_row)
+                            part_sums = {tap: Variable(sums.zero(lanes)) for tap in tile}
                             for image in loop(minimum(block_images, some_images - block * block_images)):
+                                plane = (start_image + image) * groups + group
                                 for depth in loop(out_depth):
-                                    for tile in loop(some_rows // rows):
-                                        add(image, depth, chunk_start + tile * rows, rows)
-                                    if rows > 1:
-                                        for row in loop(some_rows % rows):
-                                            add(image, depth, chunk_start + some_rows // rows * rows + row, 1)
-                            for total, part_sum in zip(totals, tile_sums.values()):
-                                total.set(total.get() + part_sum.get())
-                    to = part * (groups * group_filters * group_channels * kernel_size)
-                    to = to + (group * group_filters + f) * group_channels * kernel_size + sources[source * 4 + 3] + first_tap
-                    for (k, t), total in zip(tap_list, totals):
-                        sums.put(to + k * taps + t, lane_sum(total.get(), lanes), minimum(taps - first_tap - t, 1))
+                                    for q in loop(some_rows // rows):
+                                        add(part_sums, shift, source, f, plane, depth, start_row + q * rows, rows)
+                                    for r in loop(some_rows % rows if rows > 1 else 0):
+                                        row = start_row + some_rows // rows * rows + r
+                                        add(part_sums, shift, source, f, plane, depth, row, 1)
+                            for tap, total in totals.items():
+                                total.set(total.get() + part_sums[tap].get())
+                    for (k, t), total in totals.items():
+                        written = minimum(taps - first_tap - t, 1)
+                        sums.put(to + first_tap + k * taps + t, lane_sum(total.get(), lanes), written)
 
     wide = wide_type(dtype)
     return text, {"x": dtype, "dy": dtype, "sums": wide, "zeros": dtype, "sources": "int64"}
+
+
+def meetings(u, rows, taps, stride):
+    """The (row of outputs, row of the kernel) that meet in row u of a tile's input."""
+    return [(r, u - r * stride) for r in range(rows) if 0 <= u - r * stride < taps]
 
 
 def lane_sum(vector, lanes):
