@@ -12,7 +12,6 @@ from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, bits, fma, loop, minimum, pick, shuffle, splat, within
 
-
 KEPT_FACTORS = 9  # stay in registers for a row of tiles
 
 
