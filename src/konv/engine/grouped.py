@@ -47,11 +47,14 @@ def declines(problem: Problem) -> str | None:
 
 
 def workspace(problem: Problem) -> int:
-    """Bytes borrowed while it runs."""
+    """Bytes of the weights in the kernel's order, or of partial sums."""
+    g, dtype = problem.geometry, problem.dtype
+    itemsize = np.dtype(wide_type(dtype)).itemsize
     if problem.kind == "weight_gradient":
-        plan = _accumulation(problem.geometry, problem.dtype)
-        return math.prod(plan.sums) * np.dtype(wide_type(problem.dtype)).itemsize
-    return 0
+        return math.prod(_accumulation(g, dtype).sums) * itemsize
+    transposed = problem.kind == "input_gradient"
+    plans = [_correlation(g, axes, transposed, dtype, dtype, get_threads()) for axes in _correlations(g, transposed)]
+    return max((plan.taps.size * itemsize for plan in plans), default=0)
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
