@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from konv.engine import columns, direct
-from konv.engine.direct import Axis, forward_axes, gradient_axes, leaves_cells
+from konv.engine.axes import Axis, forward_axes, gradient_axes, leaves_cells
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.planes import accumulate_planes, correlate_planes
