@@ -1,6 +1,7 @@
 """The command line as a user types it: what it prints, what it writes, and its exit codes."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -333,7 +334,10 @@ def test_interrupted():
 def test_control_c_in_a_real_process(tmp_path):
     command = [sys.executable, "-m", "konv", "train", "--epochs", "5000", "--batch-size", "400", "--output", "run"]
     environment = {**os.environ, **ENVIRONMENT}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell's background jobs, and so the tests run in one, ignore SIGINT, and a child inherits that: undo it.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, **pipes, env=environment, preexec_fn=heed) as child:
         deadline = time.monotonic() + 300
         while not (tmp_path / "run/checkpoint.npz").exists() and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
