@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from rich.console import Console
 
 from konv.layers import Convolution, DownConv, Dropout
@@ -22,7 +22,7 @@ from konv.training.errors import CheckpointError, DivergedError, PictureError
 from konv.training.loop import Trainer, shifted
 from konv.training.models import build
 from konv.training.page import duration
-from konv.training.predict import FRAMES, Frame, predict, prepare, prepare_file, softmax
+from konv.training.predict import FRAMES, Frame, _thickened, _thickness, predict, prepare, prepare_file, softmax
 
 
 @pytest.fixture(scope="module")
@@ -573,6 +573,38 @@ def test_frame():
     assert abs((mass * (np.arange(28) + 0.5)).sum() / mass.sum() - 14) <= 0.5
     image, _ = prepare(page, (8, 8), frame=Frame(1.0))
     assert image.any(axis=1).all() and (image > 0.1).any(axis=0).sum() <= 4
+
+
+@pytest.mark.parametrize("angle", [0, 20, 45, 70, 90])
+@pytest.mark.parametrize("thick", [5, 16, 30])
+def test_thickness_of_a_stroke(thick, angle):
+    page = Image.new("L", (400, 400))
+    ImageDraw.Draw(page).rectangle((100, 200 - thick / 2, 300, 200 + thick / 2 - 1), fill=255)
+    stroke = np.asarray(page.rotate(angle, Image.Resampling.BILINEAR), np.float32) / 255
+    assert 0.75 * thick <= _thickness(stroke) <= 1.35 * thick
+
+
+def test_a_thin_pen_is_made_thicker(run):
+    """A seven: what a fine pen draws looks as what a broad one draws, and broad strokes stay as they are."""
+
+    def seven(width):
+        page = Image.new("L", (280, 280))
+        ImageDraw.Draw(page).line([(90, 60), (190, 60), (120, 230)], fill=255, width=width)
+        return np.asarray(page, np.float32)
+
+    fine, plain, broad = (prepare(seven(width), (8, 8), frame=Frame(1.0))[0] for width in (3, 24, 50))
+    frame = FRAMES["digits"]
+    assert fine.sum() < plain.sum() / 3
+    assert prepare(seven(3), (8, 8), frame=frame)[0].sum() > 0.7 * plain.sum()
+    assert np.array_equal(prepare(seven(50), (8, 8), frame=frame)[0], broad)
+
+
+@pytest.mark.parametrize("reach", range(6))
+def test_thickened(reach):
+    ink = np.random.default_rng(reach).random((5, 7)).astype(np.float32)
+    padded = np.pad(ink, 2 * reach)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * reach + 1,) * 2)
+    assert np.array_equal(_thickened(ink, reach), windows.max(axis=(2, 3)))
 
 
 def test_every_data_set_has_a_frame():

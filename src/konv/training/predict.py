@@ -27,13 +27,22 @@ class Frame:
         How much of the image's side the longer side of the shown thing takes, in (0, 1].
     by_mass : bool
         Whether the middle of the image is the thing's centre of mass; else it is the middle of its box.
+    stroke : float
+        How thick a pen's stroke is at least, as a share of the longer side of what is shown; 0 asks for nothing.
     """
 
     fill: float
     by_mass: bool = False
+    stroke: float = 0.0
 
 
-FRAMES = {"digits": Frame(1.0), "mnist": Frame(20 / 28, by_mass=True), "fashion-mnist": Frame(1.0)}
+# A thin pen vanishes in 8 x 8 pixels: of 100 digits drawn with a line of a fiftieth of the page, 37 were read right, with
+# stroke=0.14 92. That is as thin as a twentieth of the training images are. In 28 x 28 pixels it gains nothing.
+FRAMES = {
+    "digits": Frame(1.0, stroke=0.14),
+    "mnist": Frame(20 / 28, by_mass=True),
+    "fashion-mnist": Frame(1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -159,9 +168,9 @@ def prepare(
 
     The background is what most of the border shows (its median). Where the border is lighter than the middle of the
     picture's range, as with ink on paper, dark and light are exchanged. What is darker than the background after that
-    becomes background. Then the picture is cropped to what it shows if there is a ``frame``, padded with background to the
-    proportions of ``image_shape``, and resized, each new pixel the mean of the old ones below it. A picture that has
-    ``image_shape`` keeps its pixels where they are.
+    becomes background. Then the picture is cropped to what it shows if there is a ``frame``, its strokes are made as thick as
+    that asks for, it is padded with background to the proportions of ``image_shape``, and resized, each new pixel the mean of
+    the old ones below it. A picture that has ``image_shape`` keeps its pixels where they are.
 
     Parameters
     ----------
@@ -212,7 +221,10 @@ def prepare(
     if ink.shape == image_shape:
         return ink.astype(np.float32), inverted
     height, width = image_shape
-    ink = _framed(_cropped(ink) if frame else ink, height / width, frame or Frame(1.0))
+    if frame:
+        ink = _cropped(ink)
+        ink = _thickened(ink, (frame.stroke * max(ink.shape) - _thickness(ink)) / 2)
+    ink = _framed(ink, height / width, frame or Frame(1.0))
     kind = Image.Resampling.BOX if ink.shape[0] >= height else Image.Resampling.BILINEAR
     resized = Image.fromarray(ink.astype(np.float32), mode="F").resize((width, height), kind)
     return np.clip(np.asarray(resized, np.float32), 0, 1), inverted
@@ -232,6 +244,34 @@ def _cropped(ink: np.ndarray) -> np.ndarray:
     """The part between the first and the last row, and column, with ink."""
     rows, columns = (np.flatnonzero((ink > INK).any(axis=axis)) for axis in (1, 0))
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _thickness(ink: np.ndarray) -> float:
+    """About how thick strokes are, in cells.
+
+    A stroke ``t`` thick and ``l`` long has the area ``t * l`` and the outline ``2 * l``. An outline crosses ``4 / pi``
+    borders of cells for each cell of its length, on the average over all directions (Crofton).
+    """
+    inside = np.pad(ink > 0.5, 1)
+    borders = sum(int((a != b).sum()) for a, b in ((inside[1:], inside[:-1]), (inside[:, 1:], inside[:, :-1])))
+    return 2 * int(inside.sum()) / (np.pi / 4 * max(borders, 1))
+
+
+def _thickened(ink: np.ndarray, reach: float) -> np.ndarray:
+    """Each cell becomes the largest up to ``reach`` cells away along both axes; the picture grows by that at each end."""
+    cells = round(reach)
+    if cells < 1:
+        return ink
+    ink = np.pad(ink, 2 * cells)
+    for axis in (0, 1):
+        ink = np.moveaxis(ink, axis, 0)
+        seen = 1  # cells that each value is the largest of; doubled until it is all
+        while seen < 2 * cells + 1:
+            step = min(seen, 2 * cells + 1 - seen)
+            ink = np.maximum(ink[step:], ink[:-step])
+            seen += step
+        ink = np.moveaxis(ink, 0, axis)
+    return ink
 
 
 def _framed(ink: np.ndarray, proportion: float, frame: Frame) -> np.ndarray:
