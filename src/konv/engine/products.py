@@ -18,7 +18,7 @@ from konv.engine import memory
 from konv.engine.direct import in_place
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
-from konv.engine.products_kernels import matrices, multiply
+from konv.engine.products_kernels import add_parts, matrices, multiply, weight_sums
 from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 NAME = "products"
 BLOCK_BYTES = 384 << 10  # the packed pixels of a piece stay in L2
+BLOCK_PIXELS = 192  # of the weight gradient: a panel of them stays in L1
+REGION = (256, 192)  # its sums, (filters, numbers of a window), stay in L2 beside those panels
+PARTS_BYTES = 256 << 10  # what sums over parts of the pixels may take, or a sixteenth of x
 
 __all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
 
@@ -39,14 +42,14 @@ def declines(problem: Problem) -> str | None:
     for kernel, stride, dilation in zip(g.kernel, g.stride, g.dilation):
         if kernel > 1 and (kernel != stride or dilation > 1):
             return f"a kernel of {kernel} with stride {stride} and dilation {dilation}: windows are no consecutive pieces of x"
-    if problem.kind == "weight_gradient":
-        return "to do"
     return None
 
 
 def workspace(problem: Problem) -> int:
     """Bytes borrowed while it runs."""
     g, dtype = problem.geometry, problem.dtype
+    if problem.kind == "weight_gradient":
+        return _gradient(g, dtype, dtype, get_threads()).size
     return _product(g, problem.kind == "input_gradient", dtype, dtype, get_threads()).size
 
 
@@ -59,7 +62,7 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
     """Write dL/dx (N, C, *spatial) into ``out``."""
 
     def run(target: np.ndarray) -> None:
-        if _leaves_cells(g):
+        if _leaves_cells(g, machine().lanes(dtype_name(dy.dtype))):
             target[...] = 0
         _run(g, True, dy, w, None, target)
 
@@ -68,13 +71,14 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out``."""
-    raise NotImplementedError
+    in_place(out, lambda target: _run_gradient(g, dy, x, target))
 
 
 @dataclass(frozen=True)
 class Grid:
     """How the windows of an array (N, channels, depth, height, width) lie in it."""
 
+    lanes: int
     groups: int
     channels: int
     spatial: tuple[int, int, int]
@@ -84,7 +88,7 @@ class Grid:
     @property
     def stride(self) -> int:
         """The step along a row if kernels are compiled for it, else 0."""
-        return self.step[2] if self.step[2] in (1, 2, 4, 8, 16) and self.step[2] <= machine().lanes("float32") else 0
+        return self.step[2] if self.step[2] in (1, 2, 4, 8, 16) and self.step[2] <= self.lanes else 0
 
     @property
     def taps(self) -> int:
@@ -108,21 +112,21 @@ class Grid:
         return {f"{name}_{key}": size for key, size in sizes.items()}
 
 
-def _grids(g: Geometry) -> tuple[Grid, Grid]:
+def _grids(g: Geometry, lanes: int) -> tuple[Grid, Grid]:
     """The grids of x and of y. Pixels of 1x1 layers are one long row."""
     ones = (1,) * (3 - g.axes)
     spatial, output, kernel, step = ones + g.spatial, ones + g.output, ones + g.kernel, ones + g.stride
     if math.prod(step) == 1:
         spatial = output = (1, 1, math.prod(output))
     one = (1, 1, 1)
-    x = Grid(g.groups, g.channels // g.groups, spatial, kernel, step)  # type: ignore[arg-type]
-    return x, Grid(g.groups, g.filters // g.groups, output, one, one)  # type: ignore[arg-type]
+    x = Grid(lanes, g.groups, g.channels // g.groups, spatial, kernel, step)  # type: ignore[arg-type]
+    return x, Grid(lanes, g.groups, g.filters // g.groups, output, one, one)  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=512)
-def _leaves_cells(g: Geometry) -> bool:
+def _leaves_cells(g: Geometry, lanes: int) -> bool:
     """Whether the product itself does not write all cells of dx: those no window reads, and steps unknown to kernels."""
-    x, _ = _grids(g)
+    x, _ = _grids(g, lanes)
     return any(l % s for l, s, k in zip(g.spatial, g.stride, g.kernel) if k > 1) or (x.stride == 0 and x.kernel[2] == 1)
 
 
@@ -144,7 +148,7 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
     lanes, (rows, vectors) = host.lanes(x_dtype), tile_shape()
     itemsize = np.dtype(wide).itemsize
     panel_width = lanes * vectors
-    source, target = _grids(g)
+    source, target = _grids(g, lanes)
     pixel_lines = target.spatial
     if transposed:
         source, target = target, source
@@ -170,8 +174,8 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
         blocks * parts, slot_size=slot_size, panel_size=panel_size, block_panels=block_panels, groups=g.groups, parts=parts,
         part_groups=part_groups, row_group=row_group, row_count=row_count, reduction=reduction, pixels=pixels,
         line_pixels=pixel_lines[2], depth_lines=pixel_lines[1], image_lines=pixel_lines[0] * pixel_lines[1],
-        most_runs=(panel_width - 2) // pixel_lines[2] + 2, y_depths=target.spatial[0], y_rows=target.spatial[1], y_plain=int(math.prod(target.kernel + target.step) == 1),
-        **source.numbers("x"), **target.numbers("y"), **fills,
+        most_runs=(panel_width - 2) // pixel_lines[2] + 2, y_depths=target.spatial[0], y_rows=target.spatial[1],
+        y_plain=int(math.prod(target.kernel + target.step) == 1), **source.numbers("x"), **target.numbers("y"), **fills,
     )  # fmt: skip
     turn, matrix_cells = None, 0
     if transposed or x_dtype != wide:
@@ -204,3 +208,69 @@ def _run(g: Geometry, transposed: bool, x: np.ndarray, w: np.ndarray, b: Any, ou
             job.threads, matrix=matrix, x=address(x), bias=address(bias), y=address(out),
             workspace=space + job.matrix_cells * bias.itemsize,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A weight gradient, prepared. With ``add``, sums over parts of the pixels are added up in the end."""
+
+    sums: Job
+    add: Job | None
+    part_cells: int
+    threads: int
+    size: int
+
+
+@functools.lru_cache(maxsize=512)
+def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient:
+    host, wide = machine(), wide_type(dtype)
+    lanes, (rows, vectors) = host.lanes(dtype), tile_shape()
+    itemsize = np.dtype(wide).itemsize
+    x, y = _grids(g, lanes)
+    row_count, reduction, pixels = y.rows, x.rows, math.prod(y.spatial)
+    vectors = min((vectors, vectors - 1), key=lambda n: -(-reduction // (lanes * n)) * n)
+    row_regions, region_rows = _even(row_count, REGION[0], rows)
+    column_regions, region_columns = _even(reduction, REGION[1], lanes * vectors)
+    block_pixels = min(pixels, BLOCK_PIXELS)
+    image_blocks = -(-pixels // block_pixels)
+    block_images = max(1, min(g.batch, BLOCK_PIXELS // pixels))
+    blocks = -(-g.batch // block_images) * image_blocks
+    pieces = g.groups * row_regions * column_regions
+    cells = g.groups * row_count * reduction
+    most = max(PARTS_BYTES, math.prod(g.x_shape) * itemsize // 16) // (cells * itemsize)
+    parts = max(1, min(-(-8 // pieces), most, blocks))
+    packed = block_images * block_pixels * region_columns + lanes * lanes * vectors
+    numbers = region_rows * block_images * block_pixels + lanes if dtype != wide else 0
+    slot_size = -(-(region_rows * region_columns + packed + numbers) // lanes) * lanes
+    sums = Job(
+        weight_sums(dtype, out_dtype if parts == 1 else wide, lanes, vectors, rows, x.stride, x.taps),
+        pieces * parts, slot_size=slot_size, groups=g.groups, parts=parts, row_count=row_count, region_rows=region_rows,
+        row_regions=row_regions, reduction=reduction, region_columns=region_columns, column_regions=column_regions,
+        images=g.batch, pixels=pixels, blocks=blocks, image_blocks=image_blocks, block_images=block_images,
+        block_pixels=block_pixels, line_pixels=y.spatial[2], depth_lines=y.spatial[1],
+        image_lines=y.spatial[0] * y.spatial[1], most_runs=(block_pixels - 2) // y.spatial[2] + 2, **x.numbers("x"),
+    )  # fmt: skip
+    add, part_cells = None, 0
+    if parts > 1:
+        chunk = 1024 * lanes
+        add = Job(add_parts(wide, out_dtype, lanes), -(-cells // chunk), parts=parts, numbers=cells, chunk=chunk)
+        part_cells = -(-parts * cells // lanes) * lanes
+    used = width(sums.pieces, g.batch * pixels * cells)
+    return Gradient(sums, add, part_cells, used, (part_cells + used * slot_size) * itemsize)
+
+
+def _even(count: int, most: int, unit: int) -> tuple[int, int]:
+    """Regions of at most so many (a multiple of ``unit`` each), as even as can be: how many, and how large."""
+    regions = -(-count // max(most // unit * unit, unit))
+    return regions, -(-count // (regions * unit)) * unit
+
+
+def _run_gradient(g: Geometry, dy: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
+    x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
+    job = _gradient(g, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
+    with memory.workspace(job.size) as space:
+        target = space if job.add else address(out)
+        itemsize = np.dtype(wide_type(dtype_name(x.dtype))).itemsize
+        job.sums.run(job.threads, dy=address(dy), x=address(x), out=target, workspace=space + job.part_cells * itemsize)
+        if job.add:
+            job.add.run(width(job.add.pieces, job.part_cells), sums=space, out=address(out))

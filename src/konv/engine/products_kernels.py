@@ -21,7 +21,7 @@ What windows read and write lies ``step`` cells apart: it is taken apart and put
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from konv.engine.compile import kernel
@@ -87,18 +87,30 @@ def read_windows(
 
 
 def write_windows(
-    cells: Any, step: Any, stride: int, taps: Any, lanes: int, pixels: Any, row_cells: Any, tap: Callable[[Any], Any]
+    cells: Any,
+    step: Any,
+    stride: int,
+    taps: Any,
+    lanes: int,
+    pixels: Any,
+    row_cells: Any,
+    source: Any,
+    pitch: Any,
+    used: Any,
 ) -> None:
-    """Write ``tap(t)``, a vector of neighbouring pixels. Cells between windows become 0, where the stride is known."""
+    """Write ``used`` neighbouring pixels, tap t from ``source[pitch * t]`` on, then zeros to make ``pixels``.
+
+    Cells between windows become 0, where the stride is known.
+    """
     if stride:
+        vectors = [source.vec(pitch * t, lanes, count=used) for t in range(taps)]
         used = minimum(pixels * stride, row_cells)
-        vectors = [tap(t) for t in range(taps)]
         zeros = [cells.zero(lanes)] * (stride - taps)
         for i, numbers in enumerate(interleave([*vectors, *zeros], lanes)):
             cells.put(lanes * i, numbers, count=used - lanes * i)
     else:
         for t in loop(taps):
-            cells.at(t).scatter(0, step, tap(t), minimum(pixels, lanes))
+            cells.at(t).scatter(0, step, source.vec(pitch * t, lanes, count=used), minimum(pixels, lanes))
 
 
 @kernel
@@ -205,7 +217,7 @@ def multiply(x_dtype, y_dtype, lanes, vectors, rows, x_stride, x_taps, y_stride,
                                     write_windows(
                                         target.at(more_d * y_depth + more_h * y_row + y_step * (lanes * j)), y_step, y_stride,
                                         y_kernel_width, lanes, count - lanes * j, y_cells - (column + lanes * j) * y_step,
-                                        lambda t, source=source, used=used - lanes * j: source.vec(t * width, lanes, used),
+                                        source, width, used - lanes * j,
                                     )  # fmt: skip
 
     return text, {"matrix": wide, "x": x_dtype, "bias": wide, "y": y_dtype, "workspace": wide}
@@ -236,3 +248,125 @@ def matrices(dtype, lanes, turned):
                 target.put((first + i) * reduction + q, row, count=(reduction - q) * within(first + i, row_count))
 
     return text, {"w": dtype, "out": wide}
+
+
+@kernel
+def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
+    """Weight gradient: ``out[f, q] = sum over pixels of dy[f, pixel] * x[q, pixel]``, q = (channel, kernel index).
+
+    A piece is (part of the pixels, group, region of filters, region of q). Block by block of pixels, x is turned into
+    ``packed[pixel, q]``, and a tile's products are added to the region's sums, which stay in L2.
+    """
+    wide = "float64" if dtype == "float64" else "float32"
+    half = dtype != wide
+    width = lanes * vectors
+
+    def text(
+        piece, slot, dy, x, out, workspace, slot_size, groups, parts, row_count, region_rows, row_regions, reduction,
+        region_columns, column_regions, images, pixels, blocks, image_blocks, block_images, block_pixels, line_pixels,
+        depth_lines, image_lines, most_runs,
+        x_image, x_channels, x_channel, x_depth, x_row, x_cells, x_kernel_depth, x_kernel_height, x_kernel_width,
+        x_step_depth, x_step_height, x_step,
+    ):  # fmt: skip
+        x_kernel_width, x_step = x_taps or x_kernel_width, x_stride or x_step
+        column_region, rest = piece % column_regions, piece // column_regions
+        row_region, rest = rest % row_regions, rest // row_regions
+        group, part = rest % groups, rest // groups
+        first_row, first_column = row_region * region_rows, column_region * region_columns
+        used_rows = minimum(region_rows, row_count - first_row)
+        used_columns = minimum(region_columns, reduction - first_column)
+        tiles, panels = (used_rows + (rows - 1)) // rows, (used_columns + (width - 1)) // width
+
+        sums = workspace.at(slot * slot_size)
+        packed = sums.at(region_rows * region_columns)
+        panel_size = block_images * block_pixels * width
+        numbers = packed.at(panel_size * (region_columns // width) + lanes * width)  # dy, where it must be widened
+        for i in loop(used_rows * (region_columns // lanes)):
+            sums.put(i * lanes, sums.zero(lanes))
+
+        first_block = part * blocks // parts
+        for b in loop((part + 1) * blocks // parts - first_block):
+            block = first_block + b
+            first_image, first_pixel = block // image_blocks * block_images, block % image_blocks * block_pixels
+            used_images = minimum(block_images, images - first_image)
+            count = minimum(block_pixels, pixels - first_pixel)
+            upstream = dy.at(((first_image * groups + group) * row_count + first_row) * pixels + first_pixel)
+
+            # What a full vector writes past a run's end is written again by the next run, image, or panel
+            for part_ in loop((used_columns + (lanes - 1)) // lanes):
+                q = first_column + part_ * lanes
+                for z in loop(used_images):
+                    for pixel, line, column, run in runs(first_pixel, first_pixel + count, most_runs, line_pixels):
+                        image, depth, height = first_image + z, line // depth_lines, line % depth_lines
+                        source = x.at(
+                            image * x_image + group * x_channels * x_channel + depth * x_step_depth * x_depth
+                            + height * x_step_height * x_row + column * x_step
+                        )  # fmt: skip
+                        to = z * count + (pixel - first_pixel)
+                        target = packed.at(part_ // vectors * panel_size + to * width + part_ % vectors * lanes)
+                        for j in loop((run + (lanes - 1)) // lanes):
+                            lines = []
+                            for i in range(0, lanes, x_taps or 1):
+                                tap = 0 if x_taps else (q + i) % x_kernel_width
+                                number = (q + i) // x_kernel_width
+                                h, rest = number % x_kernel_height, number // x_kernel_height
+                                d, c = rest % x_kernel_depth, rest // x_kernel_depth
+                                pixels_left = (run - j * lanes) * within(q + i, reduction)
+                                cells = source.at(c * x_channel + d * x_depth + h * x_row + j * lanes * x_step)
+                                cells_left = (x_cells - (column + j * lanes) * x_step) * within(q + i, reduction)
+                                if x_taps:
+                                    taps = read_windows(cells, x_step, x_stride, x_taps, lanes, pixels_left, cells_left)
+                                    lines += [numbers_ for _, numbers_ in taps]
+                                else:
+                                    lines.append(cells.gather(tap, x_step, lanes, pixels_left))
+                            for i, line_ in enumerate(transpose(lines)):
+                                target.put((j * lanes + i) * width, line_)
+
+            if half:
+                for r in loop(used_rows):
+                    for z in loop(used_images):
+                        for j in loop((count + (lanes - 1)) // lanes):
+                            line = upstream.at((z * groups * row_count + r) * pixels + j * lanes)
+                            numbers.put(
+                                (r * block_images + z) * count + j * lanes, line.vec(0, lanes, count=count - j * lanes)
+                            )
+            for panel in loop(panels):
+                for tile in loop(tiles):
+                    places = [minimum(tile * rows + i, used_rows - 1) for i in range(rows)]
+                    targets = [sums.at(r * region_columns + panel * width) for r in places]
+                    totals = [Variable(target.vec(lanes * j, lanes)) for target in targets for j in range(vectors)]
+                    for z in loop(used_images):
+                        if half:
+                            lines = [numbers.at((r * block_images + z) * count) for r in places]
+                        else:
+                            lines = [upstream.at((z * groups * row_count + r) * pixels) for r in places]
+                        multiply_tile(
+                            lines, 1, packed.at(panel * panel_size + z * count * width), width, count, lanes, totals
+                        )
+                    for i, target in enumerate(targets):
+                        for j in range(vectors):
+                            target.put(lanes * j, totals[vectors * i + j].get())
+
+        for r in loop(used_rows):
+            target = out.at(((part * groups + group) * row_count + first_row + r) * reduction + first_column)
+            for j in loop((used_columns + (lanes - 1)) // lanes):
+                line = sums.vec(r * region_columns + j * lanes, lanes)
+                target.put(j * lanes, line, count=used_columns - j * lanes)
+
+    return text, {"dy": dtype, "x": dtype, "out": out_dtype, "workspace": wide}
+
+
+@kernel
+def add_parts(wide, dtype, lanes):
+    """``out[i] = sum over parts of sums[part, i]``, a vector a time. A piece is ``chunk`` numbers."""
+
+    def text(piece, slot, sums, out, parts, numbers, chunk):
+        first = piece * chunk
+        for block in loop((minimum(chunk, numbers - first) + (lanes - 1)) // lanes):
+            i = first + block * lanes
+            total = Variable(sums.vec(i, lanes, count=numbers - i))
+            for part in loop(parts - 1):
+                total.set(total.get() + sums.vec((part + 1) * numbers + i, lanes, count=numbers - i))
+            out.put(i, total.get(), count=numbers - i)
+
+    return text, {"sums": wide, "out": dtype}
