@@ -42,7 +42,7 @@ CASES = {
     "taps in the padding": ((2, 5, 6, 5), (3, 5, 3, 3), dict(dilation=(3, 2), padding=(5, 4))),
     "520 taps": ((1, 260, 3), (2, 260, 2), {}),
 }
-FEW_CASES = ("1-D", "2-D, stride 2", "depthwise, stride 2", "4 groups", "3x3")
+FEW_CASES = ("1-D", "1x1, stride 2", "2-D, stride 2", "depthwise, stride 2", "4 groups", "3x3")
 OTHER_DTYPES = [(FEW_CASES, [host], t) for host, t in (("AVX2", "float16"), ("SSE2", "float64"), ("NEON", "bfloat16"))]
 COMPILED = [algorithm for algorithm in algorithms() if algorithm.NAME != "columns"]
 

@@ -116,7 +116,7 @@ def _grids(g: Geometry, lanes: int) -> tuple[Grid, Grid]:
     """The grids of x and of y. Pixels of 1x1 layers are one long row."""
     ones = (1,) * (3 - g.axes)
     spatial, output, kernel, step = ones + g.spatial, ones + g.output, ones + g.kernel, ones + g.stride
-    if math.prod(step) == 1:
+    if math.prod(step) == 1 and spatial == output:
         spatial = output = (1, 1, math.prod(output))
     one = (1, 1, 1)
     x = Grid(lanes, g.groups, g.channels // g.groups, spatial, kernel, step)  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ def _grids(g: Geometry, lanes: int) -> tuple[Grid, Grid]:
 def _leaves_cells(g: Geometry, lanes: int) -> bool:
     """Whether the product itself does not write all cells of dx: those no window reads, and steps unknown to kernels."""
     x, _ = _grids(g, lanes)
-    return any(l % s for l, s, k in zip(g.spatial, g.stride, g.kernel) if k > 1) or (x.stride == 0 and x.kernel[2] == 1)
+    return any(n > o * s for n, o, s in zip(g.spatial, g.output, g.stride)) or (x.stride == 0 and x.kernel[2] == 1)
 
 
 @dataclass(frozen=True)
