@@ -143,7 +143,14 @@ def many_small_jobs(patch):
     """Small work is cut into blocks and parts, and uses several slots, as large work does."""
     patch.setattr(threads, "SMALL_WORK", 1)
     patch.setattr(threads, "_threads", 3)
-    sizes = {"BLOCK_BYTES": 1500, "GRADIENT_BYTES": 1500, "PIECE_WORK": 1, "BLOCK_TILES": 1, "BLOCK_PIXELS": 5, "REGION": (9, 20)}
+    sizes = {
+        "BLOCK_BYTES": 1500,
+        "GRADIENT_BYTES": 1500,
+        "PIECE_WORK": 1,
+        "BLOCK_TILES": 1,
+        "BLOCK_PIXELS": 5,
+        "REGION": (9, 20),
+    }
     for module in MODULES:
         for name, small in sizes.items():
             if hasattr(module, name):

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from konv.engine import memory
-from konv.engine.direct import in_place
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.products_kernels import add_parts, matrices, multiply, weight_sums
@@ -37,6 +37,8 @@ __all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "
 def declines(problem: Problem) -> str | None:
     """Windows that overlap, or see padding."""
     g = problem.geometry
+    if problem.layout == "last":
+        return "channels last; it puts pixels in lanes"
     if any(map(any, g.padding)):
         return "windows see padding"
     for kernel, stride, dilation in zip(g.kernel, g.stride, g.dilation):
@@ -55,7 +57,7 @@ def workspace(problem: Problem) -> int:
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
     """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    in_place(out, lambda target: _run(g, False, x, w, b, target))
+    _in_place(out, lambda target: _run(g, False, x, w, b, target))
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
@@ -66,12 +68,21 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
             target[...] = 0
         _run(g, True, dy, w, None, target)
 
-    in_place(out, run)
+    _in_place(out, run)
 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out``."""
-    in_place(out, lambda target: _run_gradient(g, dy, x, target))
+    _in_place(out, lambda target: _run_gradient(g, dy, x, target))
+
+
+def _in_place(out: np.ndarray, run: Callable[[np.ndarray], None]) -> None:
+    """``run(out)``, by way of a C-contiguous array where ``out`` is none: kernels write to such."""
+    if out.flags.c_contiguous:
+        run(out)
+    else:
+        run(target := np.empty(out.shape, out.dtype))
+        out[...] = target
 
 
 @dataclass(frozen=True)
