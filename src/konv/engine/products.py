@@ -18,7 +18,7 @@ import numpy as np
 from konv.engine import memory
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
-from konv.engine.products_kernels import add_parts, matrices, multiply, weight_sums
+from konv.engine.products_kernels import add_sums, matrices, multiply_pixels, weight_sums
 from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
 
@@ -181,7 +181,7 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
         for name, step, kernel in zip(("depth", "height"), target.step, target.kernel)
     }
     job = Job(
-        multiply(x_dtype, y_dtype, lanes, vectors, rows, source.stride, source.taps, target.stride, target.taps),
+        multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, source.stride, source.taps, target.stride, target.taps),
         blocks * parts, slot_size=slot_size, panel_size=panel_size, block_panels=block_panels, groups=g.groups, parts=parts,
         part_groups=part_groups, row_group=row_group, row_count=row_count, reduction=reduction, pixels=pixels,
         line_pixels=pixel_lines[2], depth_lines=pixel_lines[1], image_lines=pixel_lines[0] * pixel_lines[1],
@@ -264,7 +264,7 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient
     add, part_cells = None, 0
     if parts > 1:
         chunk = 1024 * lanes
-        add = Job(add_parts(wide, out_dtype, lanes), -(-cells // chunk), parts=parts, numbers=cells, chunk=chunk)
+        add = Job(add_sums(wide, out_dtype, lanes), -(-cells // chunk), parts=parts, numbers=cells, chunk=chunk)
         part_cells = -(-parts * cells // lanes) * lanes
     used = width(sums.pieces, g.batch * pixels * cells)
     return Gradient(sums, add, part_cells, used, (part_cells + used * slot_size) * itemsize)

@@ -114,7 +114,7 @@ def write_windows(
 
 
 @kernel
-def multiply(x_dtype, y_dtype, lanes, vectors, rows, x_stride, x_taps, y_stride, y_taps):
+def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, x_stride, x_taps, y_stride, y_taps):
     """Forward and input gradient: y = matrix @ x + bias. A piece is (block of pixels, group, part of the rows).
 
     ``x_stride, x_taps`` tell how windows lie in a row of x: those of neighbouring pixels begin ``x_stride`` cells apart
@@ -357,7 +357,7 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
 
 
 @kernel
-def add_parts(wide, dtype, lanes):
+def add_sums(wide, dtype, lanes):
     """``out[i] = sum over parts of sums[part, i]``, a vector a time. A piece is ``chunk`` numbers."""
 
     def text(piece, slot, sums, out, parts, numbers, chunk):
