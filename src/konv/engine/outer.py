@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
-from konv.engine.simd import Variable, fma, has_nan, loop, maximum, minimum, shuffle, splat, transpose, within
+from konv.engine.simd import ITEMSIZE, Variable, fma, has_nan, loop, maximum, minimum, shuffle, splat, transpose, within
 
 
 @kernel
@@ -29,13 +29,14 @@ def multiply(dtype, out, lanes, vectors, rows, joined, interleaved, last):
     wide, width = wide_type(dtype), lanes * vectors
     lay_image = _image_last if last else _image_interleaved(interleaved) if interleaved else _image_transposed
     lay_gradient = _gradient_last if last else _gradient_transposed
+    fetch = (_fetch_last if last else _fetch_first)(ITEMSIZE[dtype])
 
     def text(
-        piece, slot, x, dy, sums, dw, space, lines, run_cells, run_ranges, places, groups, channels, filters, x_depth,
+        piece, slot, x, dy, sums, dw, db, space, lines, run_cells, run_ranges, places, groups, channels, filters, x_depth,
         x_height, x_width, out_depth, out_height, out_width, depth_stride, height_stride, width_stride, depth_pad,
         height_pad, width_pad, all_planes, planes, block_rows, block_columns, row_blocks, column_blocks, units, parts,
         filter_blocks, block_panels, panels, channel_blocks, block_channels, line_count, line_cells, row_step, runs, blocks,
-        sums_size, slot_size, image_size, taps, whole,
+        sums_size, slot_size, image_size, panel_rows, taps, whole,
     ):  # fmt: skip
         channel_block, rest = piece % channel_blocks, piece // channel_blocks
         filter_block, rest = rest % filter_blocks, rest // filter_blocks
@@ -46,6 +47,7 @@ def multiply(dtype, out, lanes, vectors, rows, joined, interleaved, last):
         image = space.at(slot * slot_size)
         gradient = image.at(image_size)
         sums = sums.at((slot * whole + piece * (1 - whole)) * sums_size)
+        bias = block_panels * panel_rows * width  # after the weights' sums
         start = part * units // parts
         column_step = width_stride * block_channels
         plane_size = line_count * line_cells * block_channels
@@ -72,17 +74,29 @@ def multiply(dtype, out, lanes, vectors, rows, joined, interleaved, last):
                     )  # fmt: skip
 
             zero = sums.zero(lanes)
-            spoiled = [Variable(zero) for _ in range(4)]
+            kept = lanes * minimum(u, 1)  # the first unit starts at zero
+            spoiled = Variable(zero)
             for panel in loop(panels_here):
+                totals = [[Variable(zero) for _ in range(2)] for _ in range(vectors)]
                 for p in loop(planes_here):
                     n, d = (first_plane + p) // out_depth, (first_plane + p) % out_depth
                     to = gradient.at((panel * planes_here + p) * pixels * width)
                     lay_gradient(
                         lanes, vectors, dy, to, (n, d, top * out_width + left), (out_depth, out_height * out_width),
-                        groups * filters, group * filters, filters, (first_panel + panel) * width, pixels, spoiled,
+                        groups * filters, group * filters, filters, (first_panel + panel) * width, pixels, totals,
                     )  # fmt: skip
+                for j, (even, odd) in enumerate(totals):
+                    total, to = even.get() + odd.get(), bias + panel * width + lanes * j
+                    spoiled.set(spoiled.get() + (total - total))
+                    sums.put(to, total + sums.vec(to, lanes, count=kept))
             # Windows in the padding have only zeros to add, except where they meet an infinity or NaN.
-            everything = has_nan(spoiled[0].get() + spoiled[1].get() + spoiled[2].get() + spoiled[3].get())
+            everything = has_nan(spoiled.get())
+            following = minimum(unit + 1, (part + 1) * units // parts - 1)
+            next_left, rest = following % column_blocks * block_columns, following // column_blocks
+            next_top, plane = rest % row_blocks * block_rows, rest // row_blocks * planes
+            n, d = plane // out_depth, plane % out_depth
+            next_pixel = (n, d, next_top * out_width + next_left)
+            share = (width + (runs * blocks - 1)) // (runs * blocks)
 
             for panel in loop(panels_here):
                 upstream = gradient.at(panel * planes_here * pixels * width)
@@ -95,6 +109,12 @@ def multiply(dtype, out, lanes, vectors, rows, joined, interleaved, last):
                         first_tap, last_tap, -first_column, x_width, width_stride, breadth, everything
                     )
                     for block in loop(blocks):
+                        first = (run * blocks + block) * share
+                        for f in loop(minimum(width - first, share) * within(planes - 1, 1)):
+                            fetch(
+                                dy, next_pixel, (out_depth, out_height * out_width), groups * filters, group * filters,
+                                filters, (first_panel + panel) * width, pixels, width, first + f,
+                            )  # fmt: skip
                         products = [Variable(zero) for _ in range(joined * rows * vectors)]
                         for p in loop(planes_here):
                             z = (first_plane + p) % out_depth * depth_stride - depth_pad + first_depth
@@ -112,17 +132,20 @@ def multiply(dtype, out, lanes, vectors, rows, joined, interleaved, last):
                                                 a = products[(k * rows + i) * vectors + j]
                                                 a.set(fma(number, row[j], a.get()))
                         to = ((panel * runs + run) * blocks + block) * (joined * rows * width)
-                        kept = lanes * minimum(u, 1)  # the first unit starts at zero
                         for i, a in enumerate(products):
                             sums.put(to + lanes * i, a.get() + sums.vec(to + lanes * i, lanes, count=kept))
 
         for panel in loop(panels_here * whole):
             _write(
-                lanes, vectors, sums, dw, places, 1, 0, panel, runs * blocks * (joined * rows), group * filters, filters,
+                lanes, vectors, sums, dw, places, 1, 0, panel, panel_rows, group * filters, filters,
                 (first_panel + panel) * width, channels * taps, channel * taps, block_channels * taps,
             )  # fmt: skip
+        for panel in loop(panels_here * whole * within(channel_block, 1)):
+            _write_bias(
+                lanes, vectors, sums.at(bias), db, 1, 0, panel, group * filters, filters, (first_panel + panel) * width
+            )
 
-    pointers = {"x": dtype, "dy": dtype, "sums": wide, "dw": out, "space": wide}
+    pointers = {"x": dtype, "dy": dtype, "sums": wide, "dw": out, "db": out, "space": wide}
     tables = dict.fromkeys(("lines", "run_cells", "run_ranges", "places"), "int64")
     return text, pointers | tables
 
@@ -132,7 +155,7 @@ def add_parts(wide, out, lanes, vectors):
     """dw from the sums of all parts. A piece is (group, filter block, channel block, panel)."""
 
     def text(
-        piece, slot, sums, dw, places, channels, filters, parts, filter_blocks, block_panels, panels, channel_blocks,
+        piece, slot, sums, dw, db, places, channels, filters, parts, filter_blocks, block_panels, panels, channel_blocks,
         block_channels, panel_rows, sums_size, taps,
     ):  # fmt: skip
         panel, rest = piece % block_panels, piece // block_panels
@@ -141,14 +164,21 @@ def add_parts(wide, out, lanes, vectors):
         channel = minimum(channel_block * block_channels, channels - block_channels)
         pieces = filter_blocks * channel_blocks
         first = group * parts * pieces + filter_block * channel_blocks + channel_block
-        for _ in loop(within(filter_block * block_panels + panel, panels)):
+        exists = within(filter_block * block_panels + panel, panels)
+        for _ in loop(exists):
             _write(
                 lanes, vectors, sums.at(first * sums_size), dw, places, parts, pieces * sums_size, panel, panel_rows,
                 group * filters, filters, (filter_block * block_panels + panel) * (lanes * vectors), channels * taps,
                 channel * taps, block_channels * taps,
             )  # fmt: skip
+        for _ in loop(exists * within(channel_block, 1)):
+            _write_bias(
+                lanes, vectors, sums.at(first * sums_size + block_panels * panel_rows * (lanes * vectors)), db, parts,
+                pieces * sums_size, panel, group * filters, filters,
+                (filter_block * block_panels + panel) * (lanes * vectors),
+            )  # fmt: skip
 
-    return text, {"sums": wide, "dw": out, "places": "int64"}
+    return text, {"sums": wide, "dw": out, "db": out, "places": "int64"}
 
 
 def _meeting(lowest, highest, before, length, stride, n, everything):
@@ -214,7 +244,7 @@ def _image_last(lanes, x, to, at, shape, all_channels, channel, channels, cells,
 
 
 def _gradient_transposed(
-    lanes, vectors, dy, to, at, shape, all_filters, before, filters, first, pixels, spoiled
+    lanes, vectors, dy, to, at, shape, all_filters, before, filters, first, pixels, totals
 ):  # fmt: skip
     """Neighbouring pixels of a panel of filters from (N, F, *output). Lanes past the last filter repeat it."""
     (n, d, pixel), (depth, plane) = at, shape
@@ -224,25 +254,47 @@ def _gradient_transposed(
             for i in range(lanes):
                 f = n * all_filters + before + minimum(first + lanes * j + i, filters - 1)
                 rows.append(dy.vec((f * depth + d) * plane + pixel + q * lanes, lanes, count=pixels - q * lanes))
-                _note(spoiled[i % 4], rows[-1])
             for i, column in enumerate(transpose(rows)):
                 to.put((q * lanes + i) * (lanes * vectors) + lanes * j, column)
+                total = totals[j][i % 2]
+                total.set(total.get() + column)
 
 
-def _gradient_last(lanes, vectors, dy, to, at, shape, all_filters, before, filters, first, pixels, spoiled):
+def _gradient_last(lanes, vectors, dy, to, at, shape, all_filters, before, filters, first, pixels, totals):
     """As :func:`_gradient_transposed`, from (N, *output, F)."""
     (n, d, pixel), (depth, plane) = at, shape
     source = dy.at(((n * depth + d) * plane + pixel) * all_filters + before + first)
     for q in loop(pixels):
         for j in range(vectors):
             row = source.vec(q * all_filters + lanes * j, lanes, count=filters - first - lanes * j)
-            _note(spoiled[j], row)
             to.put((q * vectors + j) * lanes, row)
+            totals[j][0].set(totals[j][0].get() + row)
 
 
-def _note(spoiled, vector):
-    """NaN from now on in ``spoiled`` where ``vector`` is infinite or NaN."""
-    spoiled.set(spoiled.get() + (vector - vector))
+def _fetch_first(itemsize):
+    """Ask for a ``width``-th of dy in the next unit: the pixels of a filter."""
+
+    def fetch(dy, at, shape, all_filters, before, filters, first, pixels, width, i):
+        (n, d, pixel), (depth, plane), line = at, shape, 64 // itemsize
+        f = n * all_filters + before + minimum(first + i, filters - 1)
+        source = dy.at((f * depth + d) * plane + pixel)
+        for q in loop((pixels + (line - 1)) // line):
+            source.prefetch(q * line)
+
+    return fetch
+
+
+def _fetch_last(itemsize):
+    """As :func:`_fetch_first`: every ``width``-th pixel, all filters of the panel."""
+
+    def fetch(dy, at, shape, all_filters, before, filters, first, pixels, width, i):
+        (n, d, pixel), (depth, plane) = at, shape
+        source = dy.at(((n * depth + d) * plane + pixel) * all_filters + before + first)
+        for q in loop((pixels - i + (width - 1)) // width):
+            for line in range(0, width, 64 // itemsize):
+                source.prefetch((q * width + i) * all_filters + line)
+
+    return fetch
 
 
 def _write(
@@ -263,3 +315,12 @@ def _write(
                 f = first + lanes * j + i
                 to = (before + f) * filter_size + offset + q * lanes
                 dw.put(to, row, count=(count - q * lanes) * within(f, filters))
+
+
+def _write_bias(lanes, vectors, sums, db, parts, part_size, panel, before, filters, first):
+    """A panel of filters of db (F,)."""
+    for j in range(vectors):
+        total, at = Variable(sums.zero(lanes)), (panel * vectors + j) * lanes
+        for part in loop(parts):
+            total.set(total.get() + sums.vec(part * part_size + at, lanes))
+        db.put(before + first + lanes * j, total.get(), count=filters - first - lanes * j)

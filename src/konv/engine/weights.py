@@ -118,8 +118,13 @@ def workspace(g: Geometry, dtype: str) -> int:
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out``."""
+    weight_and_bias_gradient(dy, x, g, out, np.empty(g.filters, out.dtype))
+
+
+def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
+    """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``: dy is read once."""
     if g.batch == 0:
-        out[...] = 0
+        out[...] = db[...] = 0
         return
     last = _is_last(x) and _is_last(dy) and not (x.flags.c_contiguous and dy.flags.c_contiguous)
     if not last:
@@ -131,13 +136,15 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
     sums_size, _ = _sizes(g, dtype)
     with memory.workspace(workspace(g, dtype)) as sums:
         main.run(
-            _threads(g, cut), x=_address(x, last), dy=_address(dy, last), sums=sums, dw=address(target),
+            _threads(g, cut), x=_address(x, last), dy=_address(dy, last), sums=sums, dw=address(target), db=address(db),
             space=sums + sums_size * _itemsize(dtype), lines=address(cut.pixels.lines), run_cells=address(cut.run_cells),
             run_ranges=address(cut.run_ranges), places=address(cut.places),
         )  # fmt: skip
         if not cut.weights.whole:
             work = cut.weights.parts * math.prod(g.w_shape)
-            finish.run(width(finish.pieces, work), sums=sums, dw=address(target), places=address(cut.places))
+            finish.run(
+                width(finish.pieces, work), sums=sums, dw=address(target), db=address(db), places=address(cut.places)
+            )
     if target is not out:
         out[...] = target
 
@@ -159,7 +166,7 @@ def layout(g: Geometry, dtype: str) -> Layout:
     run_blocks = -(-run_taps * best.channels // tile.rows)
     return Layout(
         pixels, best, run_taps, run_blocks, run_cells, run_ranges, _places(g, tile, run_taps, best.channels, run_blocks),
-        _lines(best.block_panels * panel * best.rows), image_size, image_size + gradient_size,
+        _lines(best.block_panels * panel * (best.rows + 1)), image_size, image_size + gradient_size,
     )  # fmt: skip
 
 
@@ -189,7 +196,11 @@ def _weights(g: Geometry, dtype: str, pixels: Pixels, run_taps: int, channels: i
 
     wanted = max(1, min(PIECES, g.flops // 2 // PIECE_WORK))
     blocks = g.groups * filter_blocks * channel_blocks
-    image, gradient, sums = channels * pixels.size, block_panels * panel * pixels.outputs, block_panels * panel * rows
+    image, gradient, sums = (
+        channels * pixels.size,
+        block_panels * panel * pixels.outputs,
+        block_panels * panel * (rows + 1),
+    )
     room = max(math.prod((g.batch, *g.output, g.channels, *g.kernel)) * g.itemsize // MEMORY_SHARE, MEMORY_BYTES)
     room = room // _itemsize(dtype) - 2 * (image + gradient)
     parts = max(1, min(-(-wanted // blocks), math.prod(pixels.counts), room // (blocks * sums)))
@@ -294,7 +305,7 @@ def _jobs(g: Geometry, dtype: str, out: str, last: bool) -> tuple[Job, Job]:
     weights = dict(
         channels=channels, filters=filters, parts=blocks.parts, filter_blocks=blocks.filter_blocks, panels=blocks.panels,
         block_panels=blocks.block_panels, channel_blocks=blocks.channel_blocks, block_channels=blocks.channels,
-        sums_size=cut.sums_size, taps=taps,
+        sums_size=cut.sums_size, taps=taps, panel_rows=blocks.rows,
     )  # fmt: skip
     main = Job(
         multiply(dtype, out, lanes, tile.vectors, tile.rows, tile.joined, interleaved, last), blocks.pieces,
@@ -311,7 +322,7 @@ def _jobs(g: Geometry, dtype: str, out: str, last: bool) -> tuple[Job, Job]:
     finish = Job(
         add_parts(wide_type(dtype), out, lanes, tile.vectors),
         g.groups * blocks.filter_blocks * blocks.channel_blocks * blocks.block_panels,
-        panel_rows=blocks.rows, **weights,
+        **weights,
     )  # fmt: skip
     return main, finish
 
