@@ -161,8 +161,10 @@ def test_weight_gradients_of_channels_last(host, plain):
             arrays = drawn(x_shape, w_shape, options, lambda shape: integers(rng, shape, np.float32, limit=2))
             out = np.full(w_shape, np.nan, np.float32)
             g = konv.geometry(x_shape, w_shape, **options)
-            direct.weight_gradient(channels_last(arrays[3]), channels_last(arrays[0]), g, out)
+            bias = np.full(w_shape[0], np.nan, np.float32)
+            direct.weight_and_bias_gradient(channels_last(arrays[3]), channels_last(arrays[0]), g, out, bias)
             assert_equal(out, expected(arrays, options)["weight_gradient"].astype(np.float32))
+            assert_equal(bias, arrays[3].sum(axis=(0, *range(2, arrays[3].ndim))))
 
 
 @pytest.mark.usefixtures("small_jobs")

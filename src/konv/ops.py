@@ -153,8 +153,12 @@ def conv_backward(
     if "w" in wanted:
         dw = np.empty(g.w_shape, w.dtype)
         chosen = choose(problem("weight_gradient", inner, dtype, layout)).algorithm
-        chosen.weight_gradient(dy, laid_out(padded_x, layout), inner, dw)
-    if "b" in wanted:
+        if "b" in wanted and hasattr(chosen, "weight_and_bias_gradient"):
+            db = np.empty(g.filters, dy.dtype)
+            chosen.weight_and_bias_gradient(dy, laid_out(padded_x, layout), inner, dw, db)
+        else:
+            chosen.weight_gradient(dy, laid_out(padded_x, layout), inner, dw)
+    if "b" in wanted and db is None:
         db = _bias_gradient(dy)
     return dx, dw, db
 

@@ -16,7 +16,8 @@
     compile.py, machine.py    texts to machine code        launch.py, memory.py   threads, workspaces
 
 An algorithm is a module with a ``NAME``, ``declines(problem) -> reason or None``, ``workspace(problem) -> bytes`` and the
-three computations ``forward``, ``input_gradient``, ``weight_gradient``. It sees native arrays of checked shapes with zero
+three computations ``forward``, ``input_gradient``, ``weight_gradient``; where it reads dy for the last it may also offer
+``weight_and_bias_gradient``, which reads it once for both. It sees native arrays of checked shapes with zero
 padding and writes into the output it is given: w is C-contiguous, x, y and their gradients are all contiguous in the
 problem's layout, "first" (N, C, *spatial) or "last" (N, *spatial, C in memory). It never validates and knows no layer.
 """

@@ -37,7 +37,7 @@ from konv.engine.launch import Job, address
 from konv.engine.machine import Machine, dtype_name, machine, wide_type
 from konv.engine.threads import get_threads, width
 from konv.engine.tile import Tile
-from konv.engine.weights import weight_gradient
+from konv.engine.weights import weight_and_bias_gradient, weight_gradient
 from konv.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ SLICE_TAPS = 288  # products that are summed before they are added to the others
 
 __all__ = [
     "FORWARD", "FORWARD_ONLY", "NAME", "Axes", "axes_of", "compiled_stride", "declines", "forward", "forward_axes",
-    "gradient_phases", "in_place", "input_gradient", "leaves_cells", "weight_gradient", "workspace",
+    "gradient_phases", "in_place", "input_gradient", "leaves_cells", "weight_and_bias_gradient",
+    "weight_gradient", "workspace",
 ]  # fmt: skip
 
 
