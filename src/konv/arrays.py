@@ -115,18 +115,22 @@ def output_array(
     return out if fits else empty(shape, dtype, layout)
 
 
-def layout_of(array: np.ndarray) -> str:
-    """Which of the two layouts an (N, C, *spatial) array has, or is to be copied to: "first" or "last".
+def layout_of(*arrays: np.ndarray) -> str:
+    """Which of the two layouts (N, C, *spatial) arrays have, or are to be copied to: "first" or "last".
 
-    "last": (N, *spatial, C) is how it lies in memory, without gaps. Where both fit (one channel, or one cell) it is "first".
+    "last": (N, *spatial, C) is how it lies in memory, without gaps. Where both fit (one channel, or one cell) the next array
+    decides, and at the end "first".
 
     >>> image = np.zeros((2, 5, 6, 3))  # N, H, W, C
     >>> layout_of(np.moveaxis(image, -1, 1)), layout_of(image)
     ('last', 'first')
     """
-    if array.flags.c_contiguous or array.ndim < 3:
-        return "first"
-    return "last" if np.moveaxis(array, 1, -1).flags.c_contiguous else "first"
+    for array in arrays:
+        first = array.flags.c_contiguous or array.ndim < 3
+        last = np.moveaxis(array, 1, -1).flags.c_contiguous if array.ndim >= 3 else False
+        if not (first and last):
+            return "last" if last else "first"
+    return "first"
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype, layout: str) -> np.ndarray:

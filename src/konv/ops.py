@@ -141,7 +141,7 @@ def conv_backward(
     check_upstream(dy, g.output_shape)
     wanted = _needed(need)
     dx = dw = db = None
-    dtype, layout = dtype_name(x.dtype), layout_of(x)
+    dtype, layout = dtype_name(x.dtype), layout_of(x, dy)
     padded_x, inner = _zero_padded(x, g)
     dy = laid_out(dy, layout)
     if "x" in wanted:
@@ -256,7 +256,7 @@ def conv_transpose_backward(
     check_upstream(dy, g.x_shape)
     wanted = _needed(need)
     dx = dw = db = None
-    dtype, layout = dtype_name(x.dtype), layout_of(x)
+    dtype, layout = dtype_name(x.dtype), layout_of(x, dy)
     dy = laid_out(dy, layout)
     if "x" in wanted:
         dx = empty(g.output_shape, x.dtype, layout)
