@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from konv.engine import columns, direct
-from konv.engine.axes import Axis, forward_axes, gradient_axes, leaves_cells
+from konv.engine import columns, depthwise, direct
+from konv.engine.axes import FORWARD, Axis, forward_axes, gradient_axes, gradient_phases, leaves_cells
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.planes import accumulate_planes, correlate_planes
@@ -36,6 +36,8 @@ def declines(problem: Problem) -> str | None:
     """Where filters (in the role they play) fill the lanes of the direct tile, that one is faster."""
     g = problem.geometry
     filters, channels = g.filters // g.groups, g.channels // g.groups
+    if problem.layout == "last" and filters * channels > 1:
+        return "channels last: there it computes depthwise layers"
     if problem.kind == "weight_gradient":
         if g.groups < 4 or filters * channels > 64 or max(filters, channels) > MOST_FILTERS:
             return f"{g.groups} groups of {channels} x {filters}; it takes 4 or more of at most {MOST_FILTERS} x {MOST_FILTERS}"
@@ -50,6 +52,9 @@ def workspace(problem: Problem) -> int:
     """Bytes of the weights in the kernel's order, or of partial sums."""
     g, dtype = problem.geometry, problem.dtype
     itemsize = np.dtype(wide_type(dtype)).itemsize
+    if problem.layout == "last":
+        cells = depthwise.accumulation(g, dtype).sums if problem.kind == "weight_gradient" else g.w_shape
+        return math.prod(cells) * itemsize
     if problem.kind == "weight_gradient":
         return math.prod(_accumulation(g, dtype).sums) * itemsize
     transposed = problem.kind == "input_gradient"
@@ -59,7 +64,10 @@ def workspace(problem: Problem) -> int:
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
     """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    direct.in_place(out, lambda target: _run(g, x, w, b, target, False))
+    if _channels_last(x, out):
+        depthwise.correlate(g, FORWARD, x, w, b, out)
+    else:
+        _run(g, x, w, b, out, False)
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
@@ -70,17 +78,20 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
         columns.input_gradient(dy, w, g, out)
         return
 
-    def run(target: np.ndarray) -> None:
-        if leaves_cells(g):
-            target[...] = 0
-        _run(g, dy, w, None, target, True)
-
-    direct.in_place(out, run)
+    if leaves_cells(g):
+        out[...] = 0
+    if _channels_last(dy, out):
+        for phase in gradient_phases(g):
+            depthwise.correlate(g, phase, dy, w, None, out)
+    else:
+        _run(g, dy, w, None, out, True)
 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out``."""
-    x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
+    if _channels_last(x, dy):
+        depthwise.weight_gradient(dy, x, g, out)
+        return
     plan = _accumulation(g, dtype_name(x.dtype))
     sums = np.empty(plan.sums, wide_type(x.dtype.name))
     used = width(plan.job.pieces, g.flops // 2)
@@ -88,6 +99,11 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
         used, x=address(x), dy=address(dy), sums=address(sums), zeros=address(plan.zeros), sources=address(plan.sources)
     )  # fmt: skip
     out[...] = sums.sum(axis=0).reshape(g.w_shape) if len(sums) > 1 else sums.reshape(g.w_shape)
+
+
+def _channels_last(*arrays: np.ndarray) -> bool:
+    """Where an array's channels lie; one whose channels may be first or last (one cell, one channel) does not say."""
+    return not all(array.flags.c_contiguous for array in arrays)
 
 
 @dataclass(frozen=True)
@@ -106,7 +122,6 @@ class Correlation:
 
 
 def _run(g: Geometry, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray, transposed: bool) -> None:
-    x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
     for axes in _correlations(g, transposed):
         plan = _correlation(g, axes, transposed, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
         weights = w.reshape(-1)[plan.taps].astype(plan.no_bias.dtype, copy=False)

@@ -1,0 +1,142 @@
+"""Depthwise kernels for channels-last arrays: neighbouring channels in lanes, each with weights of its own.
+
+Every pixel's channels lie side by side, so a vector of x, of the weights and of y are one load, and any stride is a distance.
+A tile is some neighbouring outputs of a row: a pixel of x is loaded once for all of them that it meets. Pixels outside the
+image are read from ``zeros``.
+"""
+
+from __future__ import annotations
+
+from konv.engine.compile import kernel
+from konv.engine.machine import wide_type
+from konv.engine.simd import Variable, bits, fma, loop, minimum, pick, within
+
+
+@kernel
+def correlate_channels(x_dtype, y_dtype, lanes, tile, taps, stride, apart, cut):
+    """Forward, or a phase of the input gradient. A piece is some rows of outputs.
+
+    Parameters
+    ----------
+    tile : outputs of a tile
+    taps : columns of the kernel, ``apart`` cells from one to the next
+    stride : cells from one output's window to the next
+    cut : whether the sources tell columns too: of kernels with so many that they are not taken together
+    """
+    cells = sorted({q * stride + t * apart for q in range(tile) for t in range(taps)})
+
+    def text(
+        piece, slot, x, weights, bias, y, zeros, sources,
+        lines, chunk, source_count, channels, x_depth, x_height, x_width, depth_step, row_step, shift,
+        out_depth, out_height, out_width, y_start, y_image, y_depth, y_row, y_step,
+    ):  # fmt: skip
+        first_line = piece * chunk
+        for i in loop(minimum(chunk, lines - first_line)):
+            line = first_line + i
+            row, rest = line % out_height, line // out_height
+            depth, image = rest % out_depth, rest // out_depth
+            to_row = y_start + image * y_image + depth * y_depth + row * y_row
+            for column_tile in loop((out_width + (tile - 1)) // tile):
+                column = minimum(column_tile * tile, out_width - tile)  # the last tile ends with the last output
+                first_cell = column * stride + shift
+                inside = [within(first_cell + cell, x_width) for cell in cells]
+                for block in loop((channels + (lanes - 1)) // lanes):
+                    channel = block * lanes
+                    some = bits(0, channels - channel)
+                    start = bias.vec(channel, lanes, bits=some)
+                    sums = [Variable(start) for _ in range(tile)]
+                    for source in loop(source_count):
+                        d = depth * depth_step + sources[source * 3]
+                        h = row * row_step + sources[source * 3 + 1]
+                        exists = within(d, x_depth) * within(h, x_height)
+                        first = first_cell
+                        if cut:
+                            first = first_cell + sources[source * 3 + 2]
+                            inside = [within(first + cell, x_width) for cell in cells]
+                        corner = x.at((((image * x_depth + d) * x_height + h) * x_width + first) * channels)
+                        factors = [
+                            weights.vec((source * taps + t) * channels + channel, lanes, bits=some) for t in range(taps)
+                        ]
+                        for cell, there in zip(cells, inside):
+                            pixel = pick(there * exists, corner.at(cell * channels), zeros).vec(
+                                channel, lanes, bits=some
+                            )
+                            for q in range(tile):
+                                t, rest = divmod(cell - q * stride, apart)
+                                if rest == 0 and 0 <= t < taps:
+                                    sums[q].set(fma(factors[t], pixel, sums[q].get()))
+                    for q in range(tile):
+                        y.put(to_row + (column + q) * y_step + channel, sums[q].get(), channels - channel)
+
+    wide = wide_type(x_dtype)
+    pointers = {"x": x_dtype, "weights": wide, "bias": wide, "y": y_dtype, "zeros": x_dtype, "sources": "int64"}
+    return text, pointers
+
+
+@kernel
+def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart):
+    """``sums[part, tap, channel] += sum of dy * x``. A piece is a part: some rows of dy.
+
+    ``taps_high`` x ``taps_wide`` sums are kept while a row of dy goes by, then added to those in memory.
+    """
+    wide = wide_type(dtype)
+
+    def text(
+        piece, slot, x, dy, sums, zeros, sources,
+        lines, chunk, source_count, channels, x_depth, x_height, x_width, depth_step, row_step, shift,
+        out_depth, out_height, out_width, taps, tap_tiles,
+    ):  # fmt: skip
+        first_line = piece * chunk
+        halves = 1 if taps_high * taps_wide >= 8 else 2  # enough sums to keep the multipliers busy
+        names = [(k, t) for k in range(taps_high) for t in range(taps_wide)]
+
+        def add(row_sums, some, channel, dy_row, corners, first_cell, column, count):
+            """Add the products of ``count`` neighbouring outputs."""
+            upstream = [dy_row.vec((column + q) * channels + channel, lanes, bits=some) for q in range(count)]
+            cells = sorted({q * stride + t * apart for q in range(count) for t in range(taps_wide)})
+            for cell in cells:
+                at = column * stride + first_cell + cell
+                there = within(at, x_width)
+                for k, (corner, exists) in enumerate(corners):
+                    pixel = pick(there * exists, corner.at(at * channels), zeros).vec(channel, lanes, bits=some)
+                    for q in range(count):
+                        t, rest = divmod(cell - q * stride, apart)
+                        if rest == 0 and 0 <= t < taps_wide:
+                            total = row_sums[k, t, q % halves]
+                            total.set(fma(upstream[q], pixel, total.get()))
+
+        for i in loop(minimum(chunk, lines - first_line)):
+            line = first_line + i
+            row, rest = line % out_height, line // out_height
+            depth, image = rest % out_depth, rest // out_depth
+            dy_row = dy.at(line * out_width * channels)
+            for source in loop(source_count):
+                d = depth * depth_step + sources[source * 3]
+                corners = []
+                for k in range(taps_high):
+                    h = row * row_step + sources[source * 3 + 1] + k
+                    exists = within(d, x_depth) * within(h, x_height)
+                    corners.append((x.at(((image * x_depth + d) * x_height + h) * x_width * channels), exists))
+                for tap_tile in loop(tap_tiles):
+                    first_tap = tap_tile * taps_wide
+                    first_cell = first_tap * apart + shift
+                    for block in loop((channels + (lanes - 1)) // lanes):
+                        channel = block * lanes
+                        some = bits(0, channels - channel)
+                        row_sums = {
+                            (*name, half): Variable(sums.zero(lanes)) for name in names for half in range(halves)
+                        }
+                        tiles = out_width // tile
+                        for q in loop(tiles):
+                            add(row_sums, some, channel, dy_row, corners, first_cell, q * tile, tile)
+                        for q in loop(out_width % tile if tile > 1 else 0):
+                            add(row_sums, some, channel, dy_row, corners, first_cell, tiles * tile + q, 1)
+                        for k, t in names:
+                            tap = (piece * source_count + source) * taps_high * taps + k * taps + first_tap + t
+                            used = (channels - channel) * within(first_tap + t, taps)
+                            total = sums.vec(tap * channels + channel, lanes, count=used)
+                            for half in range(halves):
+                                total = total + row_sums[k, t, half].get()
+                            sums.put(tap * channels + channel, total, used)
+
+    return text, {"x": dtype, "dy": dtype, "sums": wide, "zeros": dtype, "sources": "int64"}

@@ -1,0 +1,136 @@
+"""Depthwise layers on channels-last arrays: channels in lanes. The jobs of :mod:`konv.engine.channels`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from konv.engine.axes import FORWARD, Axes, Axis, axes_of, forward_axes
+from konv.engine.channels import accumulate_channels, correlate_channels
+from konv.engine.launch import Job, address
+from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.threads import get_threads, width
+from konv.geometry import Geometry
+
+PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one row
+MOST_TAPS = 8  # of a row of the kernel, taken together
+LEAST_PARTS = 16  # of a weight gradient: each is summed by itself
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """A prepared job and the addresses of its tables; ``taps`` are indices into a channel's weights, in the kernel's order."""
+
+    job: Job
+    threads: int
+    taps: np.ndarray
+    no_bias: np.ndarray
+    tables: dict[str, np.ndarray]
+    addresses: dict[str, int]
+    sums: tuple[int, ...] = ()
+
+
+def correlate(g: Geometry, phase: int, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> None:
+    """Forward, or a phase of the input gradient."""
+    plan = correlation(g, phase, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
+    weights = np.ascontiguousarray(w.reshape(g.channels, -1).T[plan.taps], plan.no_bias.dtype)
+    bias = plan.no_bias if b is None else np.ascontiguousarray(b, plan.no_bias.dtype)
+    plan.job.run(
+        plan.threads, x=address(x), weights=address(weights), bias=address(bias), y=address(out), **plan.addresses
+    )
+
+
+def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dw (C, 1, *kernel) into ``out``."""
+    plan = accumulation(g, dtype_name(x.dtype))
+    sums = np.zeros(plan.sums, wide_type(dtype_name(x.dtype)))
+    threads = width(plan.job.pieces, g.flops // 2)
+    plan.job.run(threads, x=address(x), dy=address(dy), sums=address(sums), **plan.addresses)
+    out[...] = sums.sum(axis=0).T.reshape(g.w_shape)
+
+
+@functools.lru_cache(maxsize=512)
+def correlation(g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: int) -> Depthwise:
+    """The job of a correlation."""
+    depth, height, row = axes_of(g, phase)
+    row = _ascending(row)
+    apart = row.taps[1] - row.taps[0] if len(row.taps) > 1 else 1
+    cut = len(row.taps) > MOST_TAPS
+    sources = _sources((depth, height, row), 1 if cut else len(row.taps))
+    kernel = (1,) * (3 - g.axes) + g.kernel
+    taps = [
+        (d * kernel[1] + h) * kernel[2] + i for d, h, i in itertools.product(depth.weights, height.weights, row.weights)
+    ]
+    tile = _tile(row.out)
+    lines = g.batch * depth.out * height.out
+    chunk = max(1, min(-(-lines // (8 * threads)), PIECE_CELLS // max(1, row.out * g.channels)))
+    spatial = (1,) * (3 - g.axes) + (g.output if phase == FORWARD else g.spatial)
+    y_step, y_row, y_depth = g.channels, g.channels * spatial[2], g.channels * spatial[1] * spatial[2]
+    job = Job(
+        correlate_channels(
+            x_dtype, y_dtype, machine().lanes(x_dtype), tile, 1 if cut else len(row.taps), row.stride, 1 if cut else apart, cut
+        ),
+        -(-lines // chunk), lines=lines, chunk=chunk, source_count=len(sources), channels=g.channels, x_depth=depth.length,
+        x_height=height.length, x_width=row.length, depth_step=depth.stride, row_step=height.stride,
+        shift=0 if cut else row.taps[0] - row.pad, out_depth=depth.out, out_height=height.out, out_width=row.out,
+        y_start=depth.start * y_depth + height.start * y_row + row.start * y_step, y_image=y_depth * spatial[0],
+        y_depth=depth.step * y_depth, y_row=height.step * y_row, y_step=row.step * y_step,
+    )  # fmt: skip
+    tables = {"zeros": np.zeros(g.channels * 8, np.uint8), "sources": sources}
+    addresses = {name: address(table) for name, table in tables.items()}
+    used = width(job.pieces, lines * row.out * g.channels * len(taps))
+    return Depthwise(job, used, np.array(taps), np.zeros(g.channels, wide_type(x_dtype)), tables, addresses)
+
+
+@functools.lru_cache(maxsize=256)
+def accumulation(g: Geometry, dtype: str) -> Depthwise:
+    """The job of the weight gradient."""
+    depth, height, row = forward_axes(g)
+    apart, neighbours = g.dilation[-1], all(b == a + 1 for a, b in itertools.pairwise(height.taps))
+    wide_tile = min(len(row.taps), MOST_TAPS)
+    high_tile = len(height.taps) if neighbours and len(height.taps) * wide_tile <= 9 else 1
+    sources = _sources((depth, dataclasses.replace(height, taps=height.taps[::high_tile]), row), len(row.taps))
+    lines = g.batch * depth.out * height.out
+    chunk = max(1, min(depth.out * height.out, lines // LEAST_PARTS))
+    job = Job(
+        accumulate_channels(dtype, machine().lanes(dtype), min(4, row.out), high_tile, wide_tile, row.stride, apart),
+        -(-lines // chunk), lines=lines, chunk=chunk, source_count=len(sources), channels=g.channels, x_depth=depth.length,
+        x_height=height.length, x_width=row.length, depth_step=depth.stride, row_step=height.stride, shift=-row.pad,
+        out_depth=depth.out, out_height=height.out, out_width=row.out, taps=len(row.taps),
+        tap_tiles=-(-len(row.taps) // wide_tile),
+    )  # fmt: skip
+    tables = {"zeros": np.zeros(g.channels * 8, np.uint8), "sources": sources}
+    addresses = {name: address(table) for name, table in tables.items()}
+    sums = (job.pieces, math.prod(g.kernel), g.channels)
+    return Depthwise(job, 0, np.arange(0), np.zeros(0), tables, addresses, sums)
+
+
+def _sources(axes: Axes, together: int) -> np.ndarray:
+    """(depth, row, column) that each of the kernel's rows, or of its taps, reads beyond an output's own."""
+    depth, height, row = axes
+    return np.array(
+        [
+            (d - depth.pad, h - height.pad, v - row.pad)
+            for d, h, v in itertools.product(depth.taps, height.taps, row.taps[::together])
+        ],
+        np.int64,
+    )
+
+
+def _ascending(axis: Axis) -> Axis:
+    order = np.argsort(axis.taps)
+    return dataclasses.replace(
+        axis, taps=tuple(axis.taps[i] for i in order), weights=tuple(axis.weights[i] for i in order)
+    )
+
+
+def _tile(columns: int) -> int:
+    """Outputs of a tile: those that compute fewest outputs twice."""
+    most = 8 if machine().registers >= 32 else 4
+    return min((n for n in (8, 7, 4, 2, 1) if n <= min(most, columns)), key=lambda n: -(-columns // n) * (n + 2))
