@@ -276,7 +276,8 @@ def _accumulation(g: Geometry, dtype: str) -> Accumulation:
     chunk_rows = max(1, PRODUCTS // row_vectors // rows) * rows
     block_images = max(1, PRODUCTS // (row_vectors * height.out * depth.out))
     job = Job(
-        accumulate_planes(dtype, lanes, rows, shared, columns, height.stride, row.stride if row.stride <= 2 else 0),
+        accumulate_planes(dtype, lanes, rows, shared, columns, height.stride, row.stride if row.stride <= 2 else 0,
+            filters * len(sources) == 1),
         parts * g.groups, images=g.batch, part_images=part_images, block_images=block_images, chunk_rows=chunk_rows,
         groups=g.groups, group_channels=channels, group_filters=filters, source_count=len(sources), x_depth=depth.length,
         x_height=height.length, x_width=row.length, step=row.stride, depth_step=depth.stride, out_depth=depth.out,

@@ -314,9 +314,9 @@ class Pointer:
         """A vector of zeros of the type that elements are computed in."""
         return Value(_zeros(ir.VectorType(_computed(self.stored), lanes)))
 
-    def prefetch(self, i: Any) -> None:
-        """Ask for the cache line of element i."""
-        _call("llvm.prefetch.p0", ir.VoidType(), self.at(i).address, INT32(0), INT32(3), INT32(1))
+    def prefetch(self, i: Any, write: bool = False) -> None:
+        """Ask for the cache line of element i, to read it or to ``write`` to it."""
+        _call("llvm.prefetch.p0", ir.VoidType(), self.at(i).address, INT32(int(write)), INT32(3), INT32(1))
 
     def _strided(self, i: Any, stride: Any, lanes: int) -> ir.Value:
         size = ITEMSIZE[self.stored]
@@ -372,7 +372,7 @@ class ArrayPointer:
         """As :meth:`Pointer.zero`."""
         return np.zeros(lanes, self._wide)
 
-    def prefetch(self, i: int) -> None:
+    def prefetch(self, i: int, write: bool = False) -> None:
         """As :meth:`Pointer.prefetch`: nothing."""
 
     @property
