@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -675,6 +676,28 @@ def test_pictures_that_cannot_be_read(tmp_path):
         prepare_file(tmp_path / "black.png", (8, 8))
     with pytest.raises(OSError, match="Is a directory"):
         prepare_file(tmp_path, (8, 8))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, -3e38])
+def test_pictures_of_no_numbers(wrong, tmp_path):
+    grey = np.full((9, 9), 3e38, np.float32)
+    grey[4, 4] = wrong
+    Image.fromarray(grey).save(tmp_path / "float.tiff")
+    with pytest.raises(PictureError, match=r"float\.tiff: a pixel of the picture is infinite, far too large, or no number"):
+        prepare_file(tmp_path / "float.tiff", (8, 8))
+
+
+def test_a_long_strip_does_not_fill_the_memory(tmp_path):
+    """Framed in a square, 12,000 x 40 pixels would take 576 MB."""
+    strip = Image.new("L", (12_000, 40), "white")
+    strip.paste("black", (1000, 10, 11_000, 30))
+    strip.save(tmp_path / "strip.png")
+    tracemalloc.start()
+    image, inverted = prepare_file(tmp_path / "strip.png", (8, 8), frame=Frame(1.0))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert inverted and image.any(axis=0).all() and image.any(axis=1).sum() <= 2
+    assert peak <= 40e6
 
 
 def test_softmax_rows_sum_to_one():

@@ -15,6 +15,7 @@ from konv.training.models import build
 
 SMALLEST_CONTRAST = 8 / 255  # less between the lightest and the darkest pixel is an empty page
 INK = 0.2  # of the brightest; what is darker does not count when the picture is cropped to what it shows
+LONGEST = 2048  # pixels of a side that are looked at; a thin strip of 60,000 would be framed in a square of 14 GB
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ def prepare_file(
 ) -> tuple[np.ndarray, bool]:
     """An image file as :func:`prepare` gives it; transparent parts count as white paper.
 
+    A picture with a side of more than 2048 pixels is first made smaller, by the mean of n x n pixels.
+
     Raises
     ------
     OSError
@@ -147,7 +150,7 @@ def prepare_file(
             if upright.has_transparency_data:
                 upright = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-            grey = np.asarray(_grey(upright), np.float32)
+            grey = _smaller(np.asarray(_grey(upright), np.float32))
     except UnidentifiedImageError:
         raise OSError(f"{os.fspath(path)}: not an image that can be read") from None
     except (Image.DecompressionBombError, SyntaxError, ValueError, EOFError) as error:  # damaged files
@@ -193,7 +196,8 @@ def prepare(
     Raises
     ------
     PictureError
-        The picture is empty: all of one grey, or all darker than its border where ``invert`` is forced.
+        The picture is empty: all of one grey, or all darker than its border where ``invert`` is forced; or a pixel is infinite,
+        too large to subtract or no number, as float pictures may hold.
 
     Examples
     --------
@@ -206,6 +210,8 @@ def prepare(
     from PIL import Image
 
     lowest, highest = float(grey.min()), float(grey.max())
+    if not highest - lowest <= float(np.finfo(np.float32).max):  # a NaN is not
+        raise PictureError("a pixel of the picture is infinite, far too large, or no number")
     span = max(highest, 1.0 if highest <= 1 else 255.0)
     if highest - lowest < SMALLEST_CONTRAST * span:
         raise PictureError("the picture is all of one grey; there is nothing to read")
@@ -238,6 +244,14 @@ def _grey(image: object) -> np.ndarray:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return np.asarray(image)
     return np.asarray(image.convert("L"))
+
+
+def _smaller(grey: np.ndarray) -> np.ndarray:
+    """``grey`` with no side longer than :data:`LONGEST`; each pixel the mean of n x n, at the ends of fewer."""
+    from PIL import Image
+
+    factor = -(-max(grey.shape) // LONGEST)
+    return grey if factor == 1 else np.asarray(Image.fromarray(grey, mode="F").reduce(factor))
 
 
 def _cropped(ink: np.ndarray) -> np.ndarray:
