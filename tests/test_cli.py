@@ -125,6 +125,20 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.endswith("code 0\nheavy []\n"), done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict"])
+def test_letters_that_the_output_lacks(encoding, tmp_path, monkeypatch):
+    """Help has a bullet, and a file's name may be bytes that are no text."""
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONIOENCODING", encoding)
+    done = process("train", "--help")
+    assert done.returncode == 0 and "konv train mnist --epochs 3" in done.stdout and not done.stderr
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / os.fsdecode(b"\xff")).write_text("something")
+    done = process("predict", os.fsdecode(b"full/\xff"), "x.png")
+    assert done.returncode == 1 and "is damaged, or is no konv checkpoint" in one_line_error(done.stderr)
+    done = process("train", "--epochs", 1, "--output", os.fsdecode(b"\xfe"))
+    assert done.returncode == 0 and "report: ?" in done.stdout and not done.stderr
+
+
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_without_the_extra(missing):
     code = f"import sys\nsys.modules['{missing}'] = None\nfrom konv.cli import main\nmain()"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib.util import find_spec
 
@@ -17,6 +18,10 @@ def main() -> None:
         With the exit code: 0 done; 1 it could not be done (no data, a diverged loss, a failed check, a file that cannot be
         read, packages not installed); 2 the command was typed wrong; 130 interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A name that is no text, or a terminal with few letters: a question mark instead of a traceback.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     if find_spec("typer") is None or find_spec("rich") is None:
         print(INSTALL, file=sys.stderr)
         raise SystemExit(1)
