@@ -340,6 +340,30 @@ def test_the_state_of_another_optimizer_is_refused():
 
 
 @every
+def test_a_parameter_of_no_axes(make):
+    params, vector = {"w": np.array(2.0)}, {"w": np.array([2.0])}
+    number, other = make(), make()
+    for gradient in (0.5, -3.0):
+        number.update(params, {"w": np.array(gradient)})
+        other.update(vector, {"w": np.array([gradient])})
+    assert params["w"].shape == () and params["w"] == vector["w"][0] != 2
+
+
+@every
+@pytest.mark.parametrize("wrong", [None, [np.zeros(2)], np.zeros(2)], ids=["None", "list", "array"])
+def test_what_is_no_dict_is_refused(make, wrong):
+    optimizer, kind = make(), type(wrong).__name__
+    with pytest.raises(TypeError, match=f"params must be a dict of arrays by name, got {kind}"):
+        optimizer.update(wrong, {})
+    with pytest.raises(TypeError, match=f"grads must be a dict of arrays by name, got {kind}"):
+        optimizer.update(parameters(), wrong)
+    with pytest.raises(TypeError, match=f"state must be a dict of arrays by name, got {kind}"):
+        optimizer.load_state_dict(wrong)
+    with pytest.raises(KeyError, match=r"state\[3\] is not for"):
+        optimizer.load_state_dict({"iter": 1, 3: np.zeros(2)})
+
+
+@every
 def test_a_small_problem_is_solved(make):
     rng = np.random.default_rng(0)
     A, target = rng.standard_normal((30, 3)), np.array([1.0, -2.0, 3.0])

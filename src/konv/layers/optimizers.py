@@ -69,11 +69,14 @@ class Optimizer(ABC):
         KeyError
             ``grads`` has no gradient of a parameter, or a first update went with other parameters.
         TypeError
-            A parameter or gradient is no float array (None included: ``backward`` has not run).
+            ``params`` or ``grads`` is no dict, or a parameter or gradient no float array (None included: ``backward`` has not
+            run).
         ValueError
             A gradient, or the saved state, does not fit its parameter, or a parameter is read-only.
             Nothing is changed by an update that raises.
         """
+        _check_mapping("params", params)
+        _check_mapping("grads", grads)
         checked = {name: _checked_gradient(name, param, grads) for name, param in params.items()}
         ties: dict[tuple, list[str]] = {}
         for name, param in params.items():
@@ -135,15 +138,16 @@ class Optimizer(ABC):
         KeyError
             ``"iter"`` is missing, a name begins with none of this optimizer's slots, or a parameter is in one slot only.
         TypeError
-            An array is no float array.
+            ``state`` is no dict, or an array in it no float array.
         ValueError
             ``"iter"`` is no number >= 0.
         """
         loaded: dict[str, dict[str, np.ndarray]] = {slot: {} for slot in self.slots}
+        _check_mapping("state", state)
         if "iter" not in state:
             raise KeyError(f"state has no 'iter', only {sorted(state)}")
         for key, array in state.items():
-            slot, _, name = key.partition(".")
+            slot, _, name = str(key).partition(".")
             if key == "iter":
                 continue
             if slot not in loaded or not name:
@@ -300,11 +304,17 @@ class Adam(Optimizer):
         m += (1 - self.beta1) * grad
         v *= self.beta2
         v += (1 - self.beta2) * grad * grad
-        step = np.sqrt(v / (1 - self.beta2**self.iter))
+        step = np.divide(v, 1 - self.beta2**self.iter, out=np.empty_like(v))  # out=: of a single number, too, an array
+        np.sqrt(step, out=step)
         step += self.epsilon
         np.divide(m, step, out=step)
         step *= self.lr / (1 - self.beta1**self.iter)
         return step
+
+
+def _check_mapping(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a dict of arrays by name, got {type(value).__name__}")
 
 
 def _checked_gradient(name: str, param: np.ndarray, grads: Mapping[str, np.ndarray]) -> np.ndarray:
