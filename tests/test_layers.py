@@ -829,6 +829,35 @@ def test_sequential_names_nested_parameters_and_buffers():
         net.load_state_dict({name: a for name, a in net.state_dict().items() if name != "2.0.W"})
 
 
+@pytest.mark.parametrize(
+    ("last", "error", "words"),
+    [
+        (np.full(4, "a"), TypeError, r"state\['1\.beta'\] has dtype <U1, not of real numbers"),
+        (np.full(4, None), TypeError, "dtype object"),
+        (np.full(4, 1j), TypeError, "dtype complex128"),
+        (np.zeros(4, "M8[s]"), TypeError, "datetime64"),
+        (np.zeros(4, [("a", float)]), TypeError, "not of real numbers"),
+        ([[1.0], [2.0, 3.0]], ValueError, "inhomogeneous"),
+    ],
+    ids=["text", "objects", "complex", "dates", "structure", "ragged"],
+)
+def test_a_state_that_cannot_be_converted_is_refused_before_anything_is_written(last, error, words):
+    net = Sequential(affine(), batch_normalization())
+    before = net.state_dict()
+    state = {name: array + 1 for name, array in before.items()}
+    beta = next(name for name in state if name.endswith("beta"))
+    last = np.resize(last, before[beta].shape) if isinstance(last, np.ndarray) else last
+    with pytest.raises(error, match=words):
+        net.load_state_dict({**state, beta: last})
+    assert all(np.array_equal(array, before[name]) for name, array in net.state_dict().items())
+
+
+@pytest.mark.parametrize("state", [None, ["0.W"], "0.W"])
+def test_a_state_that_is_no_dict_is_refused(state):
+    with pytest.raises(TypeError, match=f"state must be a dict of arrays by name, got {type(state).__name__}"):
+        Sequential(affine()).load_state_dict(state)
+
+
 def test_sequential_modes_reach_every_layer():
     dropout = Dropout(0.5, rng=0)
     net = Sequential(ReLU(), Sequential(dropout))

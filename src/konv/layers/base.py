@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -56,25 +57,36 @@ class Layer:
         """Copies of all parameters and buffers by name; what :meth:`load_state_dict` takes."""
         return {name: array.copy() for name, array in {**self.params(), **self.buffers()}.items()}
 
-    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Copy ``state`` into the parameters and buffers, in place.
+
+        The values may be anything that :func:`numpy.asarray` takes: arrays, lists, PyTorch's tensors on the CPU.
 
         Raises
         ------
         KeyError
             A name is missing from ``state`` or unknown to the layer.
+        TypeError
+            ``state`` is no dict, or an array is not of real numbers.
         ValueError
-            An array has another shape than the layer's. Nothing is written in either case.
+            An array has another shape than the layer's. Nothing is written in any of these cases.
         """
         own = {**self.params(), **self.buffers()}
-        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a dict of arrays by name, got {type(state).__name__}")
+        missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()
         if missing or unknown:
-            raise KeyError(f"state does not fit {type(self).__name__}: missing {missing}, unknown {unknown}")
+            raise KeyError(
+                f"state does not fit {type(self).__name__}: missing {sorted(missing)}, unknown {sorted(unknown, key=str)}"
+            )
+        arrays = {name: np.asarray(state[name]) for name in own}  # first, so that nothing is written where one fails
+        for name, array in arrays.items():
+            if array.shape != own[name].shape:
+                raise ValueError(f"state[{name!r}] has shape {array.shape}, the layer's is {own[name].shape}")
+            if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+                raise TypeError(f"state[{name!r}] has dtype {array.dtype}, not of real numbers")
         for name, array in own.items():
-            if np.shape(state[name]) != array.shape:
-                raise ValueError(f"state[{name!r}] has shape {np.shape(state[name])}, the layer's is {array.shape}")
-        for name, array in own.items():
-            array[...] = state[name]
+            array[...] = arrays[name]
 
     def _remember(self, saved: Any, training: bool | None = None) -> None:
         """Called by ``forward`` with what ``backward`` will need; kept in training only (``training`` overrides)."""

@@ -174,19 +174,6 @@ class DownConv(Layer):
         """The gradients that the last ``backward`` left, under the names of :meth:`params` (None before it)."""
         return {name: getattr(getattr(self, part), "d" + letter) for name, (part, letter) in PARAMETERS.items()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Copy ``state``, PyTorch's of the same layer too, into the parameters, in place.
-
-        The values may be anything that :func:`numpy.asarray` takes: arrays, lists, tensors on the CPU.
-
-        Raises
-        ------
-        KeyError, ValueError
-            As :meth:`konv.layers.base.Layer.load_state_dict`.
-        """
-        # Converted first, so that nothing is written where one of them cannot be.
-        super().load_state_dict({name: np.asarray(value) for name, value in state.items()})
-
     def train(self, mode: bool = True) -> Self:
         """Switch the layer and its parts to training (or, with ``mode=False``, to inference) and return the layer."""
         for part in (self.conv1a, self.relu1a, self.conv2a):
