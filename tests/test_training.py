@@ -683,7 +683,9 @@ def test_pictures_of_no_numbers(wrong, tmp_path):
     grey = np.full((9, 9), 3e38, np.float32)
     grey[4, 4] = wrong
     Image.fromarray(grey).save(tmp_path / "float.tiff")
-    with pytest.raises(PictureError, match=r"float\.tiff: a pixel of the picture is infinite, far too large, or no number"):
+    with pytest.raises(
+        PictureError, match=r"float\.tiff: a pixel of the picture is infinite, far too large, or no number"
+    ):
         prepare_file(tmp_path / "float.tiff", (8, 8))
 
 
