@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import os
 import re
 import tracemalloc
@@ -368,6 +369,9 @@ def test_damaged_checkpoints(saved, tmp_path):
             checkpoints.read(path)
 
 
+ENTRY = dict.fromkeys(checkpoints.ENTRY, 1)
+
+
 def rewritten(path, saved, **changes):
     """A checkpoint with parts of its header replaced."""
     checkpoints.write(saved, path)
@@ -388,6 +392,18 @@ def rewritten(path, saved, **changes):
         ({"image_shape": [8]}, "no checkpoint that this konv can read"),
         ({"classes": None}, "no checkpoint that this konv can read"),
         ({"history": [1]}, "no checkpoint that this konv can read"),
+        ({"image_shape": "88"}, "its image_shape is '88'; expected two integers from 8 to 256"),
+        ({"image_shape": [4, 8]}, r"its image_shape is \[4, 8\]"),
+        ({"image_shape": [8.0, 8]}, r"its image_shape is \[8.0, 8\]"),
+        ({"image_shape": [10**6, 10**6]}, r"its image_shape is \[1000000, 1000000\]"),
+        ({"classes": "0123456789"}, "its classes are no list of names"),
+        ({"classes": ["\x1b[31m"] * 10}, "its classes are no list of names"),
+        ({"history": None}, "its history is no list"),
+        ({"history": [{}]}, "entry 1 of its history is not that of epoch 1"),
+        ({"history": [{**ENTRY, "epoch": 2}]}, "entry 1 of its history is not that of epoch 1"),
+        ({"history": [{**ENTRY, "loss": "low"}]}, "loss of epoch 1 in its history is 'low', no finite number"),
+        ({"history": [{**ENTRY, "test_loss": math.nan}]}, "test_loss of epoch 1 in its history is nan"),
+        ({"history": [{**ENTRY, "epoch": number} for number in (1, 2, 3, 4)]}, "4 epochs are finished, and it has 1"),
     ],
 )
 def test_foreign_headers(saved, tmp_path, changes, words):
@@ -399,11 +415,12 @@ def test_foreign_files(tmp_path):
     np.savez(tmp_path / "arrays.npz", x=np.zeros(3))
     np.savez(tmp_path / "pickle.npz", header=np.array([{}], dtype=object))
     np.savez(tmp_path / "header.npz", header=np.array("not JSON"))
+    np.savez(tmp_path / "deep.npz", header=np.array("[" * 100_000))
     np.save(tmp_path / "array.npy", np.zeros(3))
     (tmp_path / "text").write_text("hello")
     with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
         archive.writestr("header", "hello")
-    for name in ("arrays.npz", "pickle.npz", "header.npz", "array.npy", "text", "zip"):
+    for name in ("arrays.npz", "pickle.npz", "header.npz", "deep.npz", "array.npy", "text", "zip"):
         with pytest.raises(CheckpointError, match=re.escape(str(tmp_path / name))):
             checkpoints.read(tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*none"):
@@ -419,6 +436,36 @@ def test_checkpoint_of_another_model(saved, small):
         Trainer(config(model="sequence", optimizer="momentum"), small, saved)
     with pytest.raises(CheckpointError, match="other images or classes than those of digits"):
         Trainer(config(model="sequence"), dataclasses.replace(small, classes=("a",)), saved)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e300])
+def test_parameters_that_are_no_finite_numbers(saved, small, tmp_path, wrong):
+    model = {**saved.model, "1.b": np.full_like(saved.model["1.b"], wrong, np.float64)}
+    checkpoints.write(dataclasses.replace(saved, model=model), tmp_path / "run.npz")
+    with pytest.raises(CheckpointError, match=r"do not fit a sequence model: 1\.b holds infinite values or NaN"):
+        predict(tmp_path / "run.npz", [])
+    with pytest.raises(CheckpointError, match=r"1\.b holds infinite values or NaN"):
+        Trainer(config(model="sequence"), small, checkpoints.read(tmp_path / "run.npz"))
+
+
+def test_parameters_that_are_no_numbers(saved, small):
+    model = {**saved.model, "1.b": saved.model["1.b"].astype("M8[s]")}
+    with pytest.raises(CheckpointError, match=r"1\.b.* has dtype datetime64\[s\], not of real numbers"):
+        Trainer(config(model="sequence"), small, dataclasses.replace(saved, model=model))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"m.1.b": np.zeros(3, np.float32)}, r"params\['1\.b'\] has shape"),
+        ({"m.1.b": np.zeros(64)}, "takes state of float32"),
+        ({"m.extra": np.zeros(3, np.float32), "v.extra": np.zeros(3, np.float32)}, "extra"),
+    ],
+)
+def test_optimizer_state_of_another_model(saved, small, changes, words):
+    """Found when the run is taken up, not as a traceback in its first step."""
+    with pytest.raises(CheckpointError, match=f"optimizer is no adam: .*{words}"):
+        Trainer(config(model="sequence"), small, dataclasses.replace(saved, optimizer={**saved.optimizer, **changes}))
 
 
 def test_run_folder(saved, tmp_path, monkeypatch):

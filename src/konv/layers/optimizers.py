@@ -78,14 +78,9 @@ class Optimizer(ABC):
         _check_mapping("params", params)
         _check_mapping("grads", grads)
         checked = {name: _checked_gradient(name, param, grads) for name, param in params.items()}
-        ties: dict[tuple, list[str]] = {}
-        for name, param in params.items():
-            address = param.__array_interface__["data"] if param.size else name  # empty arrays may share theirs
-            ties.setdefault((address, param.shape, param.strides, param.dtype), []).append(name)
-        names = [same[0] for same in ties.values()]
-        self._check_state(names, params)
+        self.check_state(params)
         self.iter += 1
-        for first, *others in ties.values():
+        for first, *others in _tied(params):
             param = params[first]
             dtype = accumulator(param.dtype.newbyteorder("="))
             grad = checked[first].astype(dtype, copy=False)
@@ -100,7 +95,9 @@ class Optimizer(ABC):
             else:  # a half type, rounded once; or foreign byte order
                 param[...] = param.astype(dtype) - step
 
-    def _check_state(self, names: list[str], params: Mapping[str, np.ndarray]) -> None:
+    def check_state(self, params: Mapping[str, np.ndarray]) -> None:
+        """Raise what :meth:`update` would raise for ``params`` whose saved state is another's: KeyError, ValueError."""
+        names = [first for first, *_ in _tied(params)]
         for slot, arrays in self._state.items():
             missing, unknown = sorted(set(names) - arrays.keys()), sorted(arrays.keys() - set(names))
             if unknown or (missing and self.iter):
@@ -310,6 +307,15 @@ class Adam(Optimizer):
         np.divide(m, step, out=step)
         step *= self.lr / (1 - self.beta1**self.iter)
         return step
+
+
+def _tied(params: Mapping[str, np.ndarray]) -> list[list[str]]:
+    """The names of each array, more than one where it stands at several places."""
+    ties: dict[tuple, list[str]] = {}
+    for name, param in params.items():
+        address = param.__array_interface__["data"] if param.size else name  # empty arrays may share theirs
+        ties.setdefault((address, param.shape, param.strides, param.dtype), []).append(name)
+    return list(ties.values())
 
 
 def _check_mapping(name: str, value: Any) -> None:

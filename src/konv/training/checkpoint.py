@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 import shlex
 import zipfile
@@ -22,6 +23,10 @@ from konv.training.errors import CheckpointError
 FORMAT = "konv checkpoint"
 VERSION = 1
 FILE_NAME = "checkpoint.npz"
+SIDES = range(
+    8, 257
+)  # of the images; a model for far larger ones would fill the memory before its parameters are compared
+ENTRY = {"epoch", "loss", "accuracy", "test_loss", "test_accuracy", "seconds", "images_per_second"}
 
 
 @dataclass(frozen=True)
@@ -213,17 +218,43 @@ def _parse(content: dict[str, np.ndarray], path: Path) -> Checkpoint:
         version = header["version"]
         if version != VERSION:
             raise ValueError(f"its version is {version}, this konv reads version {VERSION}; a newer konv may read it")
-        height, width = map(int, header["image_shape"])
+        config, history = Config.from_dict(header["config"]), _history(header["history"])
+        if len(history) > config.epochs:
+            raise ValueError(f"{len(history)} epochs are finished, and it has {config.epochs}")
         return Checkpoint(
-            config=Config.from_dict(header["config"]),
-            image_shape=(height, width),
-            classes=tuple(map(str, header["classes"])),
-            history=[dict(entry) for entry in header["history"]],
+            config=config,
+            image_shape=_image_shape(header["image_shape"]),
+            classes=_classes(header["classes"]),
+            history=history,
             model=_part(content, "model/"),
             optimizer=_part(content, "optimizer/"),
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is no checkpoint that this konv can read: {error}") from None
+
+
+def _image_shape(sides: Any) -> tuple[int, int]:
+    if not (isinstance(sides, list) and len(sides) == 2 and all(type(n) is int and n in SIDES for n in sides)):
+        raise ValueError(f"its image_shape is {sides!r}; expected two integers from {SIDES[0]} to {SIDES[-1]}")
+    return sides[0], sides[1]
+
+
+def _classes(names: Any) -> tuple[str, ...]:
+    if not (isinstance(names, list) and names and all(isinstance(name, str) and name.isprintable() for name in names)):
+        raise ValueError("its classes are no list of names")
+    return tuple(names)
+
+
+def _history(entries: Any) -> list[dict[str, Any]]:
+    if not isinstance(entries, list):
+        raise ValueError("its history is no list")
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry, dict) or ENTRY - entry.keys() or entry["epoch"] != number:
+            raise ValueError(f"entry {number} of its history is not that of epoch {number}")
+        for name in ENTRY:
+            if type(entry[name]) not in (int, float) or not math.isfinite(entry[name]):
+                raise ValueError(f"{name} of epoch {number} in its history is {entry[name]!r}, no finite number")
+    return entries
 
 
 def _part(content: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -86,6 +86,7 @@ class Trainer:
             load_model(self.model, saved)
             try:
                 self.optimizer.load_state_dict(saved.optimizer)
+                self.optimizer.check_state(self.model.params())
             except (KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(f"the checkpoint's optimizer is no {config.optimizer}: {error}") from None
             self.history = list(saved.history)
@@ -208,10 +209,14 @@ def scores_of(model: Any, images: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def load_model(model: Any, saved: Checkpoint) -> None:
-    """Put a checkpoint's parameters into ``model``; CheckpointError if they are another model's."""
+    """Put a checkpoint's parameters into ``model``; CheckpointError if they are another model's, or not all finite."""
     try:
-        model.load_state_dict(saved.model)
-    except (KeyError, ValueError) as error:
+        with np.errstate(over="ignore"):
+            model.load_state_dict(saved.model)
+        for name, array in model.state_dict().items():
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} holds infinite values or NaN")
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the checkpoint's parameters do not fit a {saved.config.model} model: {error}") from None
 
 
