@@ -89,8 +89,9 @@ class _Memory:
         self.regions = []
 
     def address(self, array):
-        assert array.flags.c_contiguous, "a kernel would be given an array with holes"
-        self.regions.append(array.reshape(-1).view(np.uint8))
+        lying = array if array.flags.c_contiguous or array.ndim < 3 else np.moveaxis(array, 1, -1)  # channels last
+        assert lying.flags.c_contiguous, "a kernel would be given an array with holes"
+        self.regions.append(lying.reshape(-1).view(np.uint8))
         return address(array)
 
     @contextlib.contextmanager
@@ -126,6 +127,7 @@ class _PlainJob:
     def __init__(self, known, kernel, pieces, **numbers):
         assert set(numbers) | set(kernel.pointers) == set(kernel.arguments), kernel.name
         self.known, self.kernel, self.pieces, self.numbers = known, kernel, pieces, numbers
+        self.pointers = tuple(kernel.pointers)
 
     def run(self, threads, **pointers):
         assert pointers.keys() == self.kernel.pointers.keys()

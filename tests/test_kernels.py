@@ -272,7 +272,8 @@ def test_every_kernel_of_the_engine_is_run_here():
                     check(algorithm, CASES[case])
         check_bias(last=False)
         check_bias(last=True)
-    assert asked == set(factories()) and len(asked) >= 6
+    pooling = {name for name, factory in factories().items() if "pool" in factory.__module__}  # see test_pool_kernels.py
+    assert asked == set(factories()) - pooling and len(asked) >= 6
 
 
 @pytest.mark.usefixtures("small_jobs")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from konv import textbook
-from konv.arrays import accumulator, check_upstream, checked_floats
-from konv.geometry import Geometry, IntOrAxes, Padding, pooling_geometry
+from konv.arrays import check_upstream, checked_floats, layout_of
+from konv.geometry import IntOrAxes, Padding, pooling_geometry
 
 
 def max_pool(
@@ -40,14 +41,27 @@ def max_pool(
     >>> max_pool(np.array([[[1.0, 5.0, 2.0, 3.0]]]), 2)
     array([[[5., 3.]]])
     """
+    return max_pool_winners(x, kernel_size, stride=stride, padding=padding, dilation=dilation)[0]
+
+
+def max_pool_winners(
+    x: np.ndarray,
+    kernel_size: IntOrAxes,
+    *,
+    stride: IntOrAxes | None = None,
+    padding: Padding = 0,
+    dilation: IntOrAxes = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`max_pool`, and which tap of each window holds its first largest cell (its first NaN): small integers.
+
+    Examples
+    --------
+    >>> max_pool_winners(np.array([[[1.0, 5.0, 3.0, 3.0]]]), 2)
+    (array([[[5., 3.]]]), array([[[1, 0]]], dtype=uint8))
+    """
     (x,) = checked_floats(x=x)
     g = pooling_geometry(x.shape, kernel_size, stride=stride, padding=padding, dilation=dilation, dtype=x.dtype)
-    padded = textbook.pad(x, g, fill=-np.inf)
-    y = np.full(g.output_shape, -np.inf, x.dtype)
-    with np.errstate(invalid="ignore"):  # bfloat16 warns where it compares a NaN, the other types do not
-        for _, cells in textbook.taps(g):
-            np.maximum(y, padded[cells], out=y)
-    return y
+    return _engine().largest(x, g)
 
 
 def max_pool_backward(
@@ -80,41 +94,33 @@ def max_pool_backward(
     >>> max_pool_backward(np.array([[[10.0, 20.0]]]), np.array([[[1.0, 5.0, 3.0, 3.0]]]), 2)
     array([[[ 0., 10., 20.,  0.]]])
     """
-    dy, x = checked_floats(dy=dy, x=x)
-    g = pooling_geometry(x.shape, kernel_size, stride=stride, padding=padding, dilation=dilation, dtype=x.dtype)
-    check_upstream(dy, g.output_shape)
-    wide = accumulator(x.dtype)
-    gradient = np.zeros((*x.shape[:2], *g.padded), wide)
-    winner = max_pool_argmax(x, g)
-    for number, (_, cells) in enumerate(textbook.taps(g)):
-        gradient[cells] += np.where(winner == number, dy, 0).astype(wide, copy=False)
-    return textbook.unpad(gradient, g).astype(x.dtype, copy=False)
+    (x,) = checked_floats(x=x)
+    _, winners = max_pool_winners(x, kernel_size, stride=stride, padding=padding, dilation=dilation)
+    return max_pool_from_winners(dy, x, winners, kernel_size, stride=stride, padding=padding, dilation=dilation)
 
 
-def max_pool_argmax(x: np.ndarray, g: Geometry) -> np.ndarray:
-    """Which tap of each window holds its first largest cell (its first NaN): int, the shape of the result.
-
-    Parameters
-    ----------
-    x : (N, C, *spatial)
-    g : its :func:`konv.geometry.pooling_geometry`
+def max_pool_from_winners(
+    dy: np.ndarray,
+    x: np.ndarray,
+    winners: np.ndarray,
+    kernel_size: IntOrAxes,
+    *,
+    stride: IntOrAxes | None = None,
+    padding: Padding = 0,
+    dilation: IntOrAxes = 1,
+) -> np.ndarray:
+    """:func:`max_pool_backward` with the taps that :func:`max_pool_winners` gave; of x shape, dtype and layout are used.
 
     Examples
     --------
-    >>> max_pool_argmax(np.array([[[1.0, 5.0, 3.0, 3.0]]]), pooling_geometry((1, 1, 4), 2))
-    array([[[1, 0]]])
+    >>> x = np.array([[[1.0, 5.0, 3.0, 3.0]]])
+    >>> max_pool_from_winners(np.array([[[10.0, 20.0]]]), x, max_pool_winners(x, 2)[1], 2)
+    array([[[ 0., 10., 20.,  0.]]])
     """
-    padded, real = textbook.pad(x, g, fill=-np.inf), textbook.pad(np.ones((1, 1, *g.spatial), bool), g)
-    best = np.full(g.output_shape, -np.inf, x.dtype)
-    winner = np.full(g.output_shape, -1, np.intp)
-    for number, (_, cells) in enumerate(textbook.taps(g)):
-        cell = padded[cells]
-        with np.errstate(invalid="ignore"):  # bfloat16 warns where it compares a NaN, the other types do not
-            better = (cell > best) | (np.isnan(cell) & ~np.isnan(best)) | (winner < 0)
-        better &= real[cells]  # padding never wins, not even where all is -inf
-        np.copyto(best, cell, where=better)
-        winner[better] = number
-    return winner
+    dy, x = checked_floats(dy=dy, x=x)
+    g = pooling_geometry(x.shape, kernel_size, stride=stride, padding=padding, dilation=dilation, dtype=x.dtype)
+    check_upstream(dy, g.output_shape)
+    return _engine().largest_gradient(dy, winners, g, layout_of(x))
 
 
 def avg_pool(
@@ -149,11 +155,7 @@ def avg_pool(
     """
     (x,) = checked_floats(x=x)
     g = pooling_geometry(x.shape, kernel_size, stride=stride, padding=padding, dilation=dilation, dtype=x.dtype)
-    padded = textbook.pad(x, g)
-    total = np.zeros(g.output_shape, accumulator(x.dtype))
-    for _, cells in textbook.taps(g):
-        total += padded[cells]
-    return (total / textbook.window_sizes(g, count_include_pad).astype(total.dtype)).astype(x.dtype, copy=False)
+    return _engine().mean(x, g, count_include_pad)
 
 
 def avg_pool_backward(
@@ -190,9 +192,10 @@ def avg_pool_backward(
     dy, x = checked_floats(dy=dy, x=x)
     g = pooling_geometry(x.shape, kernel_size, stride=stride, padding=padding, dilation=dilation, dtype=x.dtype)
     check_upstream(dy, g.output_shape)
-    wide = accumulator(x.dtype)
-    share = dy.astype(wide, copy=False) / textbook.window_sizes(g, count_include_pad).astype(wide)
-    gradient = np.zeros((*x.shape[:2], *g.padded), wide)
-    for _, cells in textbook.taps(g):
-        gradient[cells] += share
-    return textbook.unpad(gradient, g).astype(x.dtype, copy=False)
+    return _engine().mean_gradient(dy, g, count_include_pad, layout_of(x))
+
+
+def _engine() -> Any:
+    from konv.engine import pool  # imports LLVM, which takes a while
+
+    return pool

@@ -37,6 +37,10 @@ class Job:
     kernel : compiled kernel
     pieces : how many pieces it has
     numbers : its integer arguments by name; the names that are missing are its pointers, given to :meth:`run`
+
+    Attributes
+    ----------
+    pointers : names of the pointers
     """
 
     def __init__(self, kernel: Kernel, pieces: int, **numbers: int):
@@ -47,6 +51,7 @@ class Job:
         self._cells = header + [int(numbers.get(name, 0)) for name in kernel.arguments]
         self._pack = struct.Struct(f"{len(self._cells)}q").pack
         self._places = {name: HEADER + i for i, name in enumerate(kernel.arguments) if name not in numbers}
+        self.pointers = tuple(self._places)
         self.kernel, self.pieces = kernel, pieces
 
     def run(self, threads: int, **pointers: int) -> None:

@@ -12,6 +12,7 @@ what is to happen at run time is said with a few words:
 ``p.gather``, ``p.scatter``    the same with a stride between the elements
 ``fma splat shuffle transpose``  vector instructions;  ``+ - *`` work on vectors and integers
 ``pinned(vector)``             the vector; pinned ones are computed in the order in which they are written
+``beats equal select``         comparisons lane by lane, and a choice between two vectors;  ``/`` divides vectors of floats
 ``minimum maximum // %``       index arithmetic (``//`` and ``%`` for numbers that are not negative)
 ``has_nan``                    1 where a lane is NaN, else 0
 ``within pick bits``           1 or 0; a choice between two integers or pointers without a branch; a mask of lanes as an integer
@@ -19,8 +20,9 @@ what is to happen at run time is said with a few words:
 
 Called with :class:`ArrayPointer` and Python integers the same function runs in plain Python: for tests, for debugging,
 for a reader. Called by :mod:`konv.engine.compile` the words leave LLVM IR behind. No source text is ever generated.
-Elements are stored as float32, float64, float16, bfloat16 or int64; the half types are widened to float32 when read and
-rounded to nearest even when written.
+Elements are stored as float32, float64, float16, bfloat16, int64, int32 or uint8; the half types are widened to float32
+when read and rounded to nearest even when written, uint8 is int32 in vectors. What is known at run time only has no truth:
+``if`` and ``and`` on a traced value are refused.
 """
 
 from __future__ import annotations
@@ -34,10 +36,12 @@ from llvmlite import ir
 
 from konv.engine.machine import machine
 
-BOOL, INT32, INT64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+BOOL, INT8, INT32, INT64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 FLOAT, DOUBLE, HALF, BITS16 = ir.FloatType(), ir.DoubleType(), ir.HalfType(), ir.IntType(16)
-STORED = {"float32": FLOAT, "float64": DOUBLE, "float16": HALF, "bfloat16": BITS16, "int64": INT64}
-ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int64": 8}
+STORED = {
+    "float32": FLOAT, "float64": DOUBLE, "float16": HALF, "bfloat16": BITS16, "int64": INT64, "int32": INT32, "uint8": INT8,
+}  # fmt: skip
+ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint8": 1}
 FAST = ("contract", "nsz")  # a * b + c may be one instruction, the sign of zero is free; NaN and infinity are kept
 
 _builder: Any = None  # where traced words leave their IR; None while kernels run on NumPy
@@ -84,9 +88,20 @@ class Value:
 
     __rmul__ = __mul__
 
+    def __truediv__(self, other):
+        return Value(_builder.fdiv(self.ir, _like(other, self).ir))
+
+    def __bool__(self):
+        raise TypeError(
+            "a traced value has no truth: it is known when the kernel runs, not while its text is read; use loop(n) with n = 0 "
+            "or 1, or select(), instead of if, and, or, not, min() and max()"
+        )
+
+    def __index__(self):
+        raise TypeError("a traced value is no Python integer: use loop(n) instead of range(n)")
+
     def __neg__(self):
-        integer = isinstance(self.ir.type, ir.IntType)
-        return Value(_builder.neg(self.ir) if integer else _builder.fneg(self.ir))
+        return Value(_builder.neg(self.ir) if _whole(self) else _builder.fneg(self.ir))
 
     def __rshift__(self, other):
         return self if _is_number(other, 0) else Value(_builder.lshr(self.ir, _like(other, self).ir))
@@ -198,6 +213,33 @@ def fma(a: Any, b: Any, c: Any) -> Any:
     return Value(_call(f"llvm.fma.{_mangled(c.ir.type)}", c.ir.type, a.ir, b.ir, c.ir))
 
 
+def beats(a: Any, b: Any) -> Any:
+    """Lane by lane of floats whether a > b, or a is NaN and b is not: so the first of equal numbers stays, and the first NaN."""
+    if not _traced(a):
+        return (a > b) | (np.isnan(a) & ~np.isnan(b))
+    larger, number = _builder.fcmp_unordered(">", a.ir, b.ir), _builder.fcmp_ordered("ord", b.ir, b.ir)
+    return Value(_builder.and_(larger, number))
+
+
+def equal(a: Any, i: Any) -> Any:
+    """Lane by lane of 32-bit integers whether a is the integer i."""
+    if not _traced(a):
+        return a == i
+    return Value(_builder.icmp_signed("==", a.ir, whole(i, a.lanes).ir))
+
+
+def select(condition: Any, a: Any, b: Any) -> Any:
+    """Lane by lane a where the condition holds, else b."""
+    return Value(_builder.select(condition.ir, a.ir, b.ir)) if _traced(condition) else np.where(condition, a, b)
+
+
+def whole(i: Any, lanes: int) -> Any:
+    """The integer i as 32 bits in every lane."""
+    if _builder is None:
+        return np.full(lanes, i, np.int32)
+    return splat(Value(_builder.trunc(_integer(i), INT32)), lanes)
+
+
 def splat(scalar: Any, lanes: int) -> Any:
     """A vector with ``scalar`` in every lane."""
     if not _traced(scalar):
@@ -271,8 +313,8 @@ class Pointer:
         scalar = value.ir if isinstance(value, Value) else _computed(self.stored)(value)
         _builder.store(_narrowed(scalar, self.stored), self.at(i).address)
 
-    def vec(self, i: Any, lanes: int, count: Any = None, start: Any = None, bits: Any = None) -> Value:
-        """Elements i .. i + lanes - 1; lanes outside start .. count - 1 are 0 and their memory is not touched.
+    def vec(self, i: Any, lanes: int, count: Any = None, start: Any = None, bits: Any = None, fill: float = 0) -> Value:
+        """Elements i .. i + lanes - 1; lanes outside start .. count - 1 are ``fill``, their memory is not touched.
 
         ``bits``: instead of count and start, an integer whose lowest bits tell the lanes (see :func:`bits`).
         """
@@ -282,26 +324,27 @@ class Pointer:
         else:
             mask = _mask(lanes, lanes if count is None else count, start) if bits is None else _bit_mask(lanes, bits)
             name = f"llvm.masked.load.{_mangled(vector)}.p0"
-            loaded = _call(name, vector, address, INT32(size), mask, _zeros(vector))
+            return self._filled(_call(name, vector, address, INT32(size), mask, _zeros(vector)), mask, fill)
         return Value(_widened(loaded, self.stored))
 
-    def put(self, i: Any, vector: Value, count: Any = None) -> None:
-        """Write a vector to i, i + 1, ...; of lanes from ``count`` on the memory is not touched."""
+    def put(self, i: Any, vector: Value, count: Any = None, start: Any = None) -> None:
+        """Write a vector to i, i + 1, ...; the memory of lanes outside start .. count - 1 is not touched."""
         value, address, size = _narrowed(vector.ir, self.stored), self.at(i).address, ITEMSIZE[self.stored]
-        if count is None:
+        if count is None and start is None:
             _builder.store(value, address, align=size)
         else:
+            lanes = value.type.count
             name = f"llvm.masked.store.{_mangled(value.type)}.p0"
-            _call(name, ir.VoidType(), value, address, INT32(size), _mask(value.type.count, count, None))
+            mask = _mask(lanes, lanes if count is None else count, start)
+            _call(name, ir.VoidType(), value, address, INT32(size), mask)
 
-    def gather(self, i: Any, stride: Any, lanes: int, count: Any, start: Any = None) -> Value:
-        """Elements i, i + stride, ... of the lanes start .. count - 1; the others are 0."""
+    def gather(self, i: Any, stride: Any, lanes: int, count: Any, start: Any = None, fill: float = 0) -> Value:
+        """Elements i, i + stride, ... of the lanes start .. count - 1; the others are ``fill``."""
         vector = ir.VectorType(STORED[self.stored], lanes)
         name = f"llvm.masked.gather.{_mangled(vector)}.v{lanes}p0"
         addresses, mask = self._strided(i, stride, lanes), _mask(lanes, count, start)
-        return Value(
-            _widened(_call(name, vector, addresses, INT32(ITEMSIZE[self.stored]), mask, _zeros(vector)), self.stored)
-        )
+        loaded = _call(name, vector, addresses, INT32(ITEMSIZE[self.stored]), mask, _zeros(vector))
+        return self._filled(loaded, mask, fill)
 
     def scatter(self, i: Any, stride: Any, vector: Value, count: Any) -> None:
         """Write the lanes < count to i, i + stride, ..."""
@@ -314,9 +357,17 @@ class Pointer:
         """A vector of zeros of the type that elements are computed in."""
         return Value(_zeros(ir.VectorType(_computed(self.stored), lanes)))
 
+    def full(self, lanes: int, number: float) -> Value:
+        """A vector of one number, of the type that elements are computed in."""
+        return Value(ir.Constant(ir.VectorType(_computed(self.stored), lanes), [number] * lanes))
+
     def prefetch(self, i: Any, write: bool = False) -> None:
         """Ask for the cache line of element i, to read it or to ``write`` to it."""
         _call("llvm.prefetch.p0", ir.VoidType(), self.at(i).address, INT32(int(write)), INT32(3), INT32(1))
+
+    def _filled(self, loaded: ir.Value, mask: ir.Value, fill: float) -> Value:
+        value = Value(_widened(loaded, self.stored))
+        return select(Value(mask), value, self.full(value.lanes, fill)) if fill else value
 
     def _strided(self, i: Any, stride: Any, lanes: int) -> ir.Value:
         size = ITEMSIZE[self.stored]
@@ -343,44 +394,51 @@ class ArrayPointer:
         self.array[self._cells(np.array([i]))] = value
 
     def vec(
-        self, i: int, lanes: int, count: int | None = None, start: int | None = None, bits: int | None = None
-    ) -> np.ndarray:
+        self, i: int, lanes: int, count: int | None = None, start: int | None = None, bits: int | None = None,
+        fill: float = 0,
+    ) -> np.ndarray:  # fmt: skip
         """As :meth:`Pointer.vec`."""
-        lane = np.arange(lanes)
-        used = lane[(lane < (lanes if count is None else count)) & (lane >= (0 if start is None else start))]
+        used = _used(lanes, count, start)
         if bits is not None:
             used = np.array([i for i in range(lanes) if bits >> i & 1], np.int64)
-        return self._read(i + used, used, lanes)
+        return self._read(i + used, used, lanes, fill)
 
-    def put(self, i: int, vector: np.ndarray, count: int | None = None) -> None:
+    def put(self, i: int, vector: np.ndarray, count: int | None = None, start: int | None = None) -> None:
         """As :meth:`Pointer.put`."""
-        used = np.arange(len(vector))[: None if count is None else max(0, count)]
+        used = _used(len(vector), count, start)
         self.array[self._cells(i + used)] = vector[used]
 
-    def gather(self, i: int, stride: int, lanes: int, count: int, start: int | None = None) -> np.ndarray:
+    def gather(
+        self, i: int, stride: int, lanes: int, count: int, start: int | None = None, fill: float = 0
+    ) -> np.ndarray:
         """As :meth:`Pointer.gather`."""
-        lane = np.arange(lanes)
-        used = lane[(lane < count) & (lane >= (0 if start is None else start))]
-        return self._read(i + stride * used, used, lanes)
+        used = _used(lanes, count, start)
+        return self._read(i + stride * used, used, lanes, fill)
 
     def scatter(self, i: int, stride: int, vector: np.ndarray, count: int) -> None:
         """As :meth:`Pointer.scatter`."""
-        used = np.arange(len(vector))[: max(0, count)]
+        used = _used(len(vector), count, None)
         self.array[self._cells(i + stride * used)] = vector[used]
 
     def zero(self, lanes: int) -> np.ndarray:
         """As :meth:`Pointer.zero`."""
         return np.zeros(lanes, self._wide)
 
+    def full(self, lanes: int, number: float) -> np.ndarray:
+        """As :meth:`Pointer.full`."""
+        return np.full(lanes, number, self._wide)
+
     def prefetch(self, i: int, write: bool = False) -> None:
         """As :meth:`Pointer.prefetch`: nothing."""
 
     @property
     def _wide(self) -> np.dtype:
+        if self.array.dtype == np.uint8:
+            return np.dtype(np.int32)
         return self.array.dtype if self.array.dtype.itemsize >= 4 else np.dtype(np.float32)
 
-    def _read(self, cells: np.ndarray, used: np.ndarray, lanes: int) -> np.ndarray:
-        vector = np.zeros(lanes, self._wide)
+    def _read(self, cells: np.ndarray, used: np.ndarray, lanes: int, fill: float) -> np.ndarray:
+        vector = np.full(lanes, fill, self._wide)
         vector[used] = self.array[self._cells(cells)]
         return vector
 
@@ -393,9 +451,15 @@ class ArrayPointer:
         return cells
 
 
+def _used(lanes: int, count: int | None, start: int | None) -> np.ndarray:
+    """The lanes start .. count - 1."""
+    lane = np.arange(lanes)
+    return lane[(lane < (lanes if count is None else count)) & (lane >= (0 if start is None else start))]
+
+
 def _computed(stored: str) -> ir.Type:
-    """The type that elements are computed in: float32 for the half types."""
-    return FLOAT if stored in ("float16", "bfloat16") else STORED[stored]
+    """The type that elements are computed in: float32 for the half types, int32 for bytes."""
+    return {"float16": FLOAT, "bfloat16": FLOAT, "uint8": INT32}.get(stored, STORED[stored])
 
 
 def _traced(*values: Any) -> bool:
@@ -426,9 +490,15 @@ def _binary(name: str, a: Any, b: Any) -> Value:
         b = _like(b, a)
     else:
         a = _like(a, b)
-    if isinstance(a.ir.type, ir.IntType):
+    if _whole(a):
         return Value(getattr(_builder, name)(a.ir, b.ir))
     return Value(getattr(_builder, "f" + name)(a.ir, b.ir, flags=FAST))
+
+
+def _whole(value: Value) -> bool:
+    """Whether its lanes are integers."""
+    kind = value.ir.type
+    return isinstance(kind.element if isinstance(kind, ir.VectorType) else kind, ir.IntType)
 
 
 def _select(comparison: str, a: Any, b: Any) -> Value:
@@ -477,6 +547,8 @@ def _bit_mask(lanes: int, bits: Any) -> ir.Value:
 
 
 def _widened(value: ir.Value, stored: str) -> ir.Value:
+    if stored == "uint8":
+        return _builder.zext(value, _shaped(INT32, value))
     if stored == "float16":
         return _builder.fpext(value, _shaped(FLOAT, value))
     if stored == "bfloat16":  # the upper half of a float32
@@ -486,6 +558,8 @@ def _widened(value: ir.Value, stored: str) -> ir.Value:
 
 
 def _narrowed(value: ir.Value, stored: str) -> ir.Value:
+    if stored == "uint8":
+        return _builder.trunc(value, _shaped(INT8, value))
     if stored == "float16":
         return _builder.fptrunc(value, _shaped(HALF, value))
     if stored == "bfloat16":  # add just under half a unit, or half where the last kept bit is odd; NaN stays NaN

@@ -6,7 +6,7 @@ import numpy as np
 
 from konv import pooling
 from konv.arrays import check_upstream, checked_floats
-from konv.geometry import IntOrAxes, Padding, padding_pairs, per_axis, pooling_geometry
+from konv.geometry import IntOrAxes, Padding, padding_pairs, per_axis
 from konv.layers.base import Layer
 
 
@@ -32,7 +32,7 @@ class _Pooling(Layer):
         return x
 
     def _upstream(self, dout: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        x, shape = self._recall()
+        x, shape = self._recall()[:2]
         (dout,) = checked_floats(dout=dout)
         check_upstream(dout, shape, "dout")
         self._answered()
@@ -77,23 +77,21 @@ class Pooling(_Pooling):
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Pool x (N, C, H, W) to (N, C, out_h, out_w), dtype of x."""
         x = self._input(x)
-        out = pooling.max_pool(x, **self._window())
-        self._remember((x, out.shape))
+        out, winners = pooling.max_pool_winners(x, **self._window())
+        self._remember((x, out.shape, winners))
         return out
 
     def backward(self, dout: np.ndarray) -> np.ndarray:
         """dx like x: each ``dout`` (N, C, out_h, out_w) goes to the first largest cell of its window."""
         dout, x = self._upstream(dout)
-        return pooling.max_pool_backward(dout, x, **self._window())
+        return pooling.max_pool_from_winners(dout, x, self._saved[2], **self._window())
 
     @property
     def arg_max(self) -> np.ndarray | None:
         """Index of each window's first largest cell, in the book's order (n, i, j, c); None where x is."""
         if self._saved is None:
             return None
-        x = self._saved[0]
-        g = pooling_geometry(x.shape, **self._window())
-        return np.moveaxis(pooling.max_pool_argmax(x, g), 1, -1).ravel()
+        return np.moveaxis(self._saved[2], 1, -1).ravel().astype(np.intp)
 
 
 class AveragePooling(_Pooling):
