@@ -11,6 +11,8 @@ from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, bits, fma, loop, minimum, pick, within
 
+AHEAD = 2048  # elements: what lies so far on is asked for, hundreds of cycles before it is needed
+
 
 @kernel
 def correlate_channels(x_dtype, y_dtype, lanes, tile, taps, stride, apart, cut):
@@ -28,9 +30,55 @@ def correlate_channels(x_dtype, y_dtype, lanes, tile, taps, stride, apart, cut):
     def text(
         piece, slot, x, weights, bias, y, zeros, sources,
         lines, chunk, source_count, channels, x_depth, x_height, x_width, depth_step, row_step, shift,
-        out_depth, out_height, out_width, y_start, y_image, y_depth, y_row, y_step,
+        out_depth, out_height, out_width, y_start, y_image, y_depth, y_row, y_step, y_ahead,
     ):  # fmt: skip
         first_line = piece * chunk
+
+        def tile_of(image, depth, row, column, to_row, whole):
+            """One tile, all channels; ``whole``: no cell of its rows lies outside the image."""
+            first_cell = column * stride + shift
+            inside = [within(first_cell + cell, x_width) for cell in cells]
+            for block in loop((channels + (lanes - 1)) // lanes):
+                channel = block * lanes
+                some = bits(0, channels - channel)
+                fetch(image, depth, row, column, to_row, channel)
+                start = bias.vec(channel, lanes, bits=some)
+                sums = [Variable(start) for _ in range(tile)]
+                for source in loop(source_count):
+                    d = depth * depth_step + sources[source * 3]
+                    h = row * row_step + sources[source * 3 + 1]
+                    first = first_cell + sources[source * 3 + 2] if cut else first_cell
+                    exists = within(d, x_depth) * within(h, x_height)
+                    corner = x.at((((image * x_depth + d) * x_height + h) * x_width + first) * channels)
+                    factors = [
+                        weights.vec((source * taps + t) * channels + channel, lanes, bits=some) for t in range(taps)
+                    ]
+                    if whole:  # of a row that does not exist, every pixel is the same zeros
+                        line, step = pick(exists, corner, zeros), channels * exists
+                    for cell, there in zip(cells, inside):
+                        if whole:
+                            pixel = line.at(cell * step)
+                        else:
+                            there = within(first + cell, x_width) if cut else there
+                            pixel = pick(there * exists, corner.at(cell * channels), zeros)
+                        values = pixel.vec(channel, lanes, bits=some)
+                        for q in range(tile):
+                            t, rest = divmod(cell - q * stride, apart)
+                            if rest == 0 and 0 <= t < taps:
+                                sums[q].set(fma(factors[t], values, sums[q].get()))
+                for q in range(tile):
+                    y.put(to_row + (column + q) * y_step + channel, sums[q].get(), channels - channel)
+
+        def fetch(image, depth, row, column, to_row, channel):
+            """Ask for the lines that lie ``AHEAD`` of those that a tile reads first, its last row's, and of its outputs."""
+            bottom = row * row_step + sources[source_count * 3 - 2]
+            at = (((image * x_depth + depth) * x_height + bottom) * x_width + column * stride) * channels + channel
+            for u in range(stride):  # as many rows as columns are new, commonly
+                for q in range(tile * stride):
+                    x.prefetch(at + (q - u * x_width) * channels + AHEAD)
+            for q in range(tile):
+                y.prefetch(to_row + (column + q) * y_step + channel + y_ahead, write=True)
+
         for i in loop(minimum(chunk, lines - first_line)):
             line = first_line + i
             row, rest = line % out_height, line // out_height
@@ -39,34 +87,14 @@ def correlate_channels(x_dtype, y_dtype, lanes, tile, taps, stride, apart, cut):
             for column_tile in loop((out_width + (tile - 1)) // tile):
                 column = minimum(column_tile * tile, out_width - tile)  # the last tile ends with the last output
                 first_cell = column * stride + shift
-                inside = [within(first_cell + cell, x_width) for cell in cells]
-                for block in loop((channels + (lanes - 1)) // lanes):
-                    channel = block * lanes
-                    some = bits(0, channels - channel)
-                    start = bias.vec(channel, lanes, bits=some)
-                    sums = [Variable(start) for _ in range(tile)]
-                    for source in loop(source_count):
-                        d = depth * depth_step + sources[source * 3]
-                        h = row * row_step + sources[source * 3 + 1]
-                        exists = within(d, x_depth) * within(h, x_height)
-                        first = first_cell
-                        if cut:
-                            first = first_cell + sources[source * 3 + 2]
-                            inside = [within(first + cell, x_width) for cell in cells]
-                        corner = x.at((((image * x_depth + d) * x_height + h) * x_width + first) * channels)
-                        factors = [
-                            weights.vec((source * taps + t) * channels + channel, lanes, bits=some) for t in range(taps)
-                        ]
-                        for cell, there in zip(cells, inside):
-                            pixel = pick(there * exists, corner.at(cell * channels), zeros).vec(
-                                channel, lanes, bits=some
-                            )
-                            for q in range(tile):
-                                t, rest = divmod(cell - q * stride, apart)
-                                if rest == 0 and 0 <= t < taps:
-                                    sums[q].set(fma(factors[t], pixel, sums[q].get()))
-                    for q in range(tile):
-                        y.put(to_row + (column + q) * y_step + channel, sums[q].get(), channels - channel)
+                whole = within(first_cell, x_width) * within(first_cell + cells[-1], x_width)
+                if cut:
+                    tile_of(image, depth, row, column, to_row, False)
+                else:
+                    for _ in loop(whole):
+                        tile_of(image, depth, row, column, to_row, True)
+                    for _ in loop(1 - whole):
+                        tile_of(image, depth, row, column, to_row, False)
 
     wide = wide_type(x_dtype)
     pointers = {"x": x_dtype, "weights": wide, "bias": wide, "y": y_dtype, "zeros": x_dtype, "sources": "int64"}
@@ -92,6 +120,10 @@ def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart)
 
         def add(row_sums, some, channel, dy_row, corners, first_cell, column, count):
             """Add the products of ``count`` neighbouring outputs."""
+            for q in range(count):
+                dy_row.prefetch((column + q) * channels + channel + AHEAD)
+            for q in range(count * stride):
+                corners[-1][0].prefetch((column * stride + q) * channels + channel + AHEAD)
             upstream = [dy_row.vec((column + q) * channels + channel, lanes, bits=some) for q in range(count)]
             cells = sorted({q * stride + t * apart for q in range(count) for t in range(taps_wide)})
             for cell in cells:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from konv.engine.axes import FORWARD, Axes, Axis, axes_of, forward_axes
-from konv.engine.channels import accumulate_channels, correlate_channels
+from konv.engine.channels import AHEAD, accumulate_channels, correlate_channels
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.threads import get_threads, width
@@ -58,8 +58,7 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
 @functools.lru_cache(maxsize=512)
 def correlation(g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: int) -> Depthwise:
     """The job of a correlation."""
-    depth, height, row = axes_of(g, phase)
-    row = _ascending(row)
+    depth, height, row = map(_ascending, axes_of(g, phase))
     apart = row.taps[1] - row.taps[0] if len(row.taps) > 1 else 1
     cut = len(row.taps) > MOST_TAPS
     sources = _sources((depth, height, row), 1 if cut else len(row.taps))
@@ -81,6 +80,7 @@ def correlation(g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: in
         shift=0 if cut else row.taps[0] - row.pad, out_depth=depth.out, out_height=height.out, out_width=row.out,
         y_start=depth.start * y_depth + height.start * y_row + row.start * y_step, y_image=y_depth * spatial[0],
         y_depth=depth.step * y_depth, y_row=height.step * y_row, y_step=row.step * y_step,
+        y_ahead=-(-AHEAD // (row.step * y_step)) * row.step * y_step,
     )  # fmt: skip
     tables = {"zeros": np.zeros(g.channels * 8, np.uint8), "sources": sources}
     addresses = {name: address(table) for name, table in tables.items()}
