@@ -35,8 +35,6 @@ PRODUCTS = 192  # summed in one accumulator before they are added to another: th
 def declines(problem: Problem) -> str | None:
     """Where filters (in the role they play) fill the lanes of the direct tile, that one is faster."""
     g = problem.geometry
-    if problem.layout == "last":
-        return "channels last; it puts the cells of a row in lanes"
     filters, channels = g.filters // g.groups, g.channels // g.groups
     if problem.layout == "last" and filters * channels > 1:
         return "channels last: there it computes depthwise layers"
