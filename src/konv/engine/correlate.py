@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from konv.engine.compile import kernel
 from konv.engine.packing import outputs_first, outputs_last, panel_of_weights, rows_first, rows_last
-from konv.engine.simd import Variable, loop, maximum, minimum, within
+from konv.engine.simd import Variable, loop, minimum, within
 from konv.engine.tile import Tile, multiply
 
 PHASE = 4  # numbers of a phase: its first tap in the tables, taps of a channel, its row and its column among the phases
@@ -37,7 +37,7 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
         x_image, x_channel, x_depth, x_row, x_cell, depth_length, height_length, row_length,
         stride_depth, stride_height, stride_row, pad_depth, pad_height, pad_width, depth_taps, rows, cells,
         filter_step, channel_step, kernel_size, phase_count, phase_rows, phase_columns,
-        y_image, y_filter, y_depth, y_row, y_cell, y_height, y_width, start_depth, step_depth, low_height, low_width,
+        y_image, y_filter, y_depth, y_row, y_cell, y_height, y_width, start_depth, step_depth,
         slot_size, panel_start, bias_start, sums_start, panel_sums,
     ):  # fmt: skip
         stride_row = step or stride_row
@@ -112,17 +112,16 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
         if check is not None:
             checks.put(slot * lanes, check.get())
 
-        skipped = maximum(low_width - first_column * phase_columns, 0)
-        column = first_column * phase_columns + skipped - low_width
-        count = minimum(here_columns * phase_columns - skipped, y_width - column)
+        column = first_column * phase_columns
+        count = minimum(here_columns * phase_columns, y_width - column)
         for p in loop(here_panels):
             f = (first_panel + p) * width
             for i in loop(here_images):
                 for r in loop(here_rows * phase_rows):
-                    h = first_row * phase_rows + r - low_height
+                    h = first_row * phase_rows + r
                     at = (first_image + i) * y_image + (group * filters + f) * y_filter + h * y_row + column * y_cell
                     (outputs_first if y_layout == "first" else outputs_last)(
-                        space.at(sums_start + p * panel_sums + ((i * here_rows * phase_rows + r) * pitch + skipped) * width),
+                        space.at(sums_start + p * panel_sums + (i * here_rows * phase_rows + r) * pitch * width),
                         count * within(h, y_height), filters - f, y_filter if y_layout == "first" else y_cell,
                         y.at(at + (start_depth + depth * step_depth) * y_depth), lanes, vectors,
                     )  # fmt: skip

@@ -1,10 +1,10 @@
 """Direct convolution: forward and input gradient as correlations, the weight gradient as outer products.
 
-Forward: tap k of a window is (channel, kernel index). Input gradient: output o met kernel index t at padded cell ``P = o *
-stride + t * dilation``. For the cells of one *phase*, ``P = m * stride + phase``, only the t with ``t * dilation % stride ==
-phase`` count, and ``o = m - (t * dilation - phase) / stride``: a correlation of dy with stride 1 over those t, filters in the
-role of channels. The phases of rows and columns share the copy of dy and are sums whose cells interleave; those of the depth
-are jobs of their own. Nothing is scattered, nothing is added twice. 1-D and 2-D problems are 3-D ones with axes of length 1.
+Forward: tap k of a window is (channel, kernel index). Input gradient: output o met kernel index t at cell ``o * stride + t *
+dilation - low``, with ``low`` cells of padding. For the cells of one *phase*, ``m * stride + phase``, only those t count for
+which ``o = m - (t * dilation - low - phase) / stride`` is whole: a correlation of dy with stride 1 over those t, filters
+in the role of channels. The phases of rows and columns share the copy of dy and are sums whose cells interleave; those of the
+depth are jobs of their own. Nothing is scattered or added twice. 1-D and 2-D problems are 3-D ones with axes of length 1.
 
 The sum of an output runs over the same taps in the same order wherever it lies, so its bits depend neither on threads,
 nor on the batch, nor on the length of the input.
@@ -101,7 +101,7 @@ def in_place(out: np.ndarray, run: Callable[[np.ndarray], Any]) -> None:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One axis: sum m of a phase reads the cells ``m * stride + tap - pad`` and is written to ``m * len(phases) + phase - low``.
+    """One axis: sum m of a phase reads the cells ``m * stride + tap - pad`` and is written to ``m * phases + phase``.
 
     ``taps[phase]`` and ``indices[phase]`` are the cells, and the kernel indices that belong to them.
     """
@@ -110,7 +110,6 @@ class Sweep:
     stride: int
     pad: int
     sums: int
-    low: int
     out: int
     taps: tuple[tuple[int, ...], ...]
     indices: tuple[tuple[int, ...], ...]
@@ -131,16 +130,18 @@ def _sweep(g: Geometry, axis: int, gradient: bool) -> Sweep:
     low = g.padding[axis][0]
     if not gradient:
         window = tuple(k * dilation for k in range(kernel))
-        return Sweep(length, stride, low, out, 0, out, (window,), (tuple(range(kernel)),))
-    indices = [tuple(t for t in range(kernel) if t * dilation % stride == phase) for phase in range(stride)]
-    back = [[(t * dilation - phase) // stride for t in chosen] for phase, chosen in enumerate(indices)]  # o = m - back
-    far, first = max(itertools.chain(*back)), low // stride
+        return Sweep(length, stride, low, out, out, (window,), (tuple(range(kernel)),))
+    chosen, back = [], []
+    for phase in range(stride):  # cell m * stride + phase met index t in the output m - back
+        cell = phase + low
+        chosen.append(tuple(t for t in range(kernel) if (t * dilation - cell) % stride == 0))
+        back.append([(t * dilation - cell) // stride for t in chosen[-1]])
+    far = max(itertools.chain(*back))
     taps = tuple(tuple(far - b for b in each) for each in back)
-    sums = -(-(length + low % stride) // stride)
-    return Sweep(out, 1, far - first, sums, low % stride, length, taps, tuple(indices))
+    return Sweep(out, 1, far, -(-length // stride), length, taps, tuple(chosen))
 
 
-ONE_CELL = Sweep(1, 1, 0, 1, 0, 1, ((0,),), ((0,),))
+ONE_CELL = Sweep(1, 1, 0, 1, 1, ((0,),), ((0,),))
 
 
 def _sweeps(g: Geometry, gradient: bool) -> list[Sweep]:
@@ -215,8 +216,7 @@ def _correlation(
     row_runs = -(-block_columns // tile.run)
     cells = (row_runs * tile.run - 1) * row.stride + row.window
     # the sums that the phase of the depth writes: those inside
-    skipped = max(0, -(-(depth.low - depth_phase) // depth.phases))
-    out_depth = -(-(depth.out + depth.low - depth_phase) // depth.phases) - skipped
+    out_depth = -(-(depth.out - depth_phase) // depth.phases)
     row_blocks, column_blocks = -(-height.sums // block_rows), -(-row.sums // block_columns)
     blocks = -(-g.batch // block_images) * g.groups * max(0, out_depth) * row_blocks * column_blocks
 
@@ -261,13 +261,13 @@ def _correlation(
         **{f"x_{name}": n for name, n in zip(("image", "channel", "depth", "row", "cell"), x_strides)},
         depth_length=depth.length, height_length=height.length, row_length=row.length,
         stride_depth=depth.stride, stride_height=height.stride, stride_row=row.stride,
-        pad_depth=depth.pad - skipped * depth.stride, pad_height=height.pad, pad_width=row.pad,
+        pad_depth=depth.pad, pad_height=height.pad, pad_width=row.pad,
         depth_taps=len(depth_taps), rows=rows, cells=cells,
         filter_step=kernel_size if gradient else one_filter, channel_step=one_filter if gradient else kernel_size,
         kernel_size=kernel_size, phase_count=len(phases), phase_rows=height.phases, phase_columns=row.phases,
         **{f"y_{name}": n for name, n in zip(("image", "filter", "depth", "row", "cell"), y_strides)},
-        y_height=height.out, y_width=row.out, low_height=height.low, low_width=row.low,
-        start_depth=skipped * depth.phases + depth_phase - depth.low, step_depth=depth.phases,
+        y_height=height.out, y_width=row.out,
+        start_depth=depth_phase, step_depth=depth.phases,
         slot_size=slot_size, panel_start=panel_start, bias_start=bias_start, sums_start=sums_start, panel_sums=panel_sums,
     )  # fmt: skip
     work = g.flops // 2
