@@ -16,29 +16,29 @@ from konv.engine.packing import outputs_first, outputs_last, panel_of_weights, r
 from konv.engine.simd import Variable, loop, minimum, within
 from konv.engine.tile import Tile, multiply
 
-PHASE = 4  # numbers of a phase: its first tap in the tables, taps of a channel, its row and its column among the phases
+PHASE = 5  # numbers of a phase in its table, see sweeps.Tables
 
 
 @kernel
-def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_layout, gradient):
+def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_layout):
     """The correlation. A piece is (block of images, group, depth, block of rows, block of columns, part of the panels).
 
-    ``step`` lies between the inputs of neighbouring outputs, 0 for one that is told at run time. With ``gradient`` the
-    weights of a filter lie channel by channel, and are checked to be finite; without it they are one row.
+    ``step`` lies between the inputs of neighbouring outputs, 0 for one that is told at run time. A filter's weights are
+    ``weight_rows`` rows for each channel of a slice, or a single one. ``checks`` becomes NaN where a weight is not finite.
     """
     wide = "float64" if x_dtype == "float64" else "float32"
     tile = Tile(lanes, vectors, runs, run)
     width = tile.filters
 
     def text(
-        piece, slot, x, w, bias, y, workspace, checks, offsets, depth_cells, places, phases,
+        piece, slot, x, w, bias, y, workspace, run_places, checks, offsets, depth_cells, places, phases, kinds,
         images, block_images, groups, out_depth, out_rows, block_rows, row_blocks, out_columns, block_columns, column_blocks,
         filters, group_panels, part_panels, parts, channels, slices, slice_channels,
         x_image, x_channel, x_depth, x_row, x_cell, depth_length, height_length, row_length,
         stride_depth, stride_height, stride_row, pad_depth, pad_height, pad_width, depth_taps, rows, cells,
-        filter_step, channel_step, kernel_size, phase_count, phase_rows, phase_columns,
+        group_step, filter_step, channel_step, rows_of_weights, kernel_size, places_size, phase_count, phase_rows, phase_columns,
         y_image, y_filter, y_depth, y_row, y_cell, y_height, y_width, start_depth, step_depth,
-        slot_size, panel_start, bias_start, sums_start, panel_sums,
+        slot_size, run_size, panel_start, bias_start, sums_start, panel_sums,
     ):  # fmt: skip
         stride_row = step or stride_row
         part, rest = piece % parts, piece // parts
@@ -58,13 +58,29 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
         row_runs = (here_columns + (run - 1)) // run
         total = here_images * here_rows * row_runs
         pitch = row_runs * run * phase_columns  # cells of a row of sums
+        kind = kinds[depth] + kinds[out_depth + row_block] + kinds[out_depth + row_blocks + column_block]
+        places_here, phases_here = places.at(kind * places_size), phases.at(kind * phase_count * PHASE)
+
+        # where each run begins: in the copied input, and in the sums; then those that only fill the last tile
+        table = run_places.at(slot * run_size)
+        for i in loop(here_images):
+            for r in loop(here_rows):
+                for c in loop(row_runs):
+                    q = ((i * here_rows + r) * row_runs + c) * 2
+                    table[q] = (i * rows + r * stride_height) * line + c * (run * stride_row)
+                    table[q + 1] = ((i * here_rows + r) * phase_rows * pitch + c * (run * phase_columns)) * width
+        for z in range(runs):
+            table[(total + z) * 2] = 0 * total
+            table[(total + z) * 2 + 1] = (
+                here_images * here_rows * phase_rows * pitch + z * run * phase_columns
+            ) * width
 
         for p in loop(here_panels):
             for j in range(vectors):
                 f = (first_panel + p) * width + lanes * j
                 space.put(bias_start + p * width + lanes * j, bias.vec(group * filters + f, lanes, count=filters - f))
 
-        check = Variable(checks.vec(slot * lanes, lanes)) if gradient else None
+        check = Variable(checks.vec(slot * lanes, lanes))
         for s in loop(slices):
             first_channel = s * slice_channels
             here_channels = minimum(slice_channels, channels - first_channel)
@@ -84,33 +100,25 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
             for p in loop(here_panels):
                 f = (first_panel + p) * width
                 panel_of_weights(
-                    w, (group * filters + f) * filter_step + first_channel * channel_step if not gradient else
-                    f * filter_step + (group * channels + first_channel) * channel_step,
-                    filters - f, filter_step, here_channels if gradient else 1, channel_step,
-                    kernel_size if gradient else here_channels * kernel_size, places, panel, lanes, vectors, check,
+                    w, group * group_step + f * filter_step + first_channel * channel_step, filters - f, filter_step,
+                    rows_of_weights * here_channels + (1 - rows_of_weights), channel_step,
+                    kernel_size * (rows_of_weights + (1 - rows_of_weights) * here_channels),
+                    rows_of_weights * 4 * channel_step + (1 - rows_of_weights) * 64, places_here, panel, lanes, vectors, check,
                 )  # fmt: skip
-                sums = sums_start + p * panel_sums
+                bias_row, sums = bias_start + p * width, sums_start + p * panel_sums
                 for phase in loop(phase_count):
-                    first, taps = phases[phase * PHASE], phases[phase * PHASE + 1] * here_channels
-                    corner = phases[phase * PHASE + 2] * pitch + phases[phase * PHASE + 3]
+                    n = [phases_here[phase * PHASE + i] for i in range(PHASE)]
+                    taps, corner = n[2] * here_channels, sums + (n[3] * pitch + n[4]) * width
                     for t in loop((total + (runs - 1)) // runs):
-                        sources, targets, starts = [], [], []
-                        for z in range(runs):
-                            q = t * runs + z
-                            cell = q // row_runs * phase_rows * pitch + q % row_runs * (run * phase_columns) + corner
-                            q = minimum(q, total - 1)
-                            r, c = q // row_runs, q % row_runs
-                            i, r = r // here_rows, r % here_rows
-                            sources.append(space.at((i * rows + r * stride_height) * line + c * (run * stride_row)))
-                            at = sums + cell * width
-                            targets.append(space.at(at))
-                            starts.append(space.at(bias_start + p * width + later * (at - bias_start - p * width)))
+                        entries = [table.at((t * runs + z) * 2) for z in range(runs)]
+                        targets = [corner + entry[1] for entry in entries]
                         multiply(
-                            tile, panel.at(first * width), offsets.at(first), taps, sources, stride_row,
-                            starts, later * (width * phase_columns), targets, width * phase_columns,
+                            tile, panel.at(n[1] * width), offsets.at(n[0]), taps,
+                            [space.at(entry[0]) for entry in entries], stride_row,
+                            [space.at(bias_row + later * (at - bias_row)) for at in targets], later * (width * phase_columns),
+                            [space.at(at) for at in targets], width * phase_columns,
                         )  # fmt: skip
-        if check is not None:
-            checks.put(slot * lanes, check.get())
+        checks.put(slot * lanes, check.get())
 
         column = first_column * phase_columns
         count = minimum(here_columns * phase_columns, y_width - column)
@@ -127,4 +135,6 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
                     )  # fmt: skip
 
     pointers = {"x": x_dtype, "w": x_dtype, "bias": x_dtype, "y": y_dtype, "workspace": wide, "checks": wide}
-    return text, pointers | dict.fromkeys(("offsets", "depth_cells", "places", "phases"), "int64")
+    return text, pointers | dict.fromkeys(
+        ("run_places", "offsets", "depth_cells", "places", "phases", "kinds"), "int64"
+    )

@@ -35,6 +35,7 @@ from konv.engine.axes import (
 from konv.engine.correlate import correlate
 from konv.engine.launch import Job, address
 from konv.engine.machine import Machine, dtype_name, machine, wide_type
+from konv.engine.sweeps import Sweep, sweeps, tables
 from konv.engine.threads import get_threads, width
 from konv.engine.tile import Tile
 from konv.engine.weights import weight_and_bias_gradient, weight_gradient
@@ -71,12 +72,17 @@ def workspace(problem: Problem) -> int:
         return weights.workspace(g, dtype)
     gradient = problem.kind == "input_gradient"
     layout = getattr(problem, "layout", "first")
-    return max(plan.size for plan in _correlations(g, gradient, dtype, dtype, layout, layout, get_threads()))
+    return max(plan.size for plan in _correlations(g, gradient, dtype, dtype, layout, layout, get_threads(), True))
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
     """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    in_place(out, lambda target: _run(g, False, x, w, b, target))
+
+    def run(target: np.ndarray) -> None:
+        if not _run(g, False, x, w, b, target):  # an infinite weight times a zero of the padding is NaN: skip none
+            _run(g, False, x, w, b, target, skip=False)
+
+    in_place(out, run)
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
@@ -100,55 +106,6 @@ def in_place(out: np.ndarray, run: Callable[[np.ndarray], Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """One axis: sum m of a phase reads the cells ``m * stride + tap - pad`` and is written to ``m * phases + phase``.
-
-    ``taps[phase]`` and ``indices[phase]`` are the cells, and the kernel indices that belong to them.
-    """
-
-    length: int
-    stride: int
-    pad: int
-    sums: int
-    out: int
-    taps: tuple[tuple[int, ...], ...]
-    indices: tuple[tuple[int, ...], ...]
-
-    @property
-    def phases(self) -> int:
-        """Sums that interleave."""
-        return len(self.taps)
-
-    @property
-    def window(self) -> int:
-        """Cells that one sum spans."""
-        return max(itertools.chain((0,), *self.taps)) + 1
-
-
-def _sweep(g: Geometry, axis: int, gradient: bool) -> Sweep:
-    length, out, kernel, stride, dilation = (n[axis] for n in (g.spatial, g.output, g.kernel, g.stride, g.dilation))
-    low = g.padding[axis][0]
-    if not gradient:
-        window = tuple(k * dilation for k in range(kernel))
-        return Sweep(length, stride, low, out, out, (window,), (tuple(range(kernel)),))
-    chosen, back = [], []
-    for phase in range(stride):  # cell m * stride + phase met index t in the output m - back
-        cell = phase + low
-        chosen.append(tuple(t for t in range(kernel) if (t * dilation - cell) % stride == 0))
-        back.append([(t * dilation - cell) // stride for t in chosen[-1]])
-    far = max(itertools.chain(*back))
-    taps = tuple(tuple(far - b for b in each) for each in back)
-    return Sweep(out, 1, far, -(-length // stride), length, taps, tuple(chosen))
-
-
-ONE_CELL = Sweep(1, 1, 0, 1, 1, ((0,),), ((0,),))
-
-
-def _sweeps(g: Geometry, gradient: bool) -> list[Sweep]:
-    return [ONE_CELL] * (3 - g.axes) + [_sweep(g, axis, gradient) for axis in range(g.axes)]
-
-
-@dataclass(frozen=True)
 class Correlation:
     """A correlation, prepared: its job, the tables, and the workspace (in bytes)."""
 
@@ -158,6 +115,7 @@ class Correlation:
     checks: tuple[int, str]
     threads: int
     size: int
+    runs_start: int
 
 
 def tile_for(host: Machine, lanes: int, filters: int, columns: int) -> Tile:
@@ -174,12 +132,13 @@ def tile_for(host: Machine, lanes: int, filters: int, columns: int) -> Tile:
 
 @functools.lru_cache(maxsize=512)
 def _correlations(
-    g: Geometry, gradient: bool, x_dtype: str, y_dtype: str, x_layout: str, y_layout: str, threads: int
+    g: Geometry, gradient: bool, x_dtype: str, y_dtype: str, x_layout: str, y_layout: str, threads: int, skip: bool
 ) -> list[Correlation]:
     """One, or one for each phase of the depth."""
-    depth = _sweeps(g, gradient)[0]
+    depth = sweeps(g, gradient)[0]
     return [
-        _correlation(g, gradient, phase, x_dtype, y_dtype, x_layout, y_layout, threads) for phase in range(depth.phases)
+        _correlation(g, gradient, phase, x_dtype, y_dtype, x_layout, y_layout, threads, skip)
+        for phase in range(depth.phases)
     ]
 
 
@@ -192,14 +151,15 @@ def _correlation(
     x_layout: str,
     y_layout: str,
     threads: int,
+    skip: bool,
 ) -> Correlation:
-    depth, height, row = _sweeps(g, gradient)
+    depth, height, row = sweeps(g, gradient)
     wide = wide_type(x_dtype)
     itemsize, lanes = np.dtype(wide).itemsize, machine().lanes(x_dtype)
     channels, filters = g.channels // g.groups, g.filters // g.groups
     if gradient:
         channels, filters = filters, channels
-    tile = tile_for(machine(), lanes, filters, row.sums)
+    tile = tile_for(machine(), lanes, filters, row.worthwhile_block)
     panels = -(-filters // tile.filters)
 
     kernel = (1,) * (3 - g.axes) + g.kernel
@@ -215,10 +175,9 @@ def _correlation(
     rows = (block_rows - 1) * height.stride + height.window
     row_runs = -(-block_columns // tile.run)
     cells = (row_runs * tile.run - 1) * row.stride + row.window
-    # the sums that the phase of the depth writes: those inside
-    out_depth = -(-(depth.out - depth_phase) // depth.phases)
+    out_depth = depth.written(depth_phase)
     row_blocks, column_blocks = -(-height.sums // block_rows), -(-row.sums // block_columns)
-    blocks = -(-g.batch // block_images) * g.groups * max(0, out_depth) * row_blocks * column_blocks
+    blocks = -(-g.batch // block_images) * g.groups * out_depth * row_blocks * column_blocks
 
     sum_cells = block_images * block_rows * height.phases * row_runs * tile.run * row.phases
     panel_sums = (sum_cells + (tile.runs + 1) * height.phases * row_runs * tile.run * row.phases + lanes) * tile.filters
@@ -230,17 +189,16 @@ def _correlation(
     part_panels = -(-panels // parts)
     parts = -(-panels // part_panels)
 
-    first = list(itertools.accumulate((slice_channels * n for n in taps), initial=0))
-    offsets = _offsets(depth_taps, height, row, phases, slice_channels, cells)
-    places = _places(depth, depth_phase, height, row, phases, taps, first, slice_channels, kernel)
-    table = np.array([(f, n, h, v) for f, n, (h, v) in zip(first, taps, phases)], np.int64)
+    made = tables([depth, height, row], depth_phase, (block_rows, block_columns), kernel, slice_channels, cells, skip)
     source = (
         (block_images * rows * max(1, len(depth_taps)) * slice_channels) * cells + (tile.run + 1) * row.stride + lanes
     )
     panel_start = -(-source // 16) * 16
-    bias_start = panel_start + (first[-1] + 1) * tile.filters
+    bias_start = panel_start + made.panel_rows * tile.filters
     sums_start = bias_start + part_panels * tile.filters
     slot_size = -(-(sums_start + part_panels * panel_sums) // 16) * 16
+
+    run_size = (block_images * block_rows * row_runs + tile.runs) * 2
 
     spatial, output = ((1,) * (3 - g.axes) + n for n in (g.spatial, g.output))
     x_shape, y_shape = (output, spatial) if gradient else (spatial, output)
@@ -251,7 +209,7 @@ def _correlation(
     job = Job(
         correlate(
             x_dtype, y_dtype, lanes, tile.vectors, tile.runs, tile.run, row.stride if row.stride <= 2 else 0,
-            x_layout, y_layout, gradient,
+            x_layout, y_layout,
         ),
         blocks * parts,
         images=g.batch, block_images=block_images, groups=g.groups, out_depth=out_depth, out_rows=height.sums,
@@ -263,20 +221,24 @@ def _correlation(
         stride_depth=depth.stride, stride_height=height.stride, stride_row=row.stride,
         pad_depth=depth.pad, pad_height=height.pad, pad_width=row.pad,
         depth_taps=len(depth_taps), rows=rows, cells=cells,
-        filter_step=kernel_size if gradient else one_filter, channel_step=one_filter if gradient else kernel_size,
-        kernel_size=kernel_size, phase_count=len(phases), phase_rows=height.phases, phase_columns=row.phases,
+        group_step=g.filters // g.groups * one_filter, filter_step=kernel_size if gradient else one_filter,
+        channel_step=one_filter if gradient else kernel_size, rows_of_weights=int(gradient), kernel_size=kernel_size,
+        places_size=slice_channels * kernel_size + 16, phase_count=len(phases),
+        phase_rows=height.phases, phase_columns=row.phases,
         **{f"y_{name}": n for name, n in zip(("image", "filter", "depth", "row", "cell"), y_strides)},
         y_height=height.out, y_width=row.out,
         start_depth=depth_phase, step_depth=depth.phases,
-        slot_size=slot_size, panel_start=panel_start, bias_start=bias_start, sums_start=sums_start, panel_sums=panel_sums,
+        slot_size=slot_size, run_size=run_size, panel_start=panel_start, bias_start=bias_start,
+        sums_start=sums_start, panel_sums=panel_sums,
     )  # fmt: skip
     work = g.flops // 2
     used = width(job.pieces, work)
-    tables = {
-        "offsets": offsets, "depth_cells": np.array([*depth_taps, 0], np.int64), "places": places, "phases": table.reshape(-1),
-    }  # fmt: skip
-    no_bias = np.zeros(g.groups * filters, wide)
-    return Correlation(job, tables, no_bias, (used * lanes, wide), used, used * slot_size * itemsize)
+    arrays = {name: getattr(made, name) for name in ("offsets", "places", "phases", "kinds")}
+    arrays["depth_cells"] = np.array([*depth_taps, 0], np.int64)
+    size = used * (slot_size * itemsize + run_size * 8)
+    return Correlation(
+        job, arrays, np.zeros(g.groups * filters, wide), (used * lanes, wide), used, size, used * slot_size * itemsize
+    )
 
 
 def _strides(channels: int, spatial: tuple[int, ...], layout: str) -> tuple[int, ...]:
@@ -296,54 +258,29 @@ def _block(batch: int, depth: Sweep, height: Sweep, row: Sweep, tile: Tile, line
 
     cells = max(1, BLOCK_CELLS // max(1, height.phases * row.phases // 2))
     cells = max(tile.run, min(cells, BLOCK_BYTES // (line_bytes * height.stride * row.stride)))
+    most_rows, most_columns = height.worthwhile_block, row.worthwhile_block
     columns = row.sums
-    if columns > cells:
-        columns = -(-even(columns, cells) // tile.run) * tile.run
+    if columns > min(cells, most_columns):
+        columns = -(-even(columns, min(cells, most_columns)) // tile.run) * tile.run
     wide = -(-columns // tile.run) * tile.run
-    rows = even(height.sums, min(height.sums, cells // wide))
+    rows = even(height.sums, min(most_rows, cells // wide))
     images = 1
     if rows == height.sums and columns >= row.sums:
         images = even(max(1, batch), min(max(1, batch), cells // (rows * wide)))
     return images, rows, columns
 
 
-def _offsets(
-    depth_taps: tuple[int, ...], height: Sweep, row: Sweep, phases: list[tuple[int, int]], channels: int, cells: int
-) -> np.ndarray:
-    """For each phase, channel of a slice, and tap: where its input lies."""
-    offsets = [
-        ((h * len(depth_taps) + j) * channels + c) * cells + v
-        for height_phase, row_phase in phases
-        for c in range(channels)
-        for j, h, v in itertools.product(range(len(depth_taps)), height.taps[height_phase], row.taps[row_phase])
-    ]
-    return np.array([*offsets, 0], np.int64)
-
-
-def _places(
-    depth: Sweep, depth_phase: int, height: Sweep, row: Sweep, phases: list[tuple[int, int]], taps: list[int], first: list[int],
-    channels: int, kernel: tuple[int, ...],
-) -> np.ndarray:  # fmt: skip
-    """For each channel of a slice and each of its weights: its row in the panel; the last where no phase takes it."""
-    places = np.full((channels, *kernel), first[-1], np.int64)
-    for (height_phase, row_phase), n, start in zip(phases, taps, first):
-        indices = itertools.product(depth.indices[depth_phase], height.indices[height_phase], row.indices[row_phase])
-        for k, index in enumerate(indices):
-            places[(slice(None), *index)] = start + np.arange(channels) * n + k
-    return np.concatenate([places.reshape(-1), np.full(16, first[-1], np.int64)])
-
-
 def _layout(array: np.ndarray) -> str:
     return "first" if array.flags.c_contiguous else "last"
 
 
-def _run(g: Geometry, gradient: bool, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> bool:
+def _run(g: Geometry, gradient: bool, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray, skip: bool = True) -> bool:
     """Run one correlation. True if all weights are known to be finite."""
     if _layout(x) == "last" and not np.moveaxis(x, 1, -1).flags.c_contiguous:
         x = np.ascontiguousarray(x)
     w = np.ascontiguousarray(w)
     plans = _correlations(
-        g, gradient, dtype_name(x.dtype), dtype_name(out.dtype), _layout(x), _layout(out), get_threads()
+        g, gradient, dtype_name(x.dtype), dtype_name(out.dtype), _layout(x), _layout(out), get_threads(), skip
     )
     finite = True
     for plan in plans:
@@ -351,8 +288,9 @@ def _run(g: Geometry, gradient: bool, x: np.ndarray, w: np.ndarray, b: Any, out:
         bias = plan.no_bias if b is None else np.ascontiguousarray(b)
         with memory.workspace(plan.size) as space:
             plan.job.run(
-                plan.threads, x=address(x), w=address(w), bias=address(bias), y=address(out), workspace=space,
-                checks=address(checks), **{name: address(table) for name, table in plan.tables.items()},
+                plan.threads, x=address(x), w=address(w), bias=address(bias), y=address(out), checks=address(checks),
+                workspace=space, run_places=space + plan.runs_start,
+                **{name: address(table) for name, table in plan.tables.items()},
             )  # fmt: skip
         finite = finite and bool(np.isfinite(checks).all())
     return finite

@@ -61,8 +61,8 @@ def rows_last(
 
 
 def panel_of_weights(
-    w: Any, start: Any, filters: Any, filter_step: Any, rows: Any, row_step: Any, row: Any,
-    places: Any, panel: Any, lanes: int, vectors: int, check: Any = None,
+    w: Any, start: Any, filters: Any, filter_step: Any, rows: Any, row_step: Any, row: Any, ahead: Any,
+    places: Any, panel: Any, lanes: int, vectors: int, check: Any,
 ) -> None:  # fmt: skip
     """Weights of ``lanes * vectors`` filters to ``panel[place][filter]``; after the last filter it is repeated.
 
@@ -79,8 +79,8 @@ def panel_of_weights(
                 for i in range(lanes):
                     filter_ = minimum(lanes * j + i, filters - 1)
                     columns.append(w.vec(source + filter_ * filter_step, lanes, count=row - q * lanes))
-                    if check is not None:
-                        check.set(fma(columns[-1], panel.zero(lanes), check.get()))
+                    w.prefetch(source + filter_ * filter_step + ahead)
+                    check.set(fma(columns[-1], panel.zero(lanes), check.get()))
                 for i, weights in enumerate(transpose(columns)):
                     panel.put(places[r * row + q * lanes + i] * width + lanes * j, weights)
 
