@@ -195,16 +195,16 @@ def _image_transposed(lanes, x, to, at, shape, all_channels, channel, channels, 
     A vector spills over what follows it, which is written later: the next cell, the channels before its own, the next line.
     """
     (n, z, y, first), (depth, height, row) = at, shape
-    blocks = (channels + (lanes - 1)) // lanes
+    blocks, plane = (channels + (lanes - 1)) // lanes, depth * height * row
+    line = x.at((n * all_channels + channel) * plane + (z * height + y) * row)
     for q in loop((cells + (lanes - 1)) // lanes):
         cell = first + q * lanes
         for b in loop(blocks):
             c = (blocks - 1 - b) * lanes
             columns = []
             for i in range(lanes):
-                plane = (n * all_channels + channel + minimum(c + i, channels - 1)) * depth + z
-                source = (plane * height + y) * row + cell
-                columns.append(x.vec(source, lanes, count=(row - cell) * inside, start=-cell))
+                source = line.at(minimum(c + i, channels - 1) * plane)  # channels past the last repeat it
+                columns.append(source.vec(cell, lanes, count=(row - cell) * inside, start=-cell))
             for i, vector in enumerate(transpose(columns)):
                 to.put((q * lanes + i) * channels + c, vector)
 
@@ -248,12 +248,13 @@ def _gradient_transposed(
 ):  # fmt: skip
     """Neighbouring pixels of a panel of filters from (N, F, *output). Lanes past the last filter repeat it."""
     (n, d, pixel), (depth, plane) = at, shape
+    image, size = dy.at(((n * all_filters + before) * depth + d) * plane + pixel), depth * plane
     for q in loop((pixels + (lanes - 1)) // lanes):
         for j in range(vectors):
             rows = []
             for i in range(lanes):
-                f = n * all_filters + before + minimum(first + lanes * j + i, filters - 1)
-                rows.append(dy.vec((f * depth + d) * plane + pixel + q * lanes, lanes, count=pixels - q * lanes))
+                source = image.at(minimum(first + lanes * j + i, filters - 1) * size)
+                rows.append(source.vec(q * lanes, lanes, count=pixels - q * lanes))
             for i, column in enumerate(transpose(rows)):
                 to.put((q * lanes + i) * (lanes * vectors) + lanes * j, column)
                 total = totals[j][i % 2]
