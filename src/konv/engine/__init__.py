@@ -6,6 +6,7 @@
                                                            (the first that does not decline computes)
 
     direct.py, weights.py     filters in lanes: jobs       correlate.py, outer.py   their kernels
+    weights_cut.py            how the weight gradient is cut     outer_packing.py   and laid out
     tile.py, packing.py       the register tile, and what brings numbers there and back
     axes.py                   the phases of an axis
     grouped.py                pixels in lanes: jobs        planes.py                its kernels

@@ -9,27 +9,37 @@ as many. One tile holds ``rows`` numbers of ``joined`` runs by ``vectors * lanes
 
 A piece goes over its *units*, some 256 pixels each, which it lays out for itself: they stay in its core's cache while all
 tiles are multiplied. Laying out costs a few percent of that; chunks of whole images, laid out by all threads together and
-read by all of them from the cache they share, cost a quarter.
+read by all of them from the cache they share, cost a quarter. While a unit is multiplied, dy of the next is asked for, which
+gains a tenth where it comes from memory; asking for x gained nothing.
 """
 
 from __future__ import annotations
 
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
-from konv.engine.simd import ITEMSIZE, Variable, fma, has_nan, loop, maximum, minimum, shuffle, splat, transpose, within
+from konv.engine.outer_packing import (
+    fetch_first,
+    fetch_last,
+    gradient_last,
+    gradient_transposed,
+    image_interleaved,
+    image_last,
+    image_transposed,
+)  # fmt: skip
+from konv.engine.simd import ITEMSIZE, Variable, fma, has_nan, loop, maximum, minimum, splat, transpose, within
 
 
 @kernel
-def multiply(dtype, out, lanes, vectors, rows, joined, interleaved, last):
+def weight_sums(dtype, out, lanes, vectors, rows, joined, interleaved, last):
     """The sums of a block of weights over a part of the pixels. A piece is (group, part, filter block, channel block).
 
     ``interleaved`` is the number of channels in a block where it is small, else 0; ``last`` says that x and dy are laid out
     channels last. Each unit is summed by itself and then added, in an order that does not depend on the threads.
     """
     wide, width = wide_type(dtype), lanes * vectors
-    lay_image = _image_last if last else _image_interleaved(interleaved) if interleaved else _image_transposed
-    lay_gradient = _gradient_last if last else _gradient_transposed
-    fetch = (_fetch_last if last else _fetch_first)(ITEMSIZE[dtype])
+    lay_image = image_last if last else image_interleaved(interleaved) if interleaved else image_transposed
+    lay_gradient = gradient_last if last else gradient_transposed
+    fetch = (fetch_last if last else fetch_first)(ITEMSIZE[dtype])
 
     def text(
         piece, slot, x, dy, sums, dw, db, space, lines, run_cells, run_ranges, places, groups, channels, filters, x_depth,
@@ -102,12 +112,10 @@ def multiply(dtype, out, lanes, vectors, rows, joined, interleaved, last):
                 upstream = gradient.at(panel * planes_here * pixels * width)
                 for run in loop(runs):
                     first_depth, first_row, last_row, first_tap, last_tap = (run_ranges[5 * run + i] for i in range(5))
-
                     above = height_pad - top * height_stride
                     low, high = _meeting(first_row, last_row, above, x_height, height_stride, height, everything)
-                    begin, end = _meeting(
-                        first_tap, last_tap, -first_column, x_width, width_stride, breadth, everything
-                    )
+                    before = -first_column
+                    begin, end = _meeting(first_tap, last_tap, before, x_width, width_stride, breadth, everything)
                     for block in loop(blocks):
                         first = (run * blocks + block) * share
                         for f in loop(minimum(width - first, share) * within(planes - 1, 1)):
@@ -187,115 +195,6 @@ def _meeting(lowest, highest, before, length, stride, n, everything):
     high = (maximum(length + before - lowest, 0) + (stride - 1)) // stride
     low, high = minimum(low, n), minimum(high, n)
     return low * (1 - everything), high + (n - high) * everything
-
-
-def _image_transposed(lanes, x, to, at, shape, all_channels, channel, channels, cells, inside):
-    """A line of cells from (N, C, *spatial): lanes x lanes elements at a time.
-
-    A vector spills over what follows it, which is written later: the next cell, the channels before its own, the next line.
-    """
-    (n, z, y, first), (depth, height, row) = at, shape
-    blocks, plane = (channels + (lanes - 1)) // lanes, depth * height * row
-    line = x.at((n * all_channels + channel) * plane + (z * height + y) * row)
-    for q in loop((cells + (lanes - 1)) // lanes):
-        cell = first + q * lanes
-        for b in loop(blocks):
-            c = (blocks - 1 - b) * lanes
-            columns = []
-            for i in range(lanes):
-                source = line.at(minimum(c + i, channels - 1) * plane)  # channels past the last repeat it
-                columns.append(source.vec(cell, lanes, count=(row - cell) * inside, start=-cell))
-            for i, vector in enumerate(transpose(columns)):
-                to.put((q * lanes + i) * channels + c, vector)
-
-
-def _image_interleaved(count):
-    """As :func:`_image_transposed` for few channels: ``count`` vectors of one channel to ``count`` vectors of all."""
-
-    def lay(lanes, x, to, at, shape, all_channels, channel, channels, cells, inside):
-        (n, z, y, first), (depth, height, row) = at, shape
-        for q in loop((cells + (lanes - 1)) // lanes):
-            cell = first + q * lanes
-            planes = [((n * all_channels + channel + c) * depth + z) * height + y for c in range(count)]
-            vectors = [x.vec(p * row + cell, lanes, count=(row - cell) * inside, start=-cell) for p in planes]
-            for j in range(count):
-                lane = range(lanes * j, lanes * (j + 1))
-                mixed = shuffle(vectors[0], vectors[0], [i // count for i in lane])
-                for c in range(1, count):
-                    order = [lanes + i // count if i % count == c else i % lanes for i in lane]
-                    mixed = shuffle(mixed, vectors[c], order)
-                to.put((q * count + j) * lanes, mixed)
-
-    return lay
-
-
-def _image_last(lanes, x, to, at, shape, all_channels, channel, channels, cells, inside):
-    """A line of cells from (N, *spatial, C): at once where it has all channels, else cell by cell."""
-    (n, z, y, first), (depth, height, row) = at, shape
-    whole = within(all_channels - channels, 1)
-    line = ((n * depth + z) * height + y) * row + first
-    length = channels + (cells - 1) * channels * whole
-    for i in loop(1 + (cells - 1) * (1 - whole)):
-        start = -first * channels * whole
-        count = inside * (whole * (row - first) * channels + (1 - whole) * within(first + i, row) * channels)
-        for q in loop((length + (lanes - 1)) // lanes):
-            source = (line + i) * all_channels + channel + q * lanes
-            to.put(i * channels + q * lanes, x.vec(source, lanes, count=count - q * lanes, start=start - q * lanes))
-
-
-def _gradient_transposed(
-    lanes, vectors, dy, to, at, shape, all_filters, before, filters, first, pixels, totals
-):  # fmt: skip
-    """Neighbouring pixels of a panel of filters from (N, F, *output). Lanes past the last filter repeat it."""
-    (n, d, pixel), (depth, plane) = at, shape
-    image, size = dy.at(((n * all_filters + before) * depth + d) * plane + pixel), depth * plane
-    for q in loop((pixels + (lanes - 1)) // lanes):
-        for j in range(vectors):
-            rows = []
-            for i in range(lanes):
-                source = image.at(minimum(first + lanes * j + i, filters - 1) * size)
-                rows.append(source.vec(q * lanes, lanes, count=pixels - q * lanes))
-            for i, column in enumerate(transpose(rows)):
-                to.put((q * lanes + i) * (lanes * vectors) + lanes * j, column)
-                total = totals[j][i % 2]
-                total.set(total.get() + column)
-
-
-def _gradient_last(lanes, vectors, dy, to, at, shape, all_filters, before, filters, first, pixels, totals):
-    """As :func:`_gradient_transposed`, from (N, *output, F)."""
-    (n, d, pixel), (depth, plane) = at, shape
-    source = dy.at(((n * depth + d) * plane + pixel) * all_filters + before + first)
-    for q in loop(pixels):
-        for j in range(vectors):
-            row = source.vec(q * all_filters + lanes * j, lanes, count=filters - first - lanes * j)
-            to.put((q * vectors + j) * lanes, row)
-            totals[j][0].set(totals[j][0].get() + row)
-
-
-def _fetch_first(itemsize):
-    """Ask for a ``width``-th of dy in the next unit: the pixels of a filter."""
-
-    def fetch(dy, at, shape, all_filters, before, filters, first, pixels, width, i):
-        (n, d, pixel), (depth, plane), line = at, shape, 64 // itemsize
-        f = n * all_filters + before + minimum(first + i, filters - 1)
-        source = dy.at((f * depth + d) * plane + pixel)
-        for q in loop((pixels + (line - 1)) // line):
-            source.prefetch(q * line)
-
-    return fetch
-
-
-def _fetch_last(itemsize):
-    """As :func:`_fetch_first`: every ``width``-th pixel, all filters of the panel."""
-
-    def fetch(dy, at, shape, all_filters, before, filters, first, pixels, width, i):
-        (n, d, pixel), (depth, plane) = at, shape
-        source = dy.at(((n * depth + d) * plane + pixel) * all_filters + before + first)
-        for q in loop((pixels - i + (width - 1)) // width):
-            for line in range(0, width, 64 // itemsize):
-                source.prefetch((q * width + i) * all_filters + line)
-
-    return fetch
 
 
 def _write(
