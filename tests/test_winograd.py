@@ -15,6 +15,7 @@ from compare import assert_same_bits
 from konv import textbook
 from konv.arrays import empty, laid_out
 from konv.engine import winograd as algorithm
+from konv.engine import winograd_cuts
 from konv.engine.plan import Problem
 from konv.engine.simd import ArrayPointer
 from konv.engine.winograd_formulas import (
@@ -263,6 +264,37 @@ def test_channels_last(shape, filters):
     assert_same_bits(back.copy(order="C"), dx)
 
 
+@pytest.mark.parametrize("shape, filters", [((3, 130, 7, 9), 70), ((2, 20, 14, 18), 33)])
+def test_bits_do_not_depend_on_the_cut(monkeypatch, shape, filters):
+    """However it is cut into pieces, every sum has its order."""
+    rng = np.random.default_rng(2)
+    x, w, b = normal(rng, *shape), normal(rng, filters, shape[1], TAPS, TAPS), normal(rng, filters)
+    y, dx = run(x, w, b, 1), run_gradient(run(x, w, b, 1), w, shape, 1)
+    g = geometry(shape, w.shape, padding=1)
+    cuts = list(every_cut(g, False, 2, winograd_cuts.Sizes.of(g, False)))
+    for i in range(0, len(cuts), 3):
+        monkeypatch.setattr(
+            winograd_cuts, "_cuts", lambda *given, i=i: list(every_cut(*given))[i:][:1] or every_cut(*given)
+        )
+        algorithm._prepare.cache_clear()
+        assert_same_bits(run(x, w, b, 1), y)
+        assert_same_bits(run_gradient(y, w, shape, 1), dx)
+    algorithm._prepare.cache_clear()
+
+
+@pytest.mark.parametrize("shape, filters", [
+    ((8, 64, 56, 56), 64), ((8, 128, 28, 28), 128), ((8, 256, 14, 14), 256), ((8, 512, 7, 7), 512), ((2, 512, 28, 28), 512),
+    ((1, 64, 56, 56), 64),
+])  # fmt: skip
+def test_workspace_is_small(threads, shape, filters):
+    """At most 15 % of the im2col matrix, with two threads."""
+    threads(2)
+    g = geometry(shape, (filters, shape[1], TAPS, TAPS), padding=1)
+    columns = g.batch * np.prod(g.output) * TAPS * TAPS * 4
+    assert winograd_cuts.best(g, False, 2).size <= 0.15 * columns * g.channels
+    assert winograd_cuts.best(g, True, 2).size <= 0.15 * columns * g.filters
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_no_number_is_lost(value):
     """NaN or infinity is seen in every output that reads it, and in none outside the tiles that do."""
@@ -337,6 +369,9 @@ class PlainJob:
             self.text(piece, 0, **self.numbers, **pointers)
 
 
+every_cut = winograd_cuts._cuts
+
+
 def run_texts(monkeypatch):
     """From here on the algorithm runs its kernels' texts."""
 
@@ -352,15 +387,15 @@ def run_texts(monkeypatch):
     monkeypatch.setattr(algorithm, "filters_to_points", filters_to_points.text)
 
 
-@pytest.mark.parametrize("few_blocks", [0, 2])
+@pytest.mark.parametrize("ahead", [True, False])
 @pytest.mark.parametrize("shape, filters", [((2, 3, 7, 5), 5), ((1, 17, 6, 10), 20)])
-def test_text_on_numpy_equals_compiled(monkeypatch, shape, filters, few_blocks):
+def test_text_on_numpy_equals_compiled(monkeypatch, shape, filters, ahead):
     """The whole algorithm with every kernel run as its text, in plain Python: NumPy rounds products, machine code does not."""
     rng = np.random.default_rng(0)
     x, w, b = normal(rng, *shape), normal(rng, filters, shape[1], TAPS, TAPS), normal(rng, filters)
     dy = normal(rng, shape[0], filters, *shape[2:])
     compiled = [run(x, w, b, 1), run_gradient(dy, w, shape, 1)]
-    monkeypatch.setattr(algorithm, "FEW_BLOCKS", few_blocks)
+    monkeypatch.setattr(winograd_cuts, "_cuts", lambda *given: [cut for cut in every_cut(*given) if cut.ahead == ahead])
     run_texts(monkeypatch)
     plain = [run(x, w, b, 1), run_gradient(dy, w, shape, 1)]
     for actual, expected in zip(plain, compiled):

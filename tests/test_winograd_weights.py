@@ -185,8 +185,9 @@ def test_empty_batch():
 @pytest.mark.parametrize("shape, filters", [
     ((8, 64, 56, 56), 64), ((8, 128, 28, 28), 128), ((8, 256, 14, 14), 256), ((8, 512, 7, 7), 512), ((100, 64, 8, 8), 64),
 ])  # fmt: skip
-def test_workspace_is_small(shape, filters):
+def test_workspace_is_small(threads, shape, filters):
     """At most 15 % of the im2col matrix, with two threads."""
+    threads(2)
     g = geometry(shape, (filters, shape[1], TAPS, TAPS), padding=1)
     matrix_bytes = g.batch * np.prod(g.output) * g.channels * TAPS * TAPS * 4
     assert winograd_weights.prepare(g, "first", 2).size <= 0.15 * matrix_bytes

@@ -22,21 +22,17 @@ import numpy as np
 
 from konv.engine import memory, winograd_weights
 from konv.engine.launch import Job, address
-from konv.engine.machine import machine
 from konv.engine.threads import get_threads, width
-from konv.engine.winograd_formulas import OUTPUTS, POINTS, SPAN, TAPS
-from konv.engine.winograd_kernels import DEPTH, SPREAD, filters_to_points, winograd
-from konv.engine.winograd_weights import evenly, layout_of, weight_gradient
+from konv.engine.winograd_cuts import Sizes, best
+from konv.engine.winograd_formulas import OUTPUTS, TAPS
+from konv.engine.winograd_kernels import filters_to_points, winograd
+from konv.engine.winograd_weights import layout_of, weight_gradient
 from konv.geometry import Geometry
 
 if TYPE_CHECKING:
     from konv.engine.plan import Problem
 
 NAME = "winograd"
-BLOCK_TILES = 42  # 28 is as fast, 14 and 56 are slower by 10-40 % at 256 channels: filters, or inputs, leave the caches
-# Up to here each block transforms the filters anew: at 512@7 keeping them, 4 times w, costs 1.6 times the time for one block,
-# and saves 8 % at most for two.
-FEW_BLOCKS = 2
 LEAST_CHANNELS, LEAST_FILTERS, LEAST_OUTPUTS = 8, 9, 6  # see `declines`
 
 __all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
@@ -117,74 +113,28 @@ class Prepared:
 
 @functools.lru_cache(maxsize=512)
 def _prepare(g: Geometry, transposed: bool, layout: str, threads: int) -> Prepared:
-    host = machine()
-    lanes, (vectors, most) = host.lanes("float32"), host.tile
-    channels, filters = (g.filters, g.channels) if transposed else (g.channels, g.filters)
-    vectors = min(vectors, -(-filters // lanes))  # 16 filters at 28 pixels: 1.6 times as fast as half a panel of zeros
+    sizes, cut = Sizes.of(g, transposed), best(g, transposed, threads)
     spatial, output = (g.output, g.spatial) if transposed else (g.spatial, g.output)
     pad_height, pad_width = [TAPS - 1 - low if transposed else low for low, _ in g.padding]
-    strides = {
+    shared = {
         "filter_stride": TAPS * TAPS * (1 if transposed else g.channels),
         "channel_stride": TAPS * TAPS * (g.channels if transposed else 1),
+        "filters": sizes.filters,
+        "channels": sizes.channels,
+        "chunks": sizes.chunks,
+        "chunk_channels": sizes.chunk_channels,
     }
-
-    tile_rows, tile_columns = (-(-length // OUTPUTS) for length in output)
-    all_rows = g.batch * tile_rows
-    column_blocks, block_columns = evenly(tile_columns, BLOCK_TILES)
-    row_blocks, block_rows = evenly(all_rows, max(1, BLOCK_TILES // block_columns))
-    blocks = row_blocks * column_blocks
-    group = _group(block_rows * block_columns, most)
-    tiles = -(-block_rows * block_columns // group) * group
-
-    panels = -(-filters // (lanes * vectors))
-    part_panels = panels
-    while blocks * -(-panels // part_panels) < 2 * threads and part_panels > 1:
-        part_panels = -(-part_panels // 2)  # each part transforms the block's inputs again: 3 % for 256 filters
-    parts = -(-panels // part_panels)
-    vectors_of_channels = -(-channels // lanes)
-    chunks, chunk_vectors = evenly(vectors_of_channels, DEPTH // lanes)
-
-    input_plane, sums_plane = tiles * DEPTH + SPREAD, tiles * lanes * vectors + SPREAD
-    filter_plane = chunk_vectors * lanes * lanes * vectors + SPREAD
-    pitch = -(-(block_columns * OUTPUTS + TAPS - 1) // lanes) * lanes
-    ahead = blocks > FEW_BLOCKS
-    strip_at = chunks * POINTS * input_plane
-    sums_at = strip_at + SPAN * pitch * lanes
-    filters_at = sums_at + POINTS * sums_plane
-    slot_size = filters_at + (0 if ahead else POINTS * filter_plane)
-
-    shared = {
-        **strides,
-        "filters": filters,
-        "channels": channels,
-        "chunks": chunks,
-        "chunk_channels": chunk_vectors * lanes,
-    }
-    transform, filter_cells, source = None, 0, "flipped taps" if transposed else "taps"
-    if ahead:
-        filter_cells, source = panels * chunks * POINTS * filter_plane, "points"
-        transform = Job(filters_to_points(lanes, vectors, transposed), panels * chunks, plane=filter_plane, **shared)
+    transform, source = None, "flipped taps" if transposed else "taps"
+    if cut.ahead:
+        kernel, source = filters_to_points(sizes.lanes, sizes.vectors, transposed), "points"
+        transform = Job(kernel, sizes.panels * sizes.chunks, plane=cut.numbers["filter_plane"], **shared)
     multiply = Job(
-        winograd(lanes, vectors, group, source, layout), blocks * parts, slot_size=slot_size, strip_at=strip_at, sums_at=sums_at,
-        filters_at=filters_at, x_height=spatial[0], x_width=spatial[1], pad_height=pad_height, pad_width=pad_width,
-        out_height=output[0], out_width=output[1], tile_rows=tile_rows, tile_columns=tile_columns, all_rows=all_rows,
-        block_rows=block_rows, block_columns=block_columns, column_blocks=column_blocks, part_panels=part_panels,
-        panels=panels, parts=parts, input_plane=input_plane, sums_plane=sums_plane, filter_plane=filter_plane, pitch=pitch,
-        **shared,
+        winograd(sizes.lanes, sizes.vectors, cut.group, sizes.depth, source, layout), cut.pieces, x_height=spatial[0],
+        x_width=spatial[1], pad_height=pad_height, pad_width=pad_width, out_height=output[0], out_width=output[1],
+        **cut.numbers, **shared,
     )  # fmt: skip
-    used = width(multiply.pieces, blocks * tiles * POINTS * channels * filters)
-    no_bias = np.zeros(panels * lanes * vectors, np.float32)
-    return Prepared(transform, multiply, no_bias, filter_cells, used, (filter_cells + used * slot_size) * 4)
-
-
-def _group(tiles: int, most: int) -> int:
-    """Tiles in registers at once: few values, each is a kernel to compile, and little waste in a block's last group.
-
-    One step of a group takes about as many cycles as it has tiles, and one more.
-    """
-    if tiles <= most * 2 // 7:
-        return most * 2 // 7
-    return min((most, most * 4 // 5, most * 4 // 7), key=lambda group: -(-tiles // group) * (group + 1))
+    no_bias = np.zeros(sizes.panels * sizes.lanes * sizes.vectors, np.float32)
+    return Prepared(transform, multiply, no_bias, cut.filter_cells, cut.threads, cut.size)
 
 
 def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transposed: bool, out: np.ndarray) -> None:

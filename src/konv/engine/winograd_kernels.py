@@ -12,11 +12,9 @@ from konv.engine.winograd_formulas import (
     both_axes,
     filter_column,
     input_column,
-    output_column,
 )
-from konv.engine.winograd_tiles import constants, read_strip, strip_to_points, write_strip
+from konv.engine.winograd_tiles import constants, points_to_strip, read_strip, strip_to_points, write_strip
 
-DEPTH = 64  # channels summed before they are added up: 128 is no faster, and the error 1.4 times as large
 AHEAD = 8  # channels between asking for taps and using them
 LINE = 16  # float32 numbers in a cache line
 SPREAD = 16  # cells between the planes of the points beyond their size: at powers of two they would evict each other
@@ -41,19 +39,17 @@ def filters_to_points(lanes, vectors, flipped):
 
 
 @kernel
-def winograd(lanes, vectors, group, filters_from, layout):
+def winograd(lanes, vectors, group, depth, filters_from, layout):
     """The convolution of a block of tiles with a part of the panels of filters, which are a piece.
 
     A block is ``block_rows`` rows (of all images, one after the other) by ``block_columns`` columns of tiles. Three steps,
-    all in the slot's workspace: inputs to points, for each panel the products summed over channels (``group`` tiles by
-    ``vectors * lanes`` filters in registers), and points to outputs. Inputs and outputs pass through a *strip*: the lines
-    of one row of tiles, a vector of channels for each of their cells, transposed from x and to y.
+    all in the slot's workspace: inputs to points, products summed over channels, and points to outputs.
 
-    ``filters_from`` is "points" where :func:`filters_to_points` ran before; "taps" and "flipped taps" transform each chunk
-    just before its use, which is better where there is one block: U is 4 times as large as the weights.
+    ``filters_from`` is "points" where :func:`filters_to_points` ran before: then the inputs' points of all channels are
+    there, and panels pass by, each with its 36 sums. U is 4 times as large as the weights: where that is too much,
+    "taps" and "flipped taps" keep the sums of all panels of the part instead, and chunks of channels pass by.
     """
     width = lanes * vectors
-    ahead = filters_from == "points"
 
     def text(
         piece, slot, x, w, bias, y, points, slots, slot_size, strip_at, sums_at, filters_at,
@@ -65,79 +61,91 @@ def winograd(lanes, vectors, group, filters_from, layout):
         first_row, first_column = block // column_blocks * block_rows, block % column_blocks * block_columns
         rows = minimum(block_rows, all_rows - first_row)
         columns = minimum(block_columns, tile_columns - first_column)
+        first_panel = part * part_panels
+        own_panels = minimum(part_panels, panels - first_panel)
         inputs = slots.at(slot * slot_size)
-        strip, sums, own_filters = inputs.at(strip_at), inputs.at(sums_at), inputs.at(filters_at)
-        zero = bias.zero(lanes)
+        strip, all_sums, own_filters = inputs.at(strip_at), inputs.at(sums_at), inputs.at(filters_at)
+        number = constants(bias.zero(lanes))
 
-        number = constants(zero)
-
-        # Inputs to points. Lanes past the last channel are summed by nobody.
-        for r in loop(rows):
-            image, top = (first_row + r) // tile_rows, (first_row + r) % tile_rows * OUTPUTS
-            for block_of_channels in loop((channels + (lanes - 1)) // lanes):
-                c = block_of_channels * lanes
-                read_strip(
-                    x, strip, lanes, layout, SPAN, pitch, image, c, channels, x_height, x_width, top - pad_height,
-                    first_column * OUTPUTS - pad_width, columns * OUTPUTS + (TAPS - 1),
-                )  # fmt: skip
-                chunk = c // chunk_channels
-                to = inputs.at(chunk * POINTS * input_plane + r * columns * DEPTH + (c - chunk * chunk_channels))
-                strip_to_points(strip, to, lanes, input_column, SPAN, pitch, columns, DEPTH, input_plane, number)
-
-        # Products, summed over channels: one matrix product (tiles, channels) @ (channels, filters) for each point.
-        groups = (rows * columns + (group - 1)) // group
-        for p in loop(minimum(part_panels, panels - part * part_panels)):
-            panel = part * part_panels + p
-            for chunk in loop(chunks):
-                count = minimum(chunk_channels, channels - chunk * chunk_channels)
-                if ahead:
-                    chunk_filters = points.at((panel * chunks + chunk) * POINTS * filter_plane)
-                else:
-                    chunk_filters = own_filters
-                    _transform_filters(
-                        w, own_filters, lanes, vectors, filters_from == "flipped taps", panel * width, filters, filter_stride,
-                        chunk * chunk_channels * channel_stride, channel_stride, count, filter_plane,
+        def transform_inputs(chunk, to):
+            """Lanes past the last channel are summed by nobody."""
+            for r in loop(rows):
+                image, top = (first_row + r) // tile_rows, (first_row + r) % tile_rows * OUTPUTS
+                for v in loop((minimum(chunk_channels, channels - chunk * chunk_channels) + (lanes - 1)) // lanes):
+                    read_strip(
+                        x, strip, lanes, layout, SPAN, pitch, image, chunk * chunk_channels + v * lanes, channels, x_height,
+                        x_width, top - pad_height, first_column * OUTPUTS - pad_width, columns * OUTPUTS + (TAPS - 1),
                     )  # fmt: skip
-                kept = chunk * lanes  # the first chunk starts at zero
-                for point in loop(POINTS):
-                    row = chunk_filters.at(point * filter_plane)
-                    for g in loop(groups):
-                        tile = inputs.at((chunk * POINTS + point) * input_plane + g * (group * DEPTH))
-                        target = sums.at(point * sums_plane + g * (group * width))
-                        accumulators = [Variable(zero) for _ in range(group * vectors)]
-                        for c in loop(count):
-                            # They come from L2 or L3: unasked for, 256@14 takes 1.3 times as long.
-                            tile.prefetch(group * DEPTH + c * LINE)  # the next group's inputs
-                            for j in range(0, width, LINE):
-                                row.prefetch(filter_plane + c * width + j)  # the next point's filters
-                            values = [row.vec(c * width + lanes * j, lanes) for j in range(vectors)]
-                            for i in range(group):
-                                cell = splat(tile[c + DEPTH * i], lanes)
-                                for j in range(vectors):
-                                    a = accumulators[vectors * i + j]
-                                    a.set(fma(cell, values[j], a.get()))
-                        for i, a in enumerate(accumulators):
-                            target.put(lanes * i, a.get() + target.vec(lanes * i, lanes, count=kept))
-            # Points to outputs.
+                    tiles = to.at(r * columns * depth + v * lanes)
+                    strip_to_points(strip, tiles, lanes, input_column, SPAN, pitch, columns, depth, input_plane, number)
+
+        def multiply(chunk, values, taps, sums):
+            """One matrix product (tiles, channels) @ (channels, filters) for each point."""
+            for point in loop(POINTS):
+                for g in loop((rows * columns + (group - 1)) // group):
+                    _add_products(
+                        values.at(point * input_plane + g * (group * depth)), taps.at(point * filter_plane), filter_plane,
+                        sums.at(point * sums_plane + g * (group * width)),
+                        minimum(chunk_channels, channels - chunk * chunk_channels), depth, group, lanes, vectors, chunk * lanes,
+                    )  # fmt: skip
+
+        def transform_sums(panel, sums):
             for j in loop(minimum(vectors, (filters - panel * width + (lanes - 1)) // lanes)):
                 first = panel * width + lanes * j
                 offset = bias.vec(first, lanes)
                 for r in loop(rows):
                     image, top = (first_row + r) // tile_rows, (first_row + r) % tile_rows * OUTPUTS
-                    for tile in loop(columns):
-                        source = sums.at((r * columns + tile) * width + lanes * j)
-                        values = [
-                            [source.vec((SPAN * i + k) * sums_plane, lanes) for k in range(SPAN)] for i in range(SPAN)
-                        ]
-                        for i, row in enumerate(both_axes(output_column, values, number)):
-                            for k, value in enumerate(row):
-                                strip.put((i * pitch + tile * OUTPUTS + k) * lanes, value + offset)
+                    tiles = sums.at(r * columns * width + lanes * j)
+                    points_to_strip(tiles, strip, lanes, pitch, columns, width, sums_plane, offset, number)
                     write_strip(
                         y, strip, lanes, layout, pitch, image, first, filters, out_height, out_width, top,
                         first_column * OUTPUTS, columns * OUTPUTS,
                     )  # fmt: skip
 
+        if filters_from == "points":
+            for chunk in loop(chunks):
+                transform_inputs(chunk, inputs.at(chunk * POINTS * input_plane))
+            for p in loop(own_panels):
+                panel = first_panel + p
+                for chunk in loop(chunks):
+                    taps = points.at((panel * chunks + chunk) * POINTS * filter_plane)
+                    multiply(chunk, inputs.at(chunk * POINTS * input_plane), taps, all_sums)
+                transform_sums(panel, all_sums)
+        else:
+            for chunk in loop(chunks):
+                transform_inputs(chunk, inputs)
+                for p in loop(own_panels):
+                    _transform_filters(
+                        w, own_filters, lanes, vectors, filters_from == "flipped taps", (first_panel + p) * width, filters,
+                        filter_stride, chunk * chunk_channels * channel_stride, channel_stride,
+                        minimum(chunk_channels, channels - chunk * chunk_channels), filter_plane,
+                    )  # fmt: skip
+                    multiply(chunk, inputs, own_filters, all_sums.at(p * POINTS * sums_plane))
+            for p in loop(own_panels):
+                transform_sums(first_panel + p, all_sums.at(p * POINTS * sums_plane))
+
     return text, dict.fromkeys(("x", "w", "bias", "y", "points", "slots"), "float32")
+
+
+def _add_products(values, taps, plane, sums, count, depth, group, lanes, vectors, kept):
+    """``sums[i, f] (+)= sum over c of values[i, c] * taps[c, f]`` for ``group`` tiles i; added to what is there if ``kept``.
+
+    Both come from L2 or L3. Unasked for, 256@14 takes 1.3 times as long.
+    """
+    width = lanes * vectors
+    accumulators = [Variable(sums.zero(lanes)) for _ in range(group * vectors)]
+    for c in loop(count):
+        values.prefetch(group * depth + c * LINE)  # the next group's
+        for j in range(0, width, LINE):
+            taps.prefetch(plane + c * width + j)  # the next point's
+        row = [taps.vec(c * width + lanes * j, lanes) for j in range(vectors)]
+        for i in range(group):
+            cell = splat(values[c + depth * i], lanes)
+            for j in range(vectors):
+                a = accumulators[vectors * i + j]
+                a.set(fma(cell, row[j], a.get()))
+    for i, a in enumerate(accumulators):
+        sums.put(lanes * i, a.get() + sums.vec(lanes * i, lanes, count=kept))
 
 
 def _transform_filters(

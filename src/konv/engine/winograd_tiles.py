@@ -7,7 +7,7 @@ layout is "last" lie like that in memory; others are transposed, ``lanes`` chann
 from __future__ import annotations
 
 from konv.engine.simd import loop, minimum, transpose, within
-from konv.engine.winograd_formulas import OUTPUTS, SPAN, both_axes
+from konv.engine.winograd_formulas import OUTPUTS, SPAN, both_axes, output_column
 
 
 def constants(zero):
@@ -67,3 +67,12 @@ def strip_to_points(strip, points, lanes, formula, size, pitch, columns, step, p
         for i, row in enumerate(both_axes(formula, cells, number)):
             for k, value in enumerate(row):
                 points.put((SPAN * i + k) * plane + tile * step, value)
+
+
+def points_to_strip(points, strip, lanes, pitch, columns, step, plane, offset, number):
+    """6 x 6 points of each tile to its 4 x 4 outputs, a tile after the other: ``strip[i, q, lane]``."""
+    for tile in loop(columns):
+        values = [[points.vec((SPAN * i + k) * plane + tile * step, lanes) for k in range(SPAN)] for i in range(SPAN)]
+        for i, row in enumerate(both_axes(output_column, values, number)):
+            for k, value in enumerate(row):
+                strip.put((i * pitch + tile * OUTPUTS + k) * lanes, value + offset)

@@ -17,7 +17,9 @@ from konv.engine import memory
 from konv.engine.launch import Job, address
 from konv.engine.machine import machine
 from konv.engine.threads import get_threads, width
+from konv.engine.winograd_cuts import evenly
 from konv.engine.winograd_formulas import OUTPUTS, POINTS, SPAN, TAPS
+from konv.engine.winograd_kernels import SPREAD
 from konv.engine.winograd_outer import add_parts, tiles_to_weights
 from konv.geometry import Geometry
 
@@ -29,7 +31,6 @@ MEMORY = 0.15  # of the im2col matrix
 PARTS = 16  # into which the tiles are cut, that threads have something to do: sums of their own, added at the end
 PART_MEMORY = 0.03  # of the im2col matrix, that the parts' sums may take
 ADDED = 4096  # weights in a piece of the addition
-SPREAD = 16  # cells between planes beyond their size: at powers of two they would evict each other
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,6 @@ def _prepare(g: Geometry, layout: str, threads: int, most_channels: int, most_fi
         )
     used = width(multiply.pieces, blocks * tiles * POINTS * g.channels * g.filters)
     return Prepared(multiply, add, used, part_cells, (part_cells + used * slot_size) * 4)
-
-
-def evenly(n: int, most: int) -> tuple[int, int]:
-    """How many parts of at most ``most`` n is cut into, and the size of each (of the last: at most that)."""
-    size = -(-n // -(-n // most))
-    return -(-n // size), size
 
 
 def layout_of(*arrays: np.ndarray) -> str:

@@ -1,0 +1,158 @@
+"""How a Winograd convolution is cut into pieces: the cheapest of a few ways that need little memory.
+
+The ways differ in what is transformed again and in what is kept, not in the order of any sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from konv.engine.machine import machine
+from konv.engine.threads import width
+from konv.engine.winograd_formulas import OUTPUTS, POINTS, SPAN, TAPS
+from konv.engine.winograd_kernels import SPREAD
+from konv.geometry import Geometry
+
+MEMORY, LEAST_MEMORY = 0.15, 800_000  # of the im2col matrix; bytes that may always be borrowed
+AHEAD_TILES, PASSING_TILES = (42, 28, 14), (98, 64, 56, 42, 32, 28, 16)  # tiles of a block that are tried
+MOST_PANELS = 8  # of a piece, where channels pass by
+FAST_CELLS = 1 << 18  # that fit into L2
+# Nanoseconds on one core: a product of a channel, a filter and a tile; a tile of inputs, for each channel; a filter's taps.
+PRODUCT, INPUT, FILTER = 0.32, 4.5, 2.5
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A convolution's channels and filters as vectors, and as what a kernel keeps in registers.
+
+    Attributes
+    ----------
+    channels, filters : summed, computed; of an input gradient w's filters and channels
+    depth : channels that are summed before they are added up: 128 is no faster than 64, and the error 1.4 times as large
+    chunks, chunk_channels : parts of at most ``depth`` channels
+    vectors, panels : vectors of filters in registers, how many such panels there are
+    """
+
+    channels: int
+    filters: int
+    lanes: int
+    depth: int
+    chunks: int
+    chunk_channels: int
+    vectors: int
+    panels: int
+
+    @staticmethod
+    def of(g: Geometry, transposed: bool) -> Sizes:
+        """Those of a convolution, or of its input gradient."""
+        host = machine()
+        lanes = host.lanes("float32")
+        channels, filters = (g.filters, g.channels) if transposed else (g.channels, g.filters)
+        vectors = min(host.tile[0], -(-filters // lanes))  # 16 filters: 1.6 times as fast as half a panel of zeros
+        depth = 64 if channels <= 128 else 32  # where filters are many, memory is short
+        chunks, chunk_vectors = evenly(-(-channels // lanes), depth // lanes)
+        return Sizes(
+            channels, filters, lanes, depth, chunks, chunk_vectors * lanes, vectors, -(-filters // (lanes * vectors))
+        )
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One way.
+
+    Attributes
+    ----------
+    ahead : whether all filters are transformed ahead; else chunks of channels pass by
+    group : tiles in registers
+    pieces, threads : of the job
+    filter_cells, slot_size : cells of the filters that are transformed ahead, and of each thread's own
+    cost : about how many nanoseconds it takes one core
+    numbers : the kernel's arguments
+    """
+
+    ahead: bool
+    group: int
+    pieces: int
+    threads: int
+    filter_cells: int
+    slot_size: int
+    cost: float
+    numbers: dict[str, int]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the workspace."""
+        return (self.filter_cells + self.threads * self.slot_size) * 4
+
+
+def best(g: Geometry, transposed: bool, threads: int) -> Cut:
+    """The cheapest that fits into the memory; where none does, the best product of both."""
+    sizes = Sizes.of(g, transposed)
+    matrix = g.batch * math.prod(g.spatial if transposed else g.output) * sizes.channels * TAPS * TAPS * 4
+    cuts = list(_cuts(g, transposed, threads, sizes))
+    fitting = [cut for cut in cuts if cut.size <= max(LEAST_MEMORY, MEMORY * matrix)]
+    return min(fitting, key=lambda cut: cut.cost) if fitting else min(cuts, key=lambda cut: cut.cost * cut.size)
+
+
+def evenly(n: int, most: int) -> tuple[int, int]:
+    """How many parts of at most ``most`` n is cut into, and the size of each (of the last: at most that)."""
+    size = -(-n // -(-n // most))
+    return -(-n // size), size
+
+
+def _cuts(g: Geometry, transposed: bool, threads: int, sizes: Sizes) -> Iterator[Cut]:
+    for tiles in AHEAD_TILES:
+        yield _cut(g, transposed, threads, sizes, tiles, sizes.panels, True)
+    for tiles in PASSING_TILES:
+        for panels in range(1, min(sizes.panels, MOST_PANELS) + 1):
+            yield _cut(g, transposed, threads, sizes, tiles, panels, False)
+
+
+def _cut(g: Geometry, transposed: bool, threads: int, s: Sizes, most_tiles: int, part_panels: int, ahead: bool) -> Cut:
+    tile_rows, tile_columns = (-(-length // OUTPUTS) for length in (g.spatial if transposed else g.output))
+    column_blocks, block_columns = evenly(tile_columns, most_tiles)
+    row_blocks, block_rows = evenly(g.batch * tile_rows, max(1, most_tiles // block_columns))
+    blocks = row_blocks * column_blocks
+    group = _group(block_rows * block_columns, machine().tile[1])
+    tiles = -(-block_rows * block_columns // group) * group
+    while ahead and blocks * -(-s.panels // part_panels) < 2 * threads and part_panels > 1:
+        part_panels = -(-part_panels // 2)
+    parts, part_panels = evenly(s.panels, part_panels)
+    pieces, panel = blocks * parts, s.lanes * s.vectors
+
+    input_plane, sums_plane, filter_plane = (
+        n + SPREAD for n in (tiles * s.depth, tiles * panel, s.chunk_channels * panel)
+    )
+    pitch = -(-(block_columns * OUTPUTS + TAPS - 1) // s.lanes) * s.lanes
+    strip_at = (s.chunks if ahead else 1) * POINTS * input_plane
+    sums_at = strip_at + SPAN * pitch * s.lanes
+    filters_at = sums_at + (1 if ahead else part_panels) * POINTS * sums_plane
+    slot_size = filters_at + (0 if ahead else POINTS * filter_plane)
+    filter_cells = s.panels * s.chunks * POINTS * filter_plane if ahead else 0
+
+    products = blocks * tiles * s.channels * s.filters
+    used = width(pieces, products * POINTS)
+    cost = products * PRODUCT * (1 if slot_size <= FAST_CELLS else 1.1 if slot_size <= 2 * FAST_CELLS else 1.3)
+    cost += blocks * tiles * parts * s.channels * INPUT + (1 if ahead else blocks) * s.channels * s.filters * FILTER
+    idle = -(-pieces // used) * used / pieces + (used - 1) / pieces / 4  # threads do not end together
+    return Cut(
+        ahead, group, pieces, used, filter_cells, slot_size, cost * idle,
+        dict(
+            slot_size=slot_size, strip_at=strip_at, sums_at=sums_at, filters_at=filters_at, tile_rows=tile_rows,
+            tile_columns=tile_columns, all_rows=g.batch * tile_rows, block_rows=block_rows, block_columns=block_columns,
+            column_blocks=column_blocks, part_panels=part_panels, panels=s.panels, parts=parts, input_plane=input_plane,
+            sums_plane=sums_plane, filter_plane=filter_plane, pitch=pitch,
+        ),
+    )  # fmt: skip
+
+
+def _group(tiles: int, most: int) -> int:
+    """Tiles in registers at once: few values, each is a kernel to compile, and little waste in a block's last group.
+
+    One step of a group takes about as many cycles as it has tiles, and one more.
+    """
+    if tiles <= most * 2 // 7:
+        return most * 2 // 7
+    return min((most, most * 4 // 5, most * 4 // 7), key=lambda group: -(-tiles // group) * (group + 1))
