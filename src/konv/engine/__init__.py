@@ -11,6 +11,8 @@
     axes.py                   the phases of an axis
     grouped.py                pixels in lanes: jobs        planes.py                its kernels
     winograd.py               3 x 3, F(4x4, 3x3)           winograd_kernels.py      its kernels
+    winograd_weights.py       its weight gradient          winograd_outer.py        its kernels
+    winograd_formulas.py, winograd_tiles.py, winograd_cuts.py   formulas, tiles in memory, pieces
     columns.py                NumPy and its BLAS, always says yes
     bias.py                   the bias gradient, of every problem
     simd.py                   the language they are written in
