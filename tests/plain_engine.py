@@ -102,7 +102,9 @@ class _Memory:
 
     def pointer(self, start, others, stored):
         """The memory from ``start`` to the end of its region, or to the next of the other pointers into it."""
-        region = next(r for r in reversed(self.regions) if 0 <= start - address(r) < r.nbytes)
+        region = next((r for r in reversed(self.regions) if 0 <= start - address(r) < r.nbytes), None)
+        if region is None:
+            raise IndexError(f"a kernel touches {start:#x}, where no array is")
         first = address(region)
         end = min([first + region.nbytes, *(other for other in others if other > start)])
         dtype = BFLOAT16 if stored == "bfloat16" else np.dtype(stored)

@@ -30,7 +30,7 @@ from konv.engine.simd import ITEMSIZE, Variable, fma, has_nan, loop, maximum, mi
 
 
 @kernel
-def weight_sums(dtype, out, lanes, vectors, rows, joined, interleaved, last):
+def sum_outer_products(dtype, out, lanes, vectors, rows, joined, interleaved, last):
     """The sums of a block of weights over a part of the pixels. A piece is (group, part, filter block, channel block).
 
     ``interleaved`` is the number of channels in a block where it is small, else 0; ``last`` says that x and dy are laid out
@@ -159,7 +159,7 @@ def weight_sums(dtype, out, lanes, vectors, rows, joined, interleaved, last):
 
 
 @kernel
-def add_parts(wide, out, lanes, vectors):
+def add_weight_parts(wide, out, lanes, vectors):
     """dw from the sums of all parts. A piece is (group, filter block, channel block, panel)."""
 
     def text(

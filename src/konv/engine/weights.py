@@ -10,7 +10,7 @@ import numpy as np
 from konv.engine import memory
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
-from konv.engine.outer import add_parts, weight_sums
+from konv.engine.outer import add_weight_parts, sum_outer_products
 from konv.engine.threads import get_threads, width
 from konv.engine.weights_cut import Layout, layout, three, wide_itemsize
 from konv.geometry import Geometry
@@ -71,7 +71,7 @@ def _jobs(g: Geometry, dtype: str, out: str, last: bool) -> tuple[Job, Job]:
         sums_size=cut.sums_size, taps=taps, panel_rows=blocks.rows,
     )  # fmt: skip
     main = Job(
-        weight_sums(dtype, out, lanes, tile.vectors, tile.rows, tile.joined, interleaved, last), blocks.pieces,
+        sum_outer_products(dtype, out, lanes, tile.vectors, tile.rows, tile.joined, interleaved, last), blocks.pieces,
         groups=g.groups, all_planes=g.batch * three(g, g.output)[0], planes=pixels.planes, block_rows=pixels.rows,
         block_columns=pixels.columns, row_blocks=pixels.counts[1], column_blocks=pixels.counts[2],
         units=math.prod(pixels.counts), line_count=len(pixels.lines), line_cells=pixels.cells,
@@ -83,7 +83,7 @@ def _jobs(g: Geometry, dtype: str, out: str, last: bool) -> tuple[Job, Job]:
         **{f"{axis}_pad": n for axis, n in zip(axes, low)},
     )  # fmt: skip
     finish = Job(
-        add_parts(wide_type(dtype), out, lanes, tile.vectors),
+        add_weight_parts(wide_type(dtype), out, lanes, tile.vectors),
         g.groups * blocks.filter_blocks * blocks.channel_blocks * blocks.block_panels,
         **weights,
     )  # fmt: skip
