@@ -74,7 +74,7 @@ def _prepare(g: Geometry, layout: str, threads: int, most_channels: int, most_fi
     tile_rows, tile_columns = (-(-length // OUTPUTS) for length in g.output)
     all_rows = g.batch * tile_rows
     few = BLOCK_TILES < all_rows * tile_columns <= FEW_TILES
-    most_tiles = BLOCK_TILES // 2 if few else BLOCK_TILES
+    most_tiles = -(-BLOCK_TILES // 2) if few else BLOCK_TILES
     column_blocks, block_columns = evenly(tile_columns, most_tiles)
     row_blocks, block_rows = evenly(all_rows, max(1, most_tiles // block_columns))
     blocks = row_blocks * column_blocks
