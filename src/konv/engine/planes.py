@@ -40,8 +40,8 @@ def correlate_planes(
     wide_step = stride_wide or 1
 
     def fetch(array, first, row_size, count, vectors, write):
-        """Ask for the vectors of some rows that lie ``AHEAD`` of those at hand."""
-        ahead = array.at(first + AHEAD)
+        """Ask for the vectors of some rows, which are needed soon."""
+        ahead = array.at(first)
         for r in range(count):
             for v in range(vectors):
                 ahead.prefetch(r * row_size + v * lanes, write)
@@ -62,8 +62,14 @@ def correlate_planes(
             d = depth * depth_step + sources[source * 3 + 1]
             h = row * stride_high + sources[source * 3 + 2]
             height = x_height * within(d, x_depth)
-            start = ((plane * group_channels + sources[source * 3]) * x_depth + d) * x_height + h
+            start = first_of(plane, depth, row, source)
             return [pick(within(h + u, height), x.at((start + u) * x_width), zeros) for u in range(lines_of_tile)]
+
+        def first_of(plane, depth, row, source):
+            """The first of them, counted from the first of x."""
+            channel = plane * group_channels + sources[source * 3]
+            d = depth * depth_step + sources[source * 3 + 1]
+            return (channel * x_depth + d) * x_height + row * stride_high + sources[source * 3 + 2]
 
         def factors_of(factors, source, taps_used):
             """``factors[tap][row of the source][filter]``, spread over the lanes."""
@@ -105,9 +111,13 @@ def correlate_planes(
                         column = column_tile * lanes
                         if single:
                             at = (plane * x_depth + depth) * x_height + row * stride_high
-                            fetch(x, at * x_width + column * wide_step, x_width, rows * stride_high, wide_step, False)
+                            fetch(x, at * x_width + column * wide_step + AHEAD, x_width, rows * stride_high, wide_step, False)
                             if few:
-                                fetch(y, to_row + column * len(sets), y_row, rows, len(sets), True)
+                                fetch(y, to_row + column * len(sets) + AHEAD, y_row, rows, len(sets), True)
+                        if not single:
+                            for f in range(filters):
+                                at = to_row + f * y_filter + rows * y_row + column * len(sets)
+                                fetch(y, at, y_row, rows, len(sets), True)
                         sums = [
                             {
                                 (f, r): Variable(splat(bias[filter_ + f], lanes))
@@ -118,6 +128,9 @@ def correlate_planes(
                         ]
                         for source in [0] if single else loop(source_count):
                             read_lines = lines_read if single else lines_of(plane, depth, row, source)
+                            if not single:  # the next tile of rows
+                                at = first_of(plane, depth, row, source) + lines_of_tile
+                                fetch(x, at * x_width + column * wide_step, x_width, rows * stride_high, wide_step, False)
                             for s, n in enumerate(taps_wide):
                                 if n == 0:
                                     for t in loop(columns[s + 1] - columns[s]):
