@@ -19,6 +19,7 @@ from konv.engine.axes import FORWARD, Axis, forward_axes, gradient_axes, gradien
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.planes import accumulate_planes, correlate_planes
+from konv.engine.simd import ITEMSIZE
 from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
 
@@ -29,6 +30,7 @@ NAME = "grouped"
 MOST_FILTERS = 8  # of 32 that the other tile computes at once
 MOST_ROWS, MOST_COLUMNS = 7, 7  # of a kernel whose taps are unrolled
 PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one plane
+PART_BYTES, LEAST_PIECES = 256 << 10, 32  # of a weight gradient: what it reads several times stays in L2
 PRODUCTS = 192  # summed in one accumulator before they are added to another: the error falls
 
 
@@ -255,7 +257,9 @@ def _accumulation(g: Geometry, dtype: str) -> Accumulation:
     shared = len(height.taps) if height.stride <= 2 and _neighbours(height) and len(height.taps) <= MOST_ROWS else 1
     neighbours = _neighbours(row) and row.stride <= 2
     columns = min(len(row.taps), {1: 8, 2: 4, 3: 3, 4: 3, 5: 3}.get(shared, 2)) if neighbours else 1
-    rows = min((n for n in (7, 4, 1) if n <= height.out), key=lambda n: height.out // n * (n + 2) + height.out % n * 3)
+    tile_filters = 2 if filters % 2 == 0 and shared * columns <= 9 and machine().registers >= 32 else 1
+    heights = (7, 4, 1) if tile_filters == 1 else (4, 1)
+    rows = min((n for n in heights if n <= height.out), key=lambda n: height.out // n * (n + 2) + height.out % n * 3)
     sources = np.array(
         [
             (
@@ -270,14 +274,18 @@ def _accumulation(g: Geometry, dtype: str) -> Accumulation:
         ],
         np.int64,
     )
-    parts = max(1, min(g.batch, -(-32 // g.groups)))
-    part_images = -(-g.batch // parts)
+    image_bytes = (channels * math.prod(g.spatial) + filters * math.prod(g.output)) * ITEMSIZE[dtype]
+    part_images = max(1, min(g.batch, g.batch * g.groups // LEAST_PIECES))
+    if filters * len(sources) > 1 or len(row.taps) > columns:
+        part_images = max(1, min(part_images, PART_BYTES // image_bytes))
+    parts = max(1, -(-g.batch // part_images))
     row_vectors = -(-row.out // lanes)
     chunk_rows = max(1, PRODUCTS // row_vectors // rows) * rows
     block_images = max(1, PRODUCTS // (row_vectors * height.out * depth.out))
     job = Job(
-        accumulate_planes(dtype, lanes, rows, shared, columns, height.stride, row.stride if row.stride <= 2 else 0,
-            filters * len(sources) == 1),
+        accumulate_planes(
+            dtype, lanes, tile_filters, rows, shared, columns, height.stride, row.stride if row.stride <= 2 else 0
+        ),
         parts * g.groups, images=g.batch, part_images=part_images, block_images=block_images, chunk_rows=chunk_rows,
         groups=g.groups, group_channels=channels, group_filters=filters, source_count=len(sources), x_depth=depth.length,
         x_height=height.length, x_width=row.length, step=row.stride, depth_step=depth.stride, out_depth=depth.out,

@@ -8,6 +8,8 @@ all the outputs of the tile that meet it.
 
 from __future__ import annotations
 
+import itertools
+
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, bits, fma, loop, minimum, pick, shuffle, splat, within
@@ -111,7 +113,14 @@ def correlate_planes(
                         column = column_tile * lanes
                         if single:
                             at = (plane * x_depth + depth) * x_height + row * stride_high
-                            fetch(x, at * x_width + column * wide_step + AHEAD, x_width, rows * stride_high, wide_step, False)
+                            fetch(
+                                x,
+                                at * x_width + column * wide_step + AHEAD,
+                                x_width,
+                                rows * stride_high,
+                                wide_step,
+                                False,
+                            )
                             if few:
                                 fetch(y, to_row + column * len(sets) + AHEAD, y_row, rows, len(sets), True)
                         if not single:
@@ -130,7 +139,9 @@ def correlate_planes(
                             read_lines = lines_read if single else lines_of(plane, depth, row, source)
                             if not single:  # the next tile of rows
                                 at = first_of(plane, depth, row, source) + lines_of_tile
-                                fetch(x, at * x_width + column * wide_step, x_width, rows * stride_high, wide_step, False)
+                                fetch(
+                                    x, at * x_width + column * wide_step, x_width, rows * stride_high, wide_step, False
+                                )
                             for s, n in enumerate(taps_wide):
                                 if n == 0:
                                     for t in loop(columns[s + 1] - columns[s]):
@@ -169,12 +180,14 @@ def correlate_planes(
 
 
 @kernel
-def accumulate_planes(dtype, lanes, rows, taps_high, taps_wide, stride_high, stride_wide, single):
+def accumulate_planes(dtype, lanes, filters, rows, taps_high, taps_wide, stride_high, stride_wide):
     """``sums[part, tap] = sum of dy * x`` over the images of a part. A piece is (part, group).
 
-    A tile of ``taps_high`` x ``taps_wide`` sums, each a vector of partial ones, goes over the outputs; so many ``rows`` of dy
-    are held in registers, and a vector of x serves all of them that it met.
+    A tile of ``filters`` x ``taps_high`` x ``taps_wide`` sums, each a vector of partial ones, goes over the outputs; so many
+    ``rows`` of dy are held in registers, and a vector of x serves all of them that it met.
     """
+
+    wide_step = stride_wide or 1
 
     def text(
         piece, slot, x, dy, sums, zeros, sources,
@@ -184,9 +197,10 @@ def accumulate_planes(dtype, lanes, rows, taps_high, taps_wide, stride_high, str
         part, group = piece // groups, piece % groups
         first_image = part * part_images
         some_images = minimum(part_images, images - first_image)
-        tile = [(k, t) for k in range(taps_high) for t in range(taps_wide)]
+        out_plane = out_depth * out_height * out_width
+        tile = [(f, k, t) for f in range(filters) for k in range(taps_high) for t in range(taps_wide)]
 
-        def add(tile_sums, shift, source, f, plane, depth, row, count):
+        def add(tile_sums, shift, source, block, plane, depth, row, count):
             """Add the products of ``count`` rows of dy to the sums of a tile whose first tap reads ``shift`` cells on."""
             d = depth * depth_step + sources[source * 4 + 1]
             h = row * stride_high + sources[source * 4 + 2]
@@ -196,32 +210,36 @@ def accumulate_planes(dtype, lanes, rows, taps_high, taps_wide, stride_high, str
                 pick(within(h + u, height), x.at((start + u) * x_width), zeros)
                 for u in range((count - 1) * stride_high + taps_high)
             ]
-            upstream = dy.at((((plane * group_filters + f) * out_depth + depth) * out_height + row) * out_width)
+            upstream = dy.at(
+                (((plane * group_filters + block * filters) * out_depth + depth) * out_height + row) * out_width
+            )
             for q in loop((out_width + (lanes - 1)) // lanes):
                 column = q * lanes
                 left = out_width - column
-                if single:  # ask for the next image
+                for f in range(filters):  # ask for the next image
                     for r in range(count):
-                        upstream.prefetch(groups * out_depth * out_height * out_width + r * out_width + column)
-                    for u in range(count * stride_high):
-                        for v in range(stride_wide or 1):
-                            at = (start + u) * x_width + (column * (stride_wide or 1) + v * lanes)
-                            x.prefetch(groups * x_depth * x_height * x_width + at)
-                gradients = [upstream.vec(r * out_width + column, lanes, count=left) for r in range(count)]
+                        upstream.prefetch((groups * group_filters + f) * out_plane + r * out_width + column)
+                for u in range(count * stride_high):
+                    for v in range(wide_step):
+                        at = (start + u) * x_width + (column * wide_step + v * lanes)
+                        x.prefetch(groups * group_channels * x_depth * x_height * x_width + at)
+                gradients = {
+                    (f, r): upstream.vec(f * out_plane + r * out_width + column, lanes, count=left)
+                    for f in range(filters)
+                    for r in range(count)
+                }
                 read = reader(lanes, stride_wide, step, x_width, column, shift, left)
-                for t in range(taps_wide):
-                    for u, line in enumerate(lines):
-                        met = meetings(u, count, taps_high, stride_high)
-                        if met:
-                            pixels = read(t)(u, line)
-                            for r, k in met:
-                                tile_sums[k, t].set(fma(gradients[r], pixels, tile_sums[k, t].get()))
+                for u, line in enumerate(lines):
+                    met = meetings(u, count, taps_high, stride_high)
+                    for t in range(taps_wide if met else 0):
+                        pixels = read(t)(u, line)
+                        for f, (r, k) in itertools.product(range(filters), met):
+                            tile_sums[f, k, t].set(fma(gradients[f, r], pixels, tile_sums[f, k, t].get()))
 
-        for f in loop(group_filters):
+        for filter_block in loop(group_filters // filters):
             for source in loop(source_count):
-                to = ((part * groups + group) * group_filters + f) * group_channels * kernel_size + sources[
-                    source * 4 + 3
-                ]
+                first_filter = (part * groups + group) * group_filters + filter_block * filters
+                to = first_filter * group_channels * kernel_size + sources[source * 4 + 3]
                 for tap_tile in loop((taps + (taps_wide - 1)) // taps_wide):
                     first_tap = tap_tile * taps_wide
                     shift = first_tap * dilation - pad
@@ -236,15 +254,24 @@ def accumulate_planes(dtype, lanes, rows, taps_high, taps_wide, stride_high, str
                                 plane = (start_image + image) * groups + group
                                 for depth in loop(out_depth):
                                     for q in loop(some_rows // rows):
-                                        add(part_sums, shift, source, f, plane, depth, start_row + q * rows, rows)
+                                        add(
+                                            part_sums,
+                                            shift,
+                                            source,
+                                            filter_block,
+                                            plane,
+                                            depth,
+                                            start_row + q * rows,
+                                            rows,
+                                        )
                                     for r in loop(some_rows % rows if rows > 1 else 0):
                                         row = start_row + some_rows // rows * rows + r
-                                        add(part_sums, shift, source, f, plane, depth, row, 1)
+                                        add(part_sums, shift, source, filter_block, plane, depth, row, 1)
                             for tap, total in totals.items():
                                 total.set(total.get() + part_sums[tap].get())
-                    for (k, t), total in totals.items():
-                        written = minimum(taps - first_tap - t, 1)
-                        sums.put(to + first_tap + k * taps + t, lane_sum(total.get(), lanes), written)
+                    for (f, k, t), total in totals.items():
+                        tap = first_tap + f * group_channels * kernel_size + k * taps + t
+                        sums.put(to + tap, lane_sum(total.get(), lanes), minimum(taps - first_tap - t, 1))
 
     wide = wide_type(dtype)
     return text, {"x": dtype, "dy": dtype, "sums": wide, "zeros": dtype, "sources": "int64"}
