@@ -30,7 +30,7 @@ NAME = "grouped"
 MOST_FILTERS = 8  # of 32 that the other tile computes at once
 MOST_ROWS, MOST_COLUMNS = 7, 7  # of a kernel whose taps are unrolled
 PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one plane
-PART_BYTES, LEAST_PIECES = 256 << 10, 32  # of a weight gradient: what it reads several times stays in L2
+PART_BYTES, LEAST_PIECES = 64 << 10, 32  # of a weight gradient: what it reads several times stays in L2
 PRODUCTS = 192  # summed in one accumulator before they are added to another: the error falls
 
 
@@ -276,8 +276,12 @@ def _accumulation(g: Geometry, dtype: str) -> Accumulation:
     )
     image_bytes = (channels * math.prod(g.spatial) + filters * math.prod(g.output)) * ITEMSIZE[dtype]
     part_images = max(1, min(g.batch, g.batch * g.groups // LEAST_PIECES))
+    plane, out_plane = math.prod(g.spatial), math.prod(g.output)
+    ahead = g.channels * plane, g.filters * out_plane  # the next image comes next
     if filters * len(sources) > 1 or len(row.taps) > columns:
         part_images = max(1, min(part_images, PART_BYTES // image_bytes))
+    if filters * channels > 1:
+        ahead = plane, tile_filters * out_plane  # the next plane does
     parts = max(1, -(-g.batch // part_images))
     row_vectors = -(-row.out // lanes)
     chunk_rows = max(1, PRODUCTS // row_vectors // rows) * rows
@@ -290,6 +294,7 @@ def _accumulation(g: Geometry, dtype: str) -> Accumulation:
         groups=g.groups, group_channels=channels, group_filters=filters, source_count=len(sources), x_depth=depth.length,
         x_height=height.length, x_width=row.length, step=row.stride, depth_step=depth.stride, out_depth=depth.out,
         out_height=height.out, out_width=row.out, taps=len(row.taps), dilation=g.dilation[-1], pad=row.pad, kernel_size=kernel,
+        x_ahead=ahead[0], dy_ahead=ahead[1],
     )  # fmt: skip
     return Accumulation(job, (parts, math.prod(g.w_shape)), np.zeros(row.length * 8, np.uint8), sources)
 

@@ -192,7 +192,7 @@ def accumulate_planes(dtype, lanes, filters, rows, taps_high, taps_wide, stride_
     def text(
         piece, slot, x, dy, sums, zeros, sources,
         images, part_images, block_images, chunk_rows, groups, group_channels, group_filters, source_count,
-        x_depth, x_height, x_width, step, depth_step, out_depth, out_height, out_width, taps, dilation, pad, kernel_size,
+        x_depth, x_height, x_width, step, depth_step, out_depth, out_height, out_width, taps, dilation, pad, kernel_size, x_ahead, dy_ahead,
     ):  # fmt: skip
         part, group = piece // groups, piece % groups
         first_image = part * part_images
@@ -216,13 +216,13 @@ def accumulate_planes(dtype, lanes, filters, rows, taps_high, taps_wide, stride_
             for q in loop((out_width + (lanes - 1)) // lanes):
                 column = q * lanes
                 left = out_width - column
-                for f in range(filters):  # ask for the next image
+                for f in range(filters):  # ask for what comes next
                     for r in range(count):
-                        upstream.prefetch((groups * group_filters + f) * out_plane + r * out_width + column)
+                        upstream.prefetch(dy_ahead + f * out_plane + r * out_width + column)
                 for u in range(count * stride_high):
                     for v in range(wide_step):
                         at = (start + u) * x_width + (column * wide_step + v * lanes)
-                        x.prefetch(groups * group_channels * x_depth * x_height * x_width + at)
+                        x.prefetch(x_ahead + at)
                 gradients = {
                     (f, r): upstream.vec(f * out_plane + r * out_width + column, lanes, count=left)
                     for f in range(filters)
