@@ -192,7 +192,8 @@ def accumulate_planes(dtype, lanes, filters, rows, taps_high, taps_wide, stride_
     def text(
         piece, slot, x, dy, sums, zeros, sources,
         images, part_images, block_images, chunk_rows, groups, group_channels, group_filters, source_count,
-        x_depth, x_height, x_width, step, depth_step, out_depth, out_height, out_width, taps, dilation, pad, kernel_size, x_ahead, dy_ahead,
+        x_depth, x_height, x_width, step, depth_step, out_depth, out_height, out_width, taps, dilation, pad, kernel_size,
+        x_ahead, dy_ahead,
     ):  # fmt: skip
         part, group = piece // groups, piece % groups
         first_image = part * part_images
