@@ -148,7 +148,7 @@ def test_the_names_of_the_algorithms_differ():
 def test_what_computes_streams_does_not_depend_on_their_length(case, dtype):
     """CausalConv1d promises the same bits for any chunks: a BLAS does not keep that, and no plan may change with the length."""
     g = konv.geometry(case.x_shape, case.w_shape, **case.options)
-    g = dataclasses.replace(g, padding_mode="zeros")
-    longer = dataclasses.replace(g, spatial=(g.spatial[0] + 100,), output=(g.output[0] + 100,), stride=(1,))
+    g = dataclasses.replace(g, padding_mode="zeros", stride=(1,))
+    longer = dataclasses.replace(g, spatial=(g.spatial[0] + 100,), output=(g.output[0] + 100,))
     names = {choose(Problem("forward", problem, dtype)).algorithm.NAME for problem in (g, longer)}
     assert len(names) == 1 and "columns" not in names

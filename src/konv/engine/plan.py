@@ -100,7 +100,7 @@ def algorithms() -> list[Algorithm]:
 
     if not machine().fused:  # a CPU of before 2013: its BLAS is faster than kernels made of calls
         return [cast(Algorithm, columns)]
-    return [cast(Algorithm, module) for module in (grouped, products, winograd, direct, columns)]
+    return [cast(Algorithm, module) for module in (products, grouped, winograd, direct, columns)]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NAME = "products"
 BLOCK_BYTES = 384 << 10  # the packed pixels of a piece stay in L2
+SMALL_GROUP = 4  # channels and filters
 BLOCK_PIXELS = 192  # of the weight gradient: a panel of them stays in L1
 REGION = (256, 192)  # its sums, (filters, numbers of a window), stay in L2 beside those panels
 PARTS_BYTES = 256 << 10  # what sums over parts of the pixels may take, or a sixteenth of x
@@ -44,6 +45,8 @@ def declines(problem: Problem) -> str | None:
     for kernel, stride, dilation in zip(g.kernel, g.stride, g.dilation):
         if kernel > 1 and (kernel != stride or dilation > 1):
             return f"a kernel of {kernel} with stride {stride} and dilation {dilation}: windows are no consecutive pieces of x"
+    if g.groups > 1 and max(g.filters, g.channels) // g.groups <= SMALL_GROUP:
+        return f"{g.groups} groups of {g.channels // g.groups} x {g.filters // g.groups} leave most of a tile empty"
     return None
 
 

@@ -72,45 +72,60 @@ def runs(begin: Any, end: Any, most: Any, line_pixels: Any) -> Iterator[tuple[An
         position.set(pixel + count)
 
 
+def in_vectors(count: Any, whole: Any, lanes: int) -> Iterator[tuple[Any, Any]]:
+    """Vectors that cover lanes 0 .. count - 1: (first lane, lanes used); None for all, while they end at ``whole`` or before.
+
+    The body is traced twice: whole vectors need no masks, which cost more than the numbers that they hide.
+    """
+    vectors = minimum(count, whole) // lanes
+    for j in loop(vectors):
+        yield j * lanes, None
+    for j in loop((count + (lanes - 1)) // lanes - vectors):
+        lane = (vectors + j) * lanes
+        yield lane, count - lane
+
+
 def read_windows(
-    cells: Any, step: Any, stride: int, taps: Any, lanes: int, pixels: Any, row_cells: Any
+    cells: Any, step: Any, stride: int, taps: Any, lanes: int, used: Any, row_cells: Any
 ) -> Iterator[tuple[Any, Any]]:
-    """For each tap a vector of neighbouring pixels; lanes from ``pixels`` on, and cells past the row's end, are 0."""
+    """For each tap a vector of ``used`` neighbouring pixels, in a row that has ``row_cells`` more."""
     if stride:
-        used = minimum(pixels * stride, row_cells)
-        yield from enumerate(
-            deinterleave([cells.vec(lanes * i, lanes, count=used - lanes * i) for i in range(stride)], lanes)[:taps]
-        )
+        counts = [None] * stride
+        if used is not None:
+            used = minimum(used * stride, row_cells)
+            counts = [used - lanes * i for i in range(stride)]
+        vectors = [cells.vec(lanes * i, lanes, count=count) for i, count in enumerate(counts)]
+        yield from enumerate(deinterleave(vectors, lanes)[:taps])
     else:
         for t in loop(taps):
-            yield t, cells.at(t).gather(0, step, lanes, pixels)
+            yield t, cells.at(t).gather(0, step, lanes, lanes if used is None else minimum(used, lanes))
 
 
 def write_windows(
-    cells: Any,
-    step: Any,
-    stride: int,
-    taps: Any,
-    lanes: int,
-    pixels: Any,
-    row_cells: Any,
-    source: Any,
-    pitch: Any,
-    used: Any,
+    cells: Any, step: Any, stride: int, taps: Any, lanes: int, used: Any, row_cells: Any, source: Any, pitch: Any
 ) -> None:
-    """Write ``used`` neighbouring pixels, tap t from ``source[pitch * t]`` on, then zeros to make ``pixels``.
+    """Write ``used`` neighbouring pixels; those of tap t begin at ``source[pitch * t]``.
 
     Cells between windows become 0, where the stride is known.
     """
     if stride:
-        vectors = [source.vec(pitch * t, lanes, count=used) for t in range(taps)]
-        used = minimum(pixels * stride, row_cells)
-        zeros = [cells.zero(lanes)] * (stride - taps)
-        for i, numbers in enumerate(interleave([*vectors, *zeros], lanes)):
-            cells.put(lanes * i, numbers, count=used - lanes * i)
+        vectors = [source.vec(pitch * t, lanes) for t in range(taps)] + [cells.zero(lanes)] * (stride - taps)
+        _put(cells, interleave(vectors, lanes), lanes, used, row_cells)
     else:
         for t in loop(taps):
-            cells.at(t).scatter(0, step, source.vec(pitch * t, lanes, count=used), minimum(pixels, lanes))
+            cells.at(t).scatter(0, step, source.vec(pitch * t, lanes), lanes if used is None else minimum(used, lanes))
+
+
+def write_zeros(cells: Any, stride: int, lanes: int, used: Any, row_cells: Any) -> None:
+    """Zeros to the cells of ``used`` neighbouring pixels' windows (where the stride is known)."""
+    _put(cells, [cells.zero(lanes)] * stride, lanes, used, row_cells)
+
+
+def _put(cells: Any, vectors: Sequence[Any], lanes: int, used: Any, row_cells: Any) -> None:
+    if used is not None:
+        used = minimum(used * len(vectors), row_cells)
+    for i, numbers in enumerate(vectors):
+        cells.put(lanes * i, numbers, count=None if used is None else used - lanes * i)
 
 
 @kernel
@@ -145,7 +160,32 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, x_stride, x_taps, y_
             """Image, depth and height of a line of pixels."""
             return line // image_lines, line % image_lines // depth_lines, line % depth_lines
 
-        for panel in loop(panels):
+        # A block of whole panels within a line is read channel by channel, in long pieces; others run by run
+        line, column = first // line_pixels, first % line_pixels
+        row_cells = x_cells - column * x_step
+        block_pixels = panels * width
+        alone = (
+            within(0, last - first - (block_pixels - 1))
+            * within(column, line_pixels - (block_pixels - 1))
+            * within(block_pixels * x_step, row_cells + 1)
+        )
+        image, depth, height = located(line)
+        source = x.at(
+            image * x_image + group * x_channels * x_channel + depth * x_step_depth * x_depth
+            + height * x_step_height * x_row + column * x_step
+        )  # fmt: skip
+        for c in loop(x_channels * alone):
+            for d in loop(x_kernel_depth):
+                for h in loop(x_kernel_height):
+                    cells = source.at(c * x_channel + d * x_depth + h * x_row)
+                    q = ((c * x_kernel_depth + d) * x_kernel_height + h) * x_kernel_width
+                    for panel in loop(panels):
+                        target = packed.at(panel * panel_size + q * width)
+                        for j in range(vectors):
+                            lane = cells.at((panel * width + lanes * j) * x_step)
+                            for t, numbers in read_windows(lane, x_step, x_stride, x_kernel_width, lanes, None, None):
+                                target.put(t * width + lanes * j, numbers)
+        for panel in loop(panels * (1 - alone)):
             begin = first + panel * width
             for pixel, line, column, count in runs(begin, minimum(begin + width, last), most_runs, line_pixels):
                 image, depth, height = located(line)
@@ -153,19 +193,19 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, x_stride, x_taps, y_
                     image * x_image + group * x_channels * x_channel + depth * x_step_depth * x_depth
                     + height * x_step_height * x_row + column * x_step
                 )  # fmt: skip
-                target = packed.at(panel * panel_size + (pixel - begin))
-                for c in loop(x_channels):
-                    for d in loop(x_kernel_depth):
-                        for h in loop(x_kernel_height):
-                            cells = source.at(c * x_channel + d * x_depth + h * x_row)
-                            q = ((c * x_kernel_depth + d) * x_kernel_height + h) * x_kernel_width
-                            for j in range(vectors):
+                row_cells = x_cells - column * x_step
+                for j, used in in_vectors(count, row_cells // x_step, lanes):
+                    target = packed.at(panel * panel_size + (pixel - begin) + j)
+                    for c in loop(x_channels):
+                        for d in loop(x_kernel_depth):
+                            for h in loop(x_kernel_height):
+                                cells = source.at(c * x_channel + d * x_depth + h * x_row + j * x_step)
+                                q = ((c * x_kernel_depth + d) * x_kernel_height + h) * x_kernel_width
                                 taps = read_windows(
-                                    cells.at(x_step * (lanes * j)), x_step, x_stride, x_kernel_width, lanes,
-                                    count - lanes * j, x_cells - (column + lanes * j) * x_step,
-                                )  # fmt: skip
+                                    cells, x_step, x_stride, x_kernel_width, lanes, used, row_cells - j * x_step
+                                )
                                 for t, numbers in taps:
-                                    target.put((q + t) * width + lanes * j, numbers, count=count - lanes * j)
+                                    target.put((q + t) * width, numbers, count=used)
 
         for row_block in loop(minimum(part_groups, (row_count + (row_group - 1)) // row_group - part * part_groups)):
             first_row = (part * part_groups + row_block) * row_group
@@ -200,25 +240,26 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, x_stride, x_taps, y_
 
                 for pixel, line, column, count in runs(begin, end, most_runs * (1 - whole), line_pixels):
                     image, depth, height = located(line)
-                    for k in loop(minimum(row_group, row_count - first_row) // y_kernel_width):
-                        number = first_row // y_kernel_width + k
-                        h, rest = number % y_kernel_height, number // y_kernel_height
-                        d, c = rest % y_kernel_depth, rest // y_kernel_depth
-                        h, d = height * y_step_height + h, depth * y_step_depth + d
-                        target = y.at(
-                            image * y_image + (group * y_channels + c) * y_channel + d * y_depth + h * y_row
-                            + column * y_step
-                        )  # fmt: skip
-                        for more_d in loop(minimum(y_fill_depth, y_depths - d)):
-                            for more_h in loop(minimum(y_fill_height, y_rows - h)):
-                                used = count * within(0, 1 - more_d - more_h)  # or zeros, in cells that no window reads
-                                for j in range(vectors):
-                                    source = result.at(k * y_kernel_width * width + (pixel - begin) + lanes * j)
-                                    write_windows(
-                                        target.at(more_d * y_depth + more_h * y_row + y_step * (lanes * j)), y_step, y_stride,
-                                        y_kernel_width, lanes, count - lanes * j, y_cells - (column + lanes * j) * y_step,
-                                        source, width, used - lanes * j,
-                                    )  # fmt: skip
+                    row_cells = y_cells - column * y_step
+                    for j, used in in_vectors(count, row_cells // y_step, lanes):
+                        for k in loop(minimum(row_group, row_count - first_row) // y_kernel_width):
+                            number = first_row // y_kernel_width + k
+                            h, rest = number % y_kernel_height, number // y_kernel_height
+                            d, c = rest % y_kernel_depth, rest // y_kernel_depth
+                            h, d = height * y_step_height + h, depth * y_step_depth + d
+                            target = y.at(
+                                image * y_image + (group * y_channels + c) * y_channel + d * y_depth + h * y_row
+                                + (column + j) * y_step
+                            )  # fmt: skip
+                            write_windows(
+                                target, y_step, y_stride, y_kernel_width, lanes, used, row_cells - j * y_step,
+                                result.at(k * y_kernel_width * width + (pixel - begin) + j), width,
+                            )  # fmt: skip
+                            for other in loop(y_fill_depth * y_fill_height - 1):  # lines that no window reads
+                                more_d, more_h = (other + 1) // y_fill_height, (other + 1) % y_fill_height
+                                for _ in loop(within(d + more_d, y_depths) * within(h + more_h, y_rows)):
+                                    line_target = target.at(more_d * y_depth + more_h * y_row)
+                                    write_zeros(line_target, y_stride, lanes, used, row_cells - j * y_step)
 
     return text, {"matrix": wide, "x": x_dtype, "bias": wide, "y": y_dtype, "workspace": wide}
 
@@ -304,23 +345,26 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
                         )  # fmt: skip
                         to = z * count + (pixel - first_pixel)
                         target = packed.at(part_ // vectors * panel_size + to * width + part_ % vectors * lanes)
-                        for j in loop((run + (lanes - 1)) // lanes):
+                        row_cells = x_cells - column * x_step
+                        for j, used in in_vectors(run, row_cells // x_step, lanes):
                             lines = []
                             for i in range(0, lanes, x_taps or 1):
-                                tap = 0 if x_taps else (q + i) % x_kernel_width
-                                number = (q + i) // x_kernel_width
+                                # Past the last q comes the last again, in columns that are not used
+                                tap = 0 if x_taps else minimum(q + i, reduction - 1) % x_kernel_width
+                                number = minimum(q + i, reduction - (x_taps or 1)) // x_kernel_width
                                 h, rest = number % x_kernel_height, number // x_kernel_height
                                 d, c = rest % x_kernel_depth, rest // x_kernel_depth
-                                pixels_left = (run - j * lanes) * within(q + i, reduction)
-                                cells = source.at(c * x_channel + d * x_depth + h * x_row + j * lanes * x_step)
-                                cells_left = (x_cells - (column + j * lanes) * x_step) * within(q + i, reduction)
+                                cells = source.at(c * x_channel + d * x_depth + h * x_row + j * x_step)
                                 if x_taps:
-                                    taps = read_windows(cells, x_step, x_stride, x_taps, lanes, pixels_left, cells_left)
+                                    taps = read_windows(
+                                        cells, x_step, x_stride, x_taps, lanes, used, row_cells - j * x_step
+                                    )
                                     lines += [numbers_ for _, numbers_ in taps]
                                 else:
-                                    lines.append(cells.gather(tap, x_step, lanes, pixels_left))
+                                    count_ = lanes if used is None else minimum(used, lanes)
+                                    lines.append(cells.gather(tap, x_step, lanes, count_))
                             for i, line_ in enumerate(transpose(lines)):
-                                target.put((j * lanes + i) * width, line_)
+                                target.put((j + i) * width, line_)
 
             if half:
                 for r in loop(used_rows):
