@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import konv
 from konv.gradcheck import gradcheck
 from konv.layers.activations import ReLU, Relu, Sigmoid
 from konv.layers.affine import Affine
@@ -963,3 +964,37 @@ def test_what_is_no_layer_is_refused(arguments, words):
 def test_every_layer_is_a_layer():
     for make in LAYERS.values():
         assert isinstance(make(), Layer)
+
+
+# What a layer shows of itself
+
+
+W32 = np.zeros((4, 2, 3, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (konv.Convolution(W32, None), "Convolution(W=float32[4, 2, 3, 3], b=None)"),
+        (konv.Convolution(W32, 0.0, 1, "same"), "Convolution(W=float32[4, 2, 3, 3], b=float32[4], pad='same')"),
+        (konv.Convolution(W32, None, stride=(2, 1)), "Convolution(W=float32[4, 2, 3, 3], b=None, stride=(2, 1))"),
+        (konv.CausalConv1d(W32[0], dilation=2), "CausalConv1d(W=float32[2, 3, 3], b=None, dilation=2)"),
+        (konv.Pooling(2, 3), "Pooling(pool_h=2, pool_w=3)"),
+        (konv.AveragePooling(2, 2, pad=1), "AveragePooling(pool_h=2, pool_w=2, pad=1)"),
+        (konv.ReLU(), "ReLU()"),
+        (konv.Dropout(0.3, rng=1), "Dropout(dropout_ratio=0.3)"),
+        (konv.BatchNormalization(np.ones(3), np.zeros(3)), "BatchNormalization(gamma=float64[3], beta=float64[3])"),
+        (konv.SoftmaxWithLoss(), "SoftmaxWithLoss()"),
+        (
+            konv.DownConv(20, 8, 2, 5, 4),
+            "DownConv(seq_len=20, hidden_size=8, m_segments=2, k1=5, channel_reduction=4)",
+        ),
+        (konv.Sequential(), "Sequential()"),
+        (
+            konv.Sequential(konv.Sequential(konv.ReLU()), konv.Sigmoid()),
+            "Sequential(\n  0: Sequential(\n    0: ReLU()\n  )\n  1: Sigmoid()\n)",
+        ),
+    ],
+)
+def test_repr(layer, text):
+    assert repr(layer) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -25,6 +26,17 @@ class Layer:
     parameter_names: tuple[str, ...] = ()
     buffer_names: tuple[str, ...] = ()
     training: bool = True
+
+    def __repr__(self) -> str:
+        """The parameters with dtype and shape, then the options that are not the constructor's defaults."""
+        words = []
+        for name, argument in inspect.signature(type(self)).parameters.items():
+            value = getattr(self, name, argument.default)
+            if name in self.parameter_names:
+                words.append(f"{name}={brief(value)}")
+            elif isinstance(value, int | float | str | tuple | list) and repr(value) != repr(argument.default):
+                words.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(words)})"
 
     _saved: Any = None
     _forwards: int = 0  # since the last backward
@@ -121,3 +133,12 @@ class Layer:
     def _answered(self) -> None:
         """Called by ``backward`` once its arguments are accepted."""
         self._backwards += 1
+
+
+def brief(array: np.ndarray | None) -> str:
+    """An array as its dtype and shape.
+
+    >>> brief(np.zeros((4, 3, 5), np.float32))
+    'float32[4, 3, 5]'
+    """
+    return "None" if array is None else f"{array.dtype}{list(array.shape)}"

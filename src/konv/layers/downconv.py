@@ -124,6 +124,12 @@ class DownConv(Layer):
             *_uniform(rng, self.hidden_size, channels, self.k2, dtype), stride=self.k2, pad=self.padding
         )
 
+    def __repr__(self) -> str:
+        return (
+            f"DownConv(seq_len={self.seq_len}, hidden_size={self.hidden_size}, m_segments={self.m}, k1={self.k1}, "
+            f"channel_reduction={self.channel_reduction})"
+        )
+
     def forward(self, x: np.ndarray) -> np.ndarray:
         """(B, seq_len, hidden_size) -> (B, m_segments, hidden_size), in x's dtype.
 

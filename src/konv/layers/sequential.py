@@ -46,6 +46,12 @@ class Sequential(Layer):
            [0., 0.]])
     >>> sorted(net.params())
     ['0.W', '0.b', '2.W', '2.b']
+    >>> net
+    Sequential(
+      0: Affine(W=float64[2, 3], b=float64[3])
+      1: ReLU()
+      2: Affine(W=float64[3, 1], b=float64[1])
+    )
     """
 
     def __init__(self, *layers: Any) -> None:
@@ -110,6 +116,11 @@ class Sequential(Layer):
             if hasattr(layer, "train"):
                 layer.train(mode)
         return self
+
+    def __repr__(self) -> str:
+        """One line for each layer, with its place."""
+        lines = (f"{index}: {layer!r}".replace("\n", "\n  ") for index, layer in enumerate(self.layers))
+        return "".join(("Sequential(\n", *(f"  {line}\n" for line in lines), ")")) if self.layers else "Sequential()"
 
     def __len__(self) -> int:
         return len(self.layers)
