@@ -58,8 +58,8 @@ def stream(x=T, state=None, **options):
 MISTAKES = {
     # arrays
     "x is a list": (lambda: konv.conv([1.0, 2.0], W), TypeError, ["x is a list", "np.asarray(x)"]),
-    "x is None": (lambda: konv.conv(None, W), TypeError, ["x is a NoneType", "not a NumPy array"]),
-    "x is a number": (lambda: konv.conv(np.float64(1), W), TypeError, ["x is a numpy.float64"]),
+    "x is None": (lambda: konv.conv(None, W), TypeError, ["x=None: expected a NumPy array"]),
+    "x is a number": (lambda: konv.conv(np.float64(1), W), TypeError, ["x=np.float64(1.0): expected a NumPy array"]),
     "x is a tensor": (lambda: konv.conv(torch.ones(2, 6, 11), V), TypeError, ["torch.Tensor", "x.detach().numpy()"]),
     "w is a tensor": (
         lambda: konv.conv(T, torch.ones(4, 6, 3)),
@@ -69,8 +69,8 @@ MISTAKES = {
     "x is masked": (lambda: konv.conv(np.ma.masked_array(T), V), TypeError, ["x is a masked array", "x.filled(...)"]),
     "w is a tuple": (lambda: konv.conv(T, (1, 2)), TypeError, ["w is a tuple", "np.asarray(w)"]),
     "b is a list": (lambda: konv.conv(X, W, [0.0] * 4), TypeError, ["b is a list"]),
-    "b is a number": (lambda: konv.conv(X, W, 0.5), TypeError, ["b is a float"]),
-    "w is None": (lambda: konv.conv(X, None), TypeError, ["w is a NoneType"]),
+    "b is a number": (lambda: konv.conv(X, W, 0.5), TypeError, ["b=0.5: expected a NumPy array"]),
+    "w is None": (lambda: konv.conv(X, None), TypeError, ["w=None: expected a NumPy array"]),
     "dy is a list": (lambda: konv.conv_backward([1.0], X, W), TypeError, ["dy is a list"]),
     # element types
     "integers": (lambda: konv.conv(X.astype(int), W), TypeError, ["x has dtype int64", "x.astype(np.float32)"]),
@@ -183,6 +183,7 @@ MISTAKES = {
         ["bytes", "more than"],
     ),
     "a shape that is no sequence": (lambda: konv.geometry(7, W.shape), TypeError, ["x_shape", "int"]),
+    "an array for a shape": (lambda: konv.geometry(X, W), TypeError, ["pass the shape of yours, (2, 6, 11, 13)"]),
     "a shape with a float": (lambda: konv.geometry((2, 6, 11.0), V.shape), TypeError, ["x_shape[2]=11.0"]),
     "a shape with a negative axis": (lambda: konv.geometry(T.shape, (4, 6, -3)), ValueError, ["w_shape[2]=-3"]),
     "a plan of an unknown kind": (

@@ -43,6 +43,8 @@ def checked_array(name: str, value: Any) -> np.ndarray:
         raise TypeError(f"{name} is a masked array, whose mask would be ignored; pass {name}.filled(...)")
     if not isinstance(value, np.ndarray):
         kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+        if isinstance(value, (int, float, type(None))):
+            raise TypeError(f"{name}={value!r}: expected a NumPy array")
         convert = (
             f"{name}.detach().numpy()" if type(value).__module__.split(".")[0] == "torch" else f"np.asarray({name})"
         )

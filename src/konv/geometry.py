@@ -481,6 +481,8 @@ def _check_sizes(g: Geometry) -> None:
 
 
 def _shape(name: str, shape: Any) -> tuple[int, ...]:
+    if hasattr(shape, "shape") and len(shape.shape) != 1:
+        raise TypeError(f"{name}_shape must be a shape, not an array; pass the shape of yours, {tuple(shape.shape)}")
     if not _is_sequence(shape):
         raise TypeError(f"{name}_shape must be a sequence of integers, not {type(shape).__name__}")
     result = tuple(checked_integer(f"{name}_shape[{i}]", n, 0) for i, n in enumerate(shape))
