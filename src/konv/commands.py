@@ -31,7 +31,7 @@ app = typer.Typer(
 @app.callback()
 def konv(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Show konv's version and exit.")] = False,
+    version: Annotated[bool, typer.Option("--version", metavar="", help="Show konv's version and exit.")] = False,
 ) -> None:
     """Convolution layers you can read, as fast as the machine allows.
 
@@ -109,10 +109,15 @@ def train(
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(help="Passes over the training images. Default: 60 for digits, else 6.", show_default=False),
+        typer.Option(
+            metavar="NUMBER",
+            help="Passes over the training images. Default: 60 for digits, else 6.",
+            show_default=False,
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images per step. Default: 32 for digits, else 100.", show_default=False)
+        int | None,
+        typer.Option(metavar="NUMBER", help="Images per step. Default: 32 for digits, else 100.", show_default=False),
     ] = None,
     optimizer: Annotated[
         str | None, typer.Option(metavar="NAME", help="adam (the default), momentum or sgd.", show_default=False)
@@ -120,26 +125,38 @@ def train(
     lr: Annotated[
         float | None,
         typer.Option(
+            metavar="NUMBER",
             help="Learning rate at the start. Default: 0.002 for adam, 0.02 for momentum, 0.1 for sgd.",
             show_default=False,
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="Of all random numbers: the same seed, the same result. Default: 0.", show_default=False),
+        typer.Option(
+            metavar="NUMBER",
+            help="Of all random numbers: the same seed, the same result. Default: 0.",
+            show_default=False,
+        ),
     ] = None,
     augment: Annotated[
         bool | None,
         typer.Option(
-            "--augment/--no-augment", help="Shift training images by a pixel or two. Default: yes.", show_default=False
+            "--augment/--no-augment",
+            metavar="",
+            help="Shift training images by a pixel or two. Default: yes.",
+            show_default=False,
         ),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with this run: its folder, or its checkpoint file.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Go on with this run: its folder, or its checkpoint file.", show_default=False
+        ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
+            metavar="FOLDER",
             help="Folder for checkpoint and report; must be new or empty. Default: runs/DATASET-MODEL, with a number behind it "
             "if that is taken.",
             show_default=False,
@@ -147,7 +164,11 @@ def train(
     ] = None,
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder with the files of mnist or fashion-mnist. Default: $KONV_DATA.", show_default=False),
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder with the files of mnist or fashion-mnist. Default: $KONV_DATA.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Train a network on images and write a report.
@@ -243,6 +264,7 @@ def predict(
         bool | None,
         typer.Option(
             "--invert/--no-invert",
+            metavar="",
             help="Exchange dark and light, or do not. Default: if the border is light, as on paper.",
             show_default=False,
         ),
@@ -251,6 +273,7 @@ def predict(
         bool,
         typer.Option(
             "--fit/--no-fit",
+            metavar="",
             help="Crop the picture and frame it as the training images are. Default: yes.",
             show_default=False,
         ),
@@ -290,7 +313,7 @@ def predict(
 @app.command()
 @plain_errors
 def check(
-    seed: Annotated[int, typer.Option(min=0, help="Draws the weights and inputs.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="NUMBER", min=0, help="Draws the weights and inputs.")] = 0,
 ) -> None:
     """Check the gradients of every layer against numerical differences.
 
@@ -329,13 +352,16 @@ def bench(
             metavar="NAME", help="Rows, groups, or patterns such as 'resnet-*'. Default: all.", show_default=False
         ),
     ] = None,
-    forward: Annotated[bool, typer.Option("--forward", help="Only the forward pass.")] = False,
-    backward: Annotated[bool, typer.Option("--backward", help="Only the gradients: dx, dw and db together.")] = False,
+    forward: Annotated[bool, typer.Option("--forward", metavar="", help="Only the forward pass.")] = False,
+    backward: Annotated[
+        bool, typer.Option("--backward", metavar="", help="Only the gradients: dx, dw and db together.")
+    ] = False,
     repeat: Annotated[
-        int | None, typer.Option(min=1, help="Turns of each peer. Default: 10, quick 3.", show_default=False)
+        int | None,
+        typer.Option(metavar="NUMBER", min=1, help="Turns of each peer. Default: 10, quick 3.", show_default=False),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Of each peer. Default: all cores.", show_default=False)
+        int | None, typer.Option(metavar="NUMBER", min=1, help="Of each peer. Default: all cores.", show_default=False)
     ] = None,
     peers: Annotated[
         list[str] | None,
@@ -346,7 +372,7 @@ def bench(
             show_default=False,
         ),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="One row of each group, few turns.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", metavar="", help="One row of each group, few turns.")] = False,
     save: Annotated[
         Path | None,
         typer.Option(
@@ -361,7 +387,7 @@ def bench(
             metavar="A.json B.json", help="Measure nothing; show two saved runs side by side.", show_default=False
         ),
     ] = None,
-    list_rows: Annotated[bool, typer.Option("--list", help="Measure nothing; show the rows.")] = False,
+    list_rows: Annotated[bool, typer.Option("--list", metavar="", help="Measure nothing; show the rows.")] = False,
 ) -> None:
     """Time layers of real networks: konv beside PyTorch, ONNX Runtime and the textbook.
 
@@ -423,7 +449,7 @@ def bench(
 @app.command()
 @plain_errors
 def info(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Show versions, the CPU, its vector features, caches and memory.
 
