@@ -71,7 +71,7 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError:  # the reader of a pipe went away
             raise
         except OSError as error:
-            fail(str(error))
+            fail(": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error))
         except KeyboardInterrupt:
             fail("interrupted", 130)
         except ModuleNotFoundError as error:
@@ -243,7 +243,7 @@ def train(
     last = trainer.history[-1]
     wrong = round((1 - last["test_accuracy"]) * len(data.test_images))
     say(
-        f"test accuracy {last['test_accuracy']:.2%} ({wrong} of {len(data.test_images):,} misread) after "
+        f"test accuracy {last['test_accuracy']:.2%} ({wrong:,} of {len(data.test_images):,} misread) after "
         f"{duration(sum(entry['seconds'] for entry in trainer.history))} of training"
     )
     say(f"report: {page}")

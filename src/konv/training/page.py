@@ -22,7 +22,7 @@ p { margin: .25rem 0 .75rem; color: var(--soft); }
 section { background: white; border: 1px solid var(--line); border-radius: .6rem; padding: 1.25rem; margin-top: 1.25rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .75rem; margin-top: 1.25rem; }
 .figures div { background: white; border: 1px solid var(--line); border-radius: .6rem; padding: .9rem 1.1rem; }
-.figures b { display: block; font-size: 1.6rem; line-height: 1.2; color: var(--accent); }
+.figures b { display: block; font-size: 1.3rem; line-height: 1.3; color: var(--accent); white-space: nowrap; }
 .figures span { color: var(--soft); font-size: .9rem; }
 img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 pre { background: #111827; color: #f9fafb; padding: .8rem 1rem; border-radius: .4rem; white-space: pre-wrap; margin: .5rem 0 0; }
@@ -54,7 +54,7 @@ def page(trainer: Trainer, reading: Reading, pictures: dict[str, str], command: 
     parameters = sum(array.size for array in trainer.model.params().values())
     figures = [
         (f"{last['test_accuracy']:.2%}", "test accuracy after the last epoch"),
-        (f"{wrong} of {total:,}", "test images misread"),
+        (f"{wrong:,} of {total:,}", "test images misread"),
         (duration(seconds), f"training, {len(trainer.history)} epochs"),
         (f"{last['images_per_second']:,.0f}", "images per second in the last epoch"),
         (f"{parameters:,}", "parameters"),
