@@ -449,7 +449,7 @@ def test_numpy_takes_an_empty_batch():
         (np.zeros((2, 200, 64), bool), "bool"),
         (np.zeros((2, 200, 64), complex), "complex128"),
         ([[0.0]], "list"),
-        (None, "x=None"),
+        (None, "=None: expected a NumPy array"),
     ],
 )
 def test_numpy_refuses_what_is_no_floating_point_array(value, words):
