@@ -66,7 +66,8 @@ class Sweep:
         """So many sums that a block of them may have no use for some taps: the space between taps, where that is wide."""
         taps = self.taps[0]
         space = abs(taps[1] - taps[0]) if len(taps) > 1 else 0
-        return min(space, self.sums) if min(space, self.pad) >= WIDE_SPACE else self.sums
+        worthwhile = min(space, self.pad) >= WIDE_SPACE and -(-self.sums // space) <= MOST_KINDS
+        return min(space, self.sums) if worthwhile else self.sums
 
     @property
     def window(self) -> int:
