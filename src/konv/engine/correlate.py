@@ -2,8 +2,8 @@
 
 A piece is a block of outputs, of one image or of several small ones, for a part of the filters. The channels come in slices.
 Of each, the rows that the block reads are copied with their zero padding; then, for one panel of filters after the
-other, the weights are transposed into lanes, and tiles add the products to the block's sums. All of that lies in the slot's
-own workspace, which L2 holds. At the end the sums are written out.
+other, the weights are transposed into lanes, and tiles add the products to the block's sums, which are written out after
+the last slice. All of that lies in the slot's own workspace, which L2 holds.
 
 ``offsets`` tells where the input of a tap lies: the kernel needs no im2col matrix and knows nothing of kernel
 shapes, dilation or depth. The phases of an input gradient (see :mod:`konv.engine.direct`) are sums whose cells interleave.
@@ -12,19 +12,21 @@ shapes, dilation or depth. The phases of an input gradient (see :mod:`konv.engin
 from __future__ import annotations
 
 from konv.engine.compile import kernel
-from konv.engine.packing import outputs_first, outputs_last, panel_of_weights, rows_first, rows_last
+from konv.engine.packing import outputs_first, outputs_last, panel_of_taps, panel_of_weights, rows_first, rows_last
 from konv.engine.simd import Variable, loop, minimum, within
 from konv.engine.tile import Tile, multiply
 
 PHASE = 5  # numbers of a phase in its table, see sweeps.Tables
+RUN = 3  # numbers of a run in its table: where it begins in the copied input, in the sums, and in the output
 
 
 @kernel
-def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_layout):
+def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_layout, taps):
     """The correlation. A piece is (block of images, group, depth, block of rows, block of columns, part of the panels).
 
     ``step`` lies between the inputs of neighbouring outputs, 0 for one that is told at run time. A filter's weights are
-    ``weight_rows`` rows for each channel of a slice, or a single one. ``checks`` becomes NaN where a weight is not finite.
+    one row, or ``rows_of_weights`` for each channel of a slice; with ``taps``, rows of so many, and neighbouring filters are
+    neighbours. ``checks`` becomes NaN where a weight is not finite.
     """
     wide = "float64" if x_dtype == "float64" else "float32"
     tile = Tile(lanes, vectors, runs, run)
@@ -37,7 +39,7 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
         x_image, x_channel, x_depth, x_row, x_cell, depth_length, height_length, row_length,
         stride_depth, stride_height, stride_row, pad_depth, pad_height, pad_width, depth_taps, rows, cells,
         group_step, filter_step, channel_step, rows_of_weights, kernel_size, places_size, phase_count, phase_rows, phase_columns,
-        y_image, y_filter, y_depth, y_row, y_cell, y_height, y_width, start_depth, step_depth,
+        y_image, y_filter, y_depth, y_row, y_cell, y_height, y_width, start_depth, step_depth, ask,
         slot_size, run_size, panel_start, bias_start, sums_start, panel_sums,
     ):  # fmt: skip
         stride_row = step or stride_row
@@ -66,12 +68,14 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
         for i in loop(here_images):
             for r in loop(here_rows):
                 for c in loop(row_runs):
-                    q = ((i * here_rows + r) * row_runs + c) * 2
+                    q = ((i * here_rows + r) * row_runs + c) * RUN
                     table[q] = (i * rows + r * stride_height) * line + c * (run * stride_row)
+                    table[q + 2] = i * y_image + r * phase_rows * y_row + c * (run * phase_columns) * y_cell
                     table[q + 1] = ((i * here_rows + r) * phase_rows * pitch + c * (run * phase_columns)) * width
         for z in range(runs):
-            table[(total + z) * 2] = 0 * total
-            table[(total + z) * 2 + 1] = (
+            table[(total + z) * RUN] = 0 * total
+            table[(total + z) * RUN + 2] = 0 * total
+            table[(total + z) * RUN + 1] = (
                 here_images * here_rows * phase_rows * pitch + z * run * phase_columns
             ) * width
 
@@ -97,42 +101,62 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
                         )  # fmt: skip
 
             later = minimum(s, 1)  # the first slice is added to the bias, the others to the sums
+            last = within(s - (slices - 1), 1)
             for p in loop(here_panels):
                 f = (first_panel + p) * width
-                panel_of_weights(
-                    w, group * group_step + f * filter_step + first_channel * channel_step, filters - f, filter_step,
-                    rows_of_weights * here_channels + (1 - rows_of_weights), channel_step,
-                    kernel_size * (rows_of_weights + (1 - rows_of_weights) * here_channels),
-                    rows_of_weights * 4 * channel_step + (1 - rows_of_weights) * 64, places_here, panel, lanes, vectors, check,
+                corner_y = (
+                    first_image * y_image + (group * filters + f) * y_filter + (start_depth + depth * step_depth) * y_depth
+                    + first_row * phase_rows * y_row + first_column * phase_columns * y_cell
                 )  # fmt: skip
+                source = group * group_step + f * filter_step + first_channel * channel_step
+                if taps:
+                    panel_of_taps(
+                        w,
+                        source,
+                        filters - f,
+                        here_channels,
+                        channel_step,
+                        taps,
+                        places_here,
+                        panel,
+                        lanes,
+                        vectors,
+                        check,
+                    )
+                else:
+                    panel_of_weights(
+                        w, source, filters - f, filter_step,
+                        rows_of_weights * here_channels + (1 - rows_of_weights), channel_step,
+                        kernel_size * (rows_of_weights + (1 - rows_of_weights) * here_channels),
+                        rows_of_weights * 4 * channel_step + (1 - rows_of_weights) * 64,
+                        places_here, panel, lanes, vectors, check,
+                    )  # fmt: skip
                 bias_row, sums = bias_start + p * width, sums_start + p * panel_sums
                 for phase in loop(phase_count):
                     n = [phases_here[phase * PHASE + i] for i in range(PHASE)]
-                    taps, corner = n[2] * here_channels, sums + (n[3] * pitch + n[4]) * width
+                    length, corner = n[2] * here_channels, sums + (n[3] * pitch + n[4]) * width
                     for t in loop((total + (runs - 1)) // runs):
-                        entries = [table.at((t * runs + z) * 2) for z in range(runs)]
+                        entries = [table.at((t * runs + z) * RUN) for z in range(runs)]
+                        if y_layout == "first":  # or the stores would wait for memory
+                            for i in loop(minimum(filters - f, width) * ask * last * (1 - minimum(n[4], 1))):
+                                y.prefetch(corner_y + n[3] * y_row + entries[0][2] + i * y_filter)
                         targets = [corner + entry[1] for entry in entries]
                         multiply(
-                            tile, panel.at(n[1] * width), offsets.at(n[0]), taps,
+                            tile, panel.at(n[1] * width), offsets.at(n[0]), length,
                             [space.at(entry[0]) for entry in entries], stride_row,
                             [space.at(bias_row + later * (at - bias_row)) for at in targets], later * (width * phase_columns),
                             [space.at(at) for at in targets], width * phase_columns,
                         )  # fmt: skip
+                for i in loop(here_images * last):
+                    for r in loop(here_rows * phase_rows):
+                        (outputs_first if y_layout == "first" else outputs_last)(
+                            space.at(sums + (i * here_rows * phase_rows + r) * pitch * width),
+                            minimum(here_columns * phase_columns, y_width - first_column * phase_columns)
+                            * within(first_row * phase_rows + r, y_height),
+                            filters - f, y_filter if y_layout == "first" else y_cell,
+                            y.at(corner_y + i * y_image + r * y_row), lanes, vectors,
+                        )  # fmt: skip
         checks.put(slot * lanes, check.get())
-
-        column = first_column * phase_columns
-        count = minimum(here_columns * phase_columns, y_width - column)
-        for p in loop(here_panels):
-            f = (first_panel + p) * width
-            for i in loop(here_images):
-                for r in loop(here_rows * phase_rows):
-                    h = first_row * phase_rows + r
-                    at = (first_image + i) * y_image + (group * filters + f) * y_filter + h * y_row + column * y_cell
-                    (outputs_first if y_layout == "first" else outputs_last)(
-                        space.at(sums_start + p * panel_sums + (i * here_rows * phase_rows + r) * pitch * width),
-                        count * within(h, y_height), filters - f, y_filter if y_layout == "first" else y_cell,
-                        y.at(at + (start_depth + depth * step_depth) * y_depth), lanes, vectors,
-                    )  # fmt: skip
 
     pointers = {"x": x_dtype, "w": x_dtype, "bias": x_dtype, "y": y_dtype, "workspace": wide, "checks": wide}
     return text, pointers | dict.fromkeys(

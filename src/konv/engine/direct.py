@@ -32,7 +32,7 @@ from konv.engine.axes import (
     gradient_phases,
     leaves_cells,
 )
-from konv.engine.correlate import correlate
+from konv.engine.correlate import RUN, correlate
 from konv.engine.launch import Job, address
 from konv.engine.machine import Machine, dtype_name, machine, wide_type
 from konv.engine.sweeps import Sweep, sweeps, tables
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 NAME = "direct"
 BLOCK_BYTES = 224 << 10  # the sums of a block, and its input of a slice of channels, each
 BLOCK_CELLS = 448  # outputs that a panel of weights, once transposed, is used for
+FEW_TAPS = 4
+LONG_SUM = 96
 MOST_PHASES = 64
 SLICE_TAPS = 288  # products that are summed before they are added to the others: the error falls 2-4 times
 
@@ -198,7 +200,7 @@ def _correlation(
     sums_start = bias_start + part_panels * tile.filters
     slot_size = -(-(sums_start + part_panels * panel_sums) // 16) * 16
 
-    run_size = (block_images * block_rows * row_runs + tile.runs) * 2
+    run_size = (block_images * block_rows * row_runs + tile.runs) * RUN
 
     spatial, output = ((1,) * (3 - g.axes) + n for n in (g.spatial, g.output))
     x_shape, y_shape = (output, spatial) if gradient else (spatial, output)
@@ -209,7 +211,7 @@ def _correlation(
     job = Job(
         correlate(
             x_dtype, y_dtype, lanes, tile.vectors, tile.runs, tile.run, row.stride if row.stride <= 2 else 0,
-            x_layout, y_layout,
+            x_layout, y_layout, kernel_size if gradient and kernel_size <= FEW_TAPS else 0,
         ),
         blocks * parts,
         images=g.batch, block_images=block_images, groups=g.groups, out_depth=out_depth, out_rows=height.sums,
@@ -227,7 +229,7 @@ def _correlation(
         phase_rows=height.phases, phase_columns=row.phases,
         **{f"y_{name}": n for name, n in zip(("image", "filter", "depth", "row", "cell"), y_strides)},
         y_height=height.out, y_width=row.out,
-        start_depth=depth_phase, step_depth=depth.phases,
+        start_depth=depth_phase, step_depth=depth.phases, ask=int(slice_channels * max(taps) >= LONG_SUM),
         slot_size=slot_size, run_size=run_size, panel_start=panel_start, bias_start=bias_start,
         sums_start=sums_start, panel_sums=panel_sums,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from konv.engine.simd import fma, loop, minimum, transpose, within
+from konv.engine.simd import fma, loop, minimum, shuffle, transpose, within
 
 
 def rows_first(
@@ -83,6 +83,37 @@ def panel_of_weights(
                     check.set(fma(columns[-1], panel.zero(lanes), check.get()))
                 for i, weights in enumerate(transpose(columns)):
                     panel.put(places[r * row + q * lanes + i] * width + lanes * j, weights)
+
+
+def panel_of_taps(
+    w: Any,
+    start: Any,
+    filters: Any,
+    rows: Any,
+    row_step: Any,
+    taps: int,
+    places: Any,
+    panel: Any,
+    lanes: int,
+    vectors: int,
+    check: Any,
+) -> None:
+    """As :func:`panel_of_weights`, of neighbouring filters: ``w[row][filter][tap]``. Few taps are sorted, not transposed."""
+    for r in loop(rows):
+        for j in range(vectors):
+            source, count = start + r * row_step + lanes * j * taps, (filters - lanes * j) * taps
+            block = []
+            for v in range(taps):
+                block.append(w.vec(source + v * lanes, lanes, count=count - v * lanes))
+                w.prefetch(source + v * lanes + 4 * row_step)
+                check.set(fma(block[v], panel.zero(lanes), check.get()))
+            for t in range(taps):
+                cells = [lane * taps + t for lane in range(lanes)]
+                sorted_ = block[0]
+                for v in range(taps):
+                    order = [lanes + c % lanes if c // lanes == v else lane for lane, c in enumerate(cells)]
+                    sorted_ = shuffle(sorted_, block[v], order)
+                panel.put(places[r * taps + t] * (lanes * vectors) + lanes * j, sorted_)
 
 
 def outputs_first(sums: Any, cells: Any, filters: Any, filter_step: Any, y: Any, lanes: int, vectors: int) -> None:
