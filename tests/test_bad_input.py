@@ -3,6 +3,8 @@
 Sizes differ from each other wherever a message states several, so that swapped numbers would show.
 """
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -220,6 +222,7 @@ MISTAKES = {
         ["need=('x', 'dw')", "'w'"],
     ),
     "need of None": (lambda: konv.conv_backward(DY, X, W, need=None), TypeError, ["need=None", "'x'"]),
+    "need of lists": (lambda: konv.conv_backward(DY, X, W, need=[["x"]]), ValueError, ["need=[['x']]", "'w'"]),
     "need of a number": (lambda: konv.conv_backward(DY, X, W, need=1), TypeError, ["need=1", "'x'"]),
     # transposed convolution
     "transposed channels": (lambda: konv.conv_transpose(X, W), ValueError, ["x has 6 channels", "w has 4"]),
@@ -264,6 +267,18 @@ MISTAKES = {
     "kernel sizes": (lambda: konv.unfold(X, (2, 2, 2)), ValueError, ["kernel_size=(2, 2, 2)", "2 axes"]),
     "a large pool": (lambda: konv.max_pool(X, 12), ValueError, ["spatial axis 0", "12 > 11 + 0 + 0 = 11"]),
     "pooled dy": (lambda: konv.max_pool_backward(X, X, 2), ValueError, ["dy has shape (2, 6, 11, 13)", "(2, 6, 5, 6)"]),
+    "padding without end": (lambda: konv.max_pool(T, 2, padding=2**50), ValueError, ["window 0 of", "padding alone"]),
+    "a mean's flag": (
+        lambda: konv.avg_pool(X, 2, count_include_pad="no"),
+        TypeError,
+        ["count_include_pad='no'", "True or False"],
+    ),
+    "a mean's flag again": (
+        lambda: konv.avg_pool_backward(X, X, 2, count_include_pad=None),
+        TypeError,
+        ["count_include_pad=None"],
+    ),
+    "a layer's flag": (lambda: konv.AveragePooling(2, 2, count_include_pad=1), TypeError, ["count_include_pad=1"]),
     "mean's dy": (lambda: konv.avg_pool_backward(X, X, 2), ValueError, ["dy has shape (2, 6, 11, 13)", "(2, 6, 5, 6)"]),
     "unfold a list": (lambda: konv.unfold([1], 2), TypeError, ["x is a list"]),
     "fold of two axes": (
@@ -276,6 +291,11 @@ MISTAKES = {
         lambda: konv.fold(np.ones((1, 12, 10)), (5, 4), (3, 2)),
         ValueError,
         ["(1, 12, 10)", "3 * 3 = 9"],
+    ),
+    "fold to a float in an array": (
+        lambda: konv.fold(np.ones((1, 6, 4)), np.array(5.0), 2),
+        TypeError,
+        ["output_size=array(5.)", "integer"],
     ),
     "fold to a float": (lambda: konv.fold(np.ones((1, 6, 4)), 5.0, 2), TypeError, ["output_size=5.0", "integer"]),
     "fold to a negative size": (lambda: konv.fold(np.ones((1, 6, 4)), -5, 2), ValueError, ["output_size=-5"]),
@@ -293,6 +313,23 @@ MISTAKES = {
     ),
     "im2col of a sequence": (lambda: konv.im2col(T, 2, 2), ValueError, ["(N, C, H, W)", "(2, 6, 11)"]),
     "im2col's filter": (lambda: konv.im2col(X, 3, 14), ValueError, ["spatial axis 1", "14 > 13 + 0 + 0 = 13"]),
+    "im2col's filter_h": (lambda: konv.im2col(X, 2.0, 3), TypeError, ["filter_h=2.0", "integer, not float"]),
+    "im2col's filter_w": (lambda: konv.im2col(X, 2, 0), ValueError, ["filter_w=0", "at least 1"]),
+    "im2col's filter of two": (lambda: konv.im2col(X, (2, 3), 3), TypeError, ["filter_h=(2, 3)", "not tuple"]),
+    "im2col's pad": (lambda: konv.im2col(X, 2, 3, 1, -1), ValueError, ["pad=-1", "at least 0"]),
+    "im2col's unknown pad": (lambda: konv.im2col(X, 2, 3, 1, "all"), ValueError, ["pad='all'", "'same'"]),
+    "col2im's filter_w": (lambda: konv.col2im(X, X.shape, 2, True), TypeError, ["filter_w=True", "not a bool"]),
+    "col2im to a float": (
+        lambda: konv.col2im(X, (2, 6, 11, 13.0), 2, 3),
+        TypeError,
+        ["input_shape[3]=13.0", "not float"],
+    ),
+    "col2im to an empty axis": (
+        lambda: konv.col2im(X, (2, 6, 0, 13), 2, 3),
+        ValueError,
+        ["input_shape[2]=0", "at least 1"],
+    ),
+    "col2im to a word": (lambda: konv.col2im(X, "NCHW", 2, 3), TypeError, ["input_shape='NCHW'", "(N, C, H, W)"]),
     "col2im of a list": (lambda: konv.col2im([1.0], X.shape, 2, 2), TypeError, ["col is a list"]),
     "col2im of another shape": (
         lambda: konv.col2im(np.ones((7, 3)), (2, 3, 4, 5), 2, 3),
@@ -422,6 +459,39 @@ def test_what_fits_an_index_but_not_the_machine_is_a_memory_error(size):
     """No address space holds it; NumPy says so when it asks for the memory, and nothing else goes wrong."""
     with pytest.raises(MemoryError):
         konv.conv(T, V, padding=size)
+
+
+@pytest.mark.parametrize("number", [2**20, 2**40, 2**62, 2**70], ids=["2**20", "2**40", "2**62", "2**70"])
+def test_a_stride_or_dilation_beyond_the_axis_means_nothing_and_costs_nothing(number):
+    """One output has no stride, one tap no dilation: any number gives what the first beyond the axis gives."""
+    rng = np.random.default_rng(0)
+    x, v, tap = rng.standard_normal((2, 6, 11)), rng.standard_normal((4, 6, 3)), rng.standard_normal((4, 6, 1))
+
+    def results(n):
+        y = konv.conv(x, v, stride=n)
+        yield y
+        yield from konv.conv_backward(y, x, v, stride=n, padding=1, need=("x", "w"))
+        yield konv.conv(x, tap, dilation=n)
+        yield from konv.conv_backward(x[:, :4], x, tap, dilation=n)
+        yield konv.conv_transpose(x[:, :, :1], v.swapaxes(0, 1), stride=n)
+        yield from konv.conv_transpose_backward(y, x[:, :, :1], tap.swapaxes(0, 1), stride=n, dilation=n)
+        yield konv.max_pool(x, 3, stride=n)
+        yield konv.avg_pool(x, 1, dilation=n)
+        yield konv.unfold(x, 3, stride=n)
+        yield konv.Convolution(v, None, n).forward(x)
+        yield konv.CausalConv1d(v, stride=n).forward(x)[0]
+        yield konv.im2col(x[None], 2, 3, n)
+
+    right = list(results(14))  # also compiles what is needed
+    tracemalloc.start()
+    found = list(results(number))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak <= 1e6
+    for a, b in zip(found, right, strict=True):
+        assert np.array_equal(a, b)
+    g = konv.geometry(x.shape, v.shape, stride=number, padding=1)
+    assert (g.output, g.stride, g.read(0).sum(), g.unread_cells) == ((1,), (14,), 2, 9)
 
 
 def test_a_subclass_that_is_an_array_gives_an_array():

@@ -106,3 +106,23 @@ def test_an_empty_batch():
     columns = konv.unfold(np.zeros((0, 3, 6)), 2)
     assert columns.shape == (0, 6, 5)
     assert konv.fold(columns, 6, 2).shape == (0, 3, 6)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["M8[s]", "m8[D]", "U3", "S2", "V4", object, bool, complex, [("a", float), ("b", int)]], ids=str
+)
+def test_padding_of_any_dtype_is_its_zero(dtype):
+    x = np.ones((1, 1, 2, 2)).astype(dtype) if dtype != "V4" else np.full((1, 1, 2, 2), b"abcd", "V4")
+    zero = np.zeros((), dtype)
+    col = konv.im2col(x, 3, 3, 1, 1)
+    assert col.dtype == x.dtype and (col[0].reshape(3, 3)[1:, 1:] == x[0, 0]).all()
+    assert (col[0].reshape(3, 3)[0] == zero).all() and (col[0].reshape(3, 3)[:, 0] == zero).all()
+    assert (konv.unfold(x, 3, padding=1)[0, :, 0] == col[0]).all()
+
+
+def test_shapes_in_arrays():
+    columns = np.arange(24.0).reshape(1, 6, 4)
+    assert np.array_equal(konv.fold(columns, np.array(5), 2), konv.fold(columns, 5, 2))
+    assert np.array_equal(konv.fold(columns, np.array([5]), np.array([2])), konv.fold(columns, 5, 2))
+    col = np.arange(36.0).reshape(4, 9)
+    assert np.array_equal(konv.col2im(col, np.array([1, 1, 4, 4]), 3, 3), konv.col2im(col, (1, 1, 4, 4), 3, 3))

@@ -86,6 +86,12 @@ def check_upstream(dy: np.ndarray, expected: tuple[int, ...], name: str = "dy") 
         raise ValueError(f"{name} has shape {dy.shape}; the forward result has shape {expected}")
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False: "no" would count as True."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}={value!r}: expected True or False")
+
+
 def output_array(
     out: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype, layout: str, **inputs: np.ndarray | None
 ) -> np.ndarray:

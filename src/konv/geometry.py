@@ -11,6 +11,7 @@ file, with the formula and the caller's numbers. Along one spatial axis of lengt
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import operator
@@ -38,6 +39,7 @@ class Geometry:
     ----------
     batch, channels, filters, groups : int
     spatial, kernel, stride, dilation, output : tuple of int, one per spatial axis
+        A stride or dilation beyond the padded axis, where it means nothing, is shown as the axis's length + 1.
     padding : tuple of (low, high), cells added before and after each axis
     padding_mode : "zeros", "reflect", "replicate" or "circular"
     itemsize : bytes per element, for :attr:`bytes`
@@ -243,7 +245,7 @@ def geometry(
         padding_mode, np.dtype(dtype).itemsize,
     )  # fmt: skip
     _check_sizes(result)
-    return result
+    return _within_reach(result)
 
 
 def transposed_geometry(
@@ -318,7 +320,7 @@ def transposed_geometry(
         tuple(spatial), "zeros", np.dtype(dtype).itemsize,
     )  # fmt: skip
     _check_sizes(result)
-    return result
+    return _within_reach(result)
 
 
 def window_geometry(
@@ -374,10 +376,14 @@ def pooling_geometry(
         dtype=dtype,
     )  # fmt: skip
     for axis in range(g.axes):
-        empty = np.flatnonzero(g.real_taps(axis) == 0)
+        count = g.output[axis]
+        outputs = np.array([0, count - 1])  # the ends first: numbers for all may not fit, where padding has no end
+        if g.real_taps(axis, outputs).all():
+            outputs = np.arange(count)
+        empty = outputs[g.real_taps(axis, outputs) == 0]
         if empty.size:
             raise ValueError(
-                f"spatial axis {axis}: pooling window {empty[0]} of {g.output[axis]} would see padding alone (length "
+                f"spatial axis {axis}: pooling window {empty[0]} of {count} would see padding alone (length "
                 f"{g.spatial[axis]}, padding {g.padding[axis]}, kernel {g.kernel[axis]}, stride {g.stride[axis]}); "
                 "use less padding"
             )
@@ -478,6 +484,19 @@ def _check_sizes(g: Geometry) -> None:
             raise ValueError(
                 f"{name} would have shape {shape}: {size:,} bytes, more than an array can have ({MAX_BYTES:,})"
             )
+
+
+def _within_reach(g: Geometry) -> Geometry:
+    """``g`` with no stride or dilation beyond its axis.
+
+    A stride without a second output, and the dilation of one tap, may be any number and mean nothing: kept, 2**40 would ask for
+    memory, and 2**70 for more than 64 bits. One cell past the axis they mean as little, and still are no stride of 1.
+    """
+    ends = tuple(length + 1 for length in g.padded)
+    if all(s <= end and d <= end for s, d, end in zip(g.stride, g.dilation, ends)):
+        return g
+    stride, dilation = tuple(map(min, g.stride, ends)), tuple(map(min, g.dilation, ends))
+    return dataclasses.replace(g, stride=stride, dilation=dilation)
 
 
 def _shape(name: str, shape: Any) -> tuple[int, ...]:

@@ -351,7 +351,8 @@ def fold(
     """
     if checked_array("columns", columns).ndim != 3:
         raise ValueError(f"columns has shape {columns.shape}: expected (N, C * prod(kernel), prod(output))")
-    axes = len(output_size) if isinstance(output_size, (Sequence, np.ndarray)) else 1
+    several = isinstance(output_size, Sequence) or (isinstance(output_size, np.ndarray) and output_size.ndim > 0)
+    axes = len(output_size) if several else 1  # type: ignore[arg-type]
     if not 1 <= axes <= 3:
         raise ValueError(f"output_size={output_size!r}: expected 1, 2 or 3 spatial axes")
     spatial = per_axis("output_size", output_size, axes)
@@ -404,10 +405,10 @@ def _check_bias(b: np.ndarray | None, filters: int) -> None:
 def _needed(need: Sequence[str]) -> set[str]:
     if not isinstance(need, Collection):
         raise TypeError(f"need={need!r}: expected a sequence of names out of {GRADIENTS}")
-    wanted = {need} if isinstance(need, str) else set(need)
-    if not wanted <= set(GRADIENTS):
+    wanted = [need] if isinstance(need, str) else list(need)
+    if not all(isinstance(name, str) and name in GRADIENTS for name in wanted):
         raise ValueError(f"need={need!r}: expected names out of {GRADIENTS}")
-    return wanted
+    return set(wanted)
 
 
 def _zero_padded(x: np.ndarray, g: Geometry) -> tuple[np.ndarray, Geometry]:

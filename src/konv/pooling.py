@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from konv.arrays import check_upstream, checked_floats, layout_of
+from konv.arrays import check_flag, check_upstream, checked_floats, layout_of
 from konv.geometry import IntOrAxes, Padding, pooling_geometry
 
 
@@ -154,6 +154,7 @@ def avg_pool(
     array([[[2., 4.]]])
     """
     (x,) = checked_floats(x=x)
+    check_flag("count_include_pad", count_include_pad)
     g = pooling_geometry(x.shape, kernel_size, stride=stride, padding=padding, dilation=dilation, dtype=x.dtype)
     return _engine().mean(x, g, count_include_pad)
 
@@ -190,6 +191,7 @@ def avg_pool_backward(
     array([[[1., 1., 2., 2.]]])
     """
     dy, x = checked_floats(dy=dy, x=x)
+    check_flag("count_include_pad", count_include_pad)
     g = pooling_geometry(x.shape, kernel_size, stride=stride, padding=padding, dilation=dilation, dtype=x.dtype)
     check_upstream(dy, g.output_shape)
     return _engine().mean_gradient(dy, g, count_include_pad, layout_of(x))

@@ -21,7 +21,10 @@ from konv.arrays import checked_array
 from konv.geometry import (
     PADDING_MODES,
     Geometry,
+    checked_integer,
     geometry,
+    padding_pairs,
+    per_axis,
     pooling_geometry,
     source_cells,
     transposed_geometry,
@@ -59,7 +62,7 @@ def im2col(input_data: np.ndarray, filter_h: int, filter_w: int, stride: int = 1
     """
     if checked_array("input_data", input_data).ndim != 4:
         raise ValueError(f"input_data has shape {input_data.shape}: expected (N, C, H, W)")
-    g = window_geometry(input_data.shape, (filter_h, filter_w), stride=stride, padding=pad)
+    g = _book_geometry(input_data.shape, filter_h, filter_w, stride, pad)
     return columns(input_data, g)
 
 
@@ -92,11 +95,12 @@ def col2im(
            [2., 4., 2.],
            [1., 2., 1.]])
     """
-    if not isinstance(input_shape, Sequence):
+    if isinstance(input_shape, str) or not isinstance(input_shape, (Sequence, np.ndarray)):
         raise TypeError(f"input_shape={input_shape!r}: expected (N, C, H, W)")
     if len(input_shape) != 4:
         raise ValueError(f"input_shape={tuple(input_shape)}: expected (N, C, H, W)")
-    g = window_geometry(input_shape, (filter_h, filter_w), stride=stride, padding=pad)
+    shape = tuple(checked_integer(f"input_shape[{i}]", n, min(i, 1)) for i, n in enumerate(input_shape))  # N may be 0
+    g = _book_geometry(shape, filter_h, filter_w, stride, pad)
     rows = g.batch * math.prod(g.output)
     width = g.channels * math.prod(g.kernel)
     if checked_array("col", col).shape != (rows, width):
@@ -292,7 +296,8 @@ def pad(x: np.ndarray, g: Geometry, fill: float = 0) -> np.ndarray:
     """
     width = ((0, 0), (0, 0), *g.padding)
     if g.padding_mode == "zeros":
-        return np.pad(x, width, constant_values=x.dtype.type(fill))
+        # Where nothing is filled in, the zero of the dtype itself, which dates and structures have, too.
+        return np.pad(x, width, constant_values=x.dtype.type(fill) if fill else np.zeros((), x.dtype))
     return np.pad(x, width, mode=PADDING_MODES[g.padding_mode])  # type: ignore[call-overload]
 
 
@@ -367,6 +372,13 @@ def _groups(g: Geometry) -> list[tuple[slice, slice]]:
 def _inside(g: Geometry) -> tuple:
     """The slices that cut zero padding off."""
     return (slice(None), slice(None), *(slice(low, low + n) for n, (low, _) in zip(g.spatial, g.padding)))
+
+
+def _book_geometry(shape: tuple[int, ...], filter_h: int, filter_w: int, stride: int, pad: int) -> Geometry:
+    """The geometry of the book's functions, whose errors speak of the book's arguments."""
+    kernel = checked_integer("filter_h", filter_h, 1), checked_integer("filter_w", filter_w, 1)
+    padding_pairs(pad, kernel, kernel, per_axis("stride", stride, 2), name="pad")
+    return window_geometry(shape, kernel, stride=stride, padding=pad)
 
 
 def _per_channel(b: np.ndarray, y: np.ndarray) -> np.ndarray:

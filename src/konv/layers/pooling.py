@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from konv import pooling
-from konv.arrays import check_upstream, checked_floats
+from konv.arrays import check_flag, check_upstream, checked_floats
 from konv.geometry import IntOrAxes, Padding, padding_pairs, per_axis
 from konv.layers.base import Layer
 
@@ -121,6 +121,7 @@ class AveragePooling(_Pooling):
         self, pool_h: int, pool_w: int, stride: IntOrAxes = 2, pad: Padding = 0, *, count_include_pad: bool = True
     ):
         super().__init__(pool_h, pool_w, stride, pad)
+        check_flag("count_include_pad", count_include_pad)
         self.count_include_pad = bool(count_include_pad)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
