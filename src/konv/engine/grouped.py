@@ -18,7 +18,7 @@ from konv.engine import columns, depthwise, direct
 from konv.engine.axes import FORWARD, Axis, forward_axes, gradient_axes, gradient_phases, leaves_cells
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
-from konv.engine.planes import accumulate_planes, correlate_planes
+from konv.engine.planes import ANYWHERE, NEIGHBOURS, accumulate_planes, correlate_planes
 from konv.engine.simd import ITEMSIZE
 from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 NAME = "grouped"
 MOST_FILTERS = 8  # of 32 that the other tile computes at once
 MOST_ROWS, MOST_COLUMNS = 7, 7  # of a kernel whose taps are unrolled
+MOST_NEIGHBOURS = 32  # columns whose masks are made together
 PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one plane
 PART_BYTES, LEAST_PIECES = 64 << 10, 32  # of a weight gradient: what it reads several times stays in L2
 PRODUCTS = 192  # summed in one accumulator before they are added to another: the error falls
@@ -165,8 +166,7 @@ def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype
     tile_filters = next(n for n in (4, 2, 1) if filters % n == 0)
     lanes = _lanes(x_dtype, first.out)
     shared = len(height.taps) if height.stride <= 2 and _neighbours(height) and len(height.taps) <= MOST_ROWS else 1
-    unrolled = all(_neighbours(a) and len(a.taps) <= MOST_COLUMNS and a.stride <= 2 for a in row)
-    rows = _tile_rows(height.out, tile_filters, shared)
+    rows, vectors = _tile(height.out, first.out // lanes, tile_filters * len(row))
     sources = np.array(
         [
             (c, d - depth.pad, u - height.pad)
@@ -175,7 +175,7 @@ def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype
         np.int64,
     )
     columns = np.cumsum([0, *(len(a.taps) for a in row)])
-    shifts = np.array([tap - a.pad for a in row for tap in a.taps] or [0], np.int64)
+    shifts = np.array([tap - a.pad for a in row for tap in a.taps] + [0], np.int64)
     width_out = sum(a.out for a in row)
     lines = g.batch * g.groups * depth.out
     blocks = _row_blocks(lines, height.out, rows)
@@ -186,9 +186,8 @@ def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype
     y_row, y_depth, y_filter = spatial[2], spatial[1] * spatial[2], math.prod(spatial)
     job = Job(
         correlate_planes(
-            x_dtype, y_dtype, lanes, tile_filters, rows, shared, tuple(len(a.taps) if unrolled else 0 for a in row),
-            height.stride, first.stride if first.stride <= 2 else 0, len(row) == 2 or first.step == 1,
-            len(sources) == 1,
+            x_dtype, y_dtype, lanes, (tile_filters, rows, vectors), shared, tuple(map(_taps_wide, row)),
+            (height.stride, first.stride if first.stride <= 2 else 0), len(row) == 2 or first.step == 1, len(sources) == 1,
         ),
         -(-lines // chunk) * row_blocks, lines=lines, chunk=chunk, groups=g.groups, source_count=len(sources),
         taps=int(columns[-1]), filter_blocks=filters // tile_filters, group_channels=channels, x_depth=depth.length,
@@ -212,10 +211,19 @@ def _neighbours(axis: Axis) -> bool:
     return all(b == a + 1 for a, b in itertools.pairwise(axis.taps))
 
 
-def _tile_rows(height: int, filters: int, shared: int) -> int:
-    """Rows of a tile: those that compute fewest rows twice, and among them the highest."""
-    most = (8 if machine().registers >= 32 else 4) // min(filters, 2)
-    return min((n for n in (8, 7, 4, 2, 1) if n <= min(most, height)), key=lambda n: -(-height // n) * (n + 2))
+def _taps_wide(row: Axis) -> int:
+    """How the kernel is compiled for the taps of a row."""
+    if _neighbours(row) and row.stride <= 2 and len(row.taps) <= MOST_COLUMNS:
+        return len(row.taps)
+    return NEIGHBOURS if _neighbours(row) and row.stride == 1 and len(row.taps) <= MOST_NEIGHBOURS else ANYWHERE
+
+
+def _tile(height: int, whole_vectors: int, sums: int) -> tuple[int, int]:
+    """(rows, vectors) of a tile: of rows those that compute fewest twice, and among them the most."""
+    most = (8 if machine().registers >= 32 else 4) // min(sums, 2)
+    if height == 1:
+        return 1, max(n for n in (8, 4, 2, 1) if n <= max(1, min(most, whole_vectors)))
+    return min((n for n in (8, 7, 4, 2, 1) if n <= min(most, height)), key=lambda n: -(-height // n) * (n + 2)), 1
 
 
 def _row_blocks(lines: int, height: int, rows: int) -> int:

@@ -17,36 +17,31 @@ from konv.engine.simd import Variable, bits, fma, loop, minimum, pick, shuffle, 
 AHEAD = (
     2048  # elements: what lies so far on is asked for, hundreds of cycles before it is needed; without it half as fast
 )
+ANYWHERE, NEIGHBOURS = -1, -2
 KEPT_FACTORS = 9  # stay in registers for a row of tiles
 
 
 @kernel
-def correlate_planes(
-    x_dtype, y_dtype, lanes, filters, rows, taps_high, taps_wide, stride_high, stride_wide, contiguous, single
-):
+def correlate_planes(x_dtype, y_dtype, lanes, tile, taps_high, taps_wide, stride, contiguous, single):
     """Forward, or the input gradient of every ``stride``-th row. A piece is (some planes of outputs, block of rows).
 
     Parameters
     ----------
-    filters, rows : the tile, in filters and rows of outputs
+    tile : (filters, rows, vectors of a row) that are computed together
     taps_high : rows of the kernel that are taken together; they read neighbouring rows of x
-    taps_wide : columns of the kernel, unrolled, which read neighbouring cells; 0: any number of any (``shifts``). Two numbers:
-        two interleaved sets of output columns, each with taps of its own (the input gradient of stride 2)
-    stride_high, stride_wide : of the outputs' windows in x; 0: any width, gathered
+    taps_wide : columns of the kernel, unrolled, which read neighbouring cells; ``NEIGHBOURS``: any number of such;
+        ``ANYWHERE``: any number of any (``shifts``). Two of them: two interleaved sets of output columns, each with
+        taps of its own (the input gradient of stride 2)
+    stride : of the outputs' windows in x, (rows, columns); 0 columns: any number, gathered
     contiguous : whether outputs are neighbours in memory
     single : whether there is one source only, as in every depthwise layer with two axes
     """
-    sets = range(len(taps_wide))
+    (filters, rows, vectors), (stride_high, stride_wide), sets = tile, stride, range(len(taps_wide))
     lines_of_tile = (rows - 1) * stride_high + taps_high
-    few = sum(taps_wide) * taps_high * filters <= KEPT_FACTORS
+    unrolled = min(taps_wide) >= 0
+    kept = single and unrolled and sum(taps_wide) * taps_high * filters <= KEPT_FACTORS
     wide_step = stride_wide or 1
-
-    def fetch(array, first, row_size, count, vectors, write):
-        """Ask for the vectors of some rows, which are needed soon."""
-        ahead = array.at(first)
-        for r in range(count):
-            for v in range(vectors):
-                ahead.prefetch(r * row_size + v * lanes, write)
+    cells = [(f, r, v) for f in range(filters) for r in range(rows) for v in range(vectors)]
 
     def text(
         piece, slot, x, weights, bias, y, zeros, shifts, columns, sources,
@@ -59,40 +54,69 @@ def correlate_planes(
         first_line = piece // row_blocks * chunk
         width = (out_width + (len(sets) - 1)) // len(sets)
 
-        def lines_of(plane, depth, row, source):
-            """The rows of x that a tile reads of a source: their pointers."""
-            d = depth * depth_step + sources[source * 3 + 1]
-            h = row * stride_high + sources[source * 3 + 2]
-            height = x_height * within(d, x_depth)
-            start = first_of(plane, depth, row, source)
-            return [pick(within(h + u, height), x.at((start + u) * x_width), zeros) for u in range(lines_of_tile)]
-
         def first_of(plane, depth, row, source):
-            """The first of them, counted from the first of x."""
+            """The first row of x that a tile reads of a source, counted from the first of x."""
             channel = plane * group_channels + sources[source * 3]
             d = depth * depth_step + sources[source * 3 + 1]
             return (channel * x_depth + d) * x_height + row * stride_high + sources[source * 3 + 2]
 
-        def factors_of(factors, source, taps_used):
-            """``factors[tap][row of the source][filter]``, spread over the lanes."""
-            at = factors.at(source * taps * taps_high * filters)
-            return [
-                [
-                    [splat(at[(t * taps_high + k) * filters + f], lanes) for f in range(filters)]
-                    for k in range(taps_high)
-                ]
-                for t in taps_used
-            ]
+        def lines_of(plane, depth, row, source):
+            """The rows of x that a tile reads of a source: their pointers."""
+            h = row * stride_high + sources[source * 3 + 2]
+            height = x_height * within(depth * depth_step + sources[source * 3 + 1], x_depth)
+            start = first_of(plane, depth, row, source)
+            return [pick(within(h + u, height), x.at((start + u) * x_width), zeros) for u in range(lines_of_tile)]
+
+        def factors_of(factors, source, tap):
+            """``factors[row of the source][filter]`` of a tap, spread over the lanes."""
+            at = factors.at((source * taps + tap) * taps_high * filters)
+            return [[splat(at[k * filters + f], lanes) for f in range(filters)] for k in range(taps_high)]
 
         def multiply(sums, factors, lines_read, read):
-            """Add the products of one tap, whose cells in a line ``read(u, line)`` gives."""
+            """Add the products of one tap, whose cells in a line ``read(u, line)`` gives, vector by vector."""
             for u, line in enumerate(lines_read):
                 met = meetings(u, rows, taps_high, stride_high)
-                if met:
-                    pixels = read(u, line)
-                    for r, k in met:
-                        for f in range(filters):
-                            sums[f, r].set(fma(factors[k][f], pixels, sums[f, r].get()))
+                for v in range(vectors if met else 0):
+                    pixels = read[v](u, line)
+                    for (r, k), f in itertools.product(met, range(filters)):
+                        sums[f, r, v].set(fma(factors[k][f], pixels, sums[f, r, v].get()))
+
+        def add(sums, s, column, factors, factors_kept, source, lines_read):
+            """Add the products of one source to the sums of one set of columns."""
+
+            def readers(shift):
+                return [reader(lanes, stride_wide, step, x_width, column + v * lanes, shift) for v in range(vectors)]
+
+            if taps_wide[s] == ANYWHERE:
+                for t in loop(columns[s + 1] - columns[s]):
+                    read = [read(0) for read in readers(shifts[columns[s] + t])]
+                    multiply(sums, factors_of(factors, source, columns[s] + t), lines_read, read)
+            elif taps_wide[s] == NEIGHBOURS:
+                read = readers(shifts[columns[s]])
+                for t in loop(columns[s + 1] - columns[s]):
+                    multiply(sums, factors_of(factors, source, columns[s] + t), lines_read, [r(t) for r in read])
+            elif taps_wide[s]:
+                first = sum(taps_wide[:s])
+                read = readers(shifts[first])
+                for t in range(first, first + taps_wide[s]):
+                    factor = factors_kept[t] if kept else factors_of(factors, source, t)
+                    multiply(sums, factor, lines_read, [r(t - first) for r in read])
+
+        def store(sums, to_row, column):
+            for f, r, v in cells:
+                to, first = to_row + f * y_filter + r * y_row, column + v * lanes
+                if len(sets) == 2:
+                    for i, values in enumerate(interleaved(sums[0][f, r, v].get(), sums[1][f, r, v].get(), lanes)):
+                        y.put(to + first * 2 + i * lanes, values, out_width - first * 2 - i * lanes)
+                elif contiguous:
+                    y.put(to + first, sums[0][f, r, v].get(), out_width - first)
+                else:
+                    y.scatter(to + first * y_step, y_step, sums[0][f, r, v].get(), out_width - first)
+
+        def fetch(array, first, row_size, count, cells, write):
+            """Ask for so many ``cells`` of some rows, which are needed soon."""
+            for r, v in itertools.product(range(count), range(0, cells, lanes)):
+                array.prefetch(first + r * row_size + v, write)
 
         for i in loop(minimum(chunk, lines - first_line)):
             line = first_line + i
@@ -105,74 +129,33 @@ def correlate_planes(
                 for row_tile in loop((out_rows + (rows - 1)) // rows):
                     row = first_row + minimum(row_tile * rows, out_rows - rows)  # the last tile ends with the last row
                     to_row = to_plane + row * y_row
-                    if single:
-                        lines_read = lines_of(plane, depth, row, 0)
-                        if few:
-                            kept_factors = factors_of(factors, 0, range(sum(taps_wide)))
-                    for column_tile in loop((width + (lanes - 1)) // lanes):
-                        column = column_tile * lanes
+                    lines_read = lines_of(plane, depth, row, 0) if single else None
+                    factors_kept = [factors_of(factors, 0, t) for t in range(sum(taps_wide))] if kept else None
+                    for column_tile in loop((width + (vectors * lanes - 1)) // (vectors * lanes)):
+                        column = column_tile * (vectors * lanes)
+                        if vectors > 1:  # as with rows; one vector may be wider than the row
+                            column = minimum(column, width - vectors * lanes)
+                        first_cell = column * wide_step
+                        sums = [{cell: Variable(splat(bias[filter_ + cell[0]], lanes)) for cell in cells} for _ in sets]
                         if single:
-                            at = (plane * x_depth + depth) * x_height + row * stride_high
-                            fetch(
-                                x,
-                                at * x_width + column * wide_step + AHEAD,
-                                x_width,
-                                rows * stride_high,
-                                wide_step,
-                                False,
-                            )
-                            if few:
-                                fetch(y, to_row + column * len(sets) + AHEAD, y_row, rows, len(sets), True)
-                        if not single:
+                            at = ((plane * x_depth + depth) * x_height + row * stride_high) * x_width + first_cell
+                            fetch(x, at + AHEAD, x_width, rows * stride_high, vectors * lanes * wide_step, False)
+                            if kept:
+                                at = to_row + column * len(sets) + AHEAD
+                                fetch(y, at, y_row, rows, vectors * lanes * len(sets), True)
+                            for s in sets:
+                                add(sums[s], s, column, factors, factors_kept, 0, lines_read)
+                        else:  # ask for the next tile of rows
                             for f in range(filters):
                                 at = to_row + f * y_filter + rows * y_row + column * len(sets)
-                                fetch(y, at, y_row, rows, len(sets), True)
-                        sums = [
-                            {
-                                (f, r): Variable(splat(bias[filter_ + f], lanes))
-                                for f in range(filters)
-                                for r in range(rows)
-                            }
-                            for s in sets
-                        ]
-                        for source in [0] if single else loop(source_count):
-                            read_lines = lines_read if single else lines_of(plane, depth, row, source)
-                            if not single:  # the next tile of rows
-                                at = first_of(plane, depth, row, source) + lines_of_tile
-                                fetch(
-                                    x, at * x_width + column * wide_step, x_width, rows * stride_high, wide_step, False
-                                )
-                            for s, n in enumerate(taps_wide):
-                                if n == 0:
-                                    for t in loop(columns[s + 1] - columns[s]):
-                                        tap = columns[s] + t
-                                        read = reader(lanes, stride_wide, step, x_width, column, shifts[tap])
-                                        multiply(sums[s], factors_of(factors, source, [tap])[0], read_lines, read(0))
-                                    continue
-                                first = sum(taps_wide[:s])
-                                read = reader(lanes, stride_wide, step, x_width, column, shifts[first])
-                                for t in range(n):
-                                    if single and few:
-                                        factor = kept_factors[first + t]
-                                    else:
-                                        factor = factors_of(factors, source, [first + t])[0]
-                                    multiply(sums[s], factor, read_lines, read(t))
-
-                        for f in range(filters):
-                            for r in range(rows):
-                                to = to_row + f * y_filter + r * y_row
-                                values = [sums[s][f, r].get() for s in sets]
-                                if len(sets) == 2:
-                                    low = [i // 2 + (lanes if i % 2 else 0) for i in range(lanes)]
-                                    first, second = (
-                                        shuffle(values[0], values[1], [i + at for i in low]) for at in (0, lanes // 2)
-                                    )
-                                    y.put(to + column * 2, first, out_width - column * 2)
-                                    y.put(to + column * 2 + lanes, second, out_width - column * 2 - lanes)
-                                elif contiguous:
-                                    y.put(to + column, values[0], out_width - column)
-                                else:
-                                    y.scatter(to + column * y_step, y_step, values[0], out_width - column)
+                                fetch(y, at, y_row, rows, vectors * lanes * len(sets), True)
+                            for source in loop(source_count):
+                                at = (first_of(plane, depth, row, source) + lines_of_tile) * x_width + first_cell
+                                fetch(x, at, x_width, rows * stride_high, vectors * lanes * wide_step, False)
+                                lines_read = lines_of(plane, depth, row, source)
+                                for s in sets:
+                                    add(sums[s], s, column, factors, factors_kept, source, lines_read)
+                        store(sums, to_row, column)
 
     wide = wide_type(x_dtype)
     pointers = {"x": x_dtype, "weights": wide, "bias": wide, "y": y_dtype, "zeros": x_dtype}
@@ -281,6 +264,12 @@ def accumulate_planes(dtype, lanes, filters, rows, taps_high, taps_wide, stride_
 def meetings(u, rows, taps, stride):
     """The (row of outputs, row of the kernel) that meet in row u of a tile's input."""
     return [(r, u - r * stride) for r in range(rows) if 0 <= u - r * stride < taps]
+
+
+def interleaved(even, odd, lanes):
+    """even[0], odd[0], even[1], ...: two vectors."""
+    low = [i // 2 + (lanes if i % 2 else 0) for i in range(lanes)]
+    return [shuffle(even, odd, [i + at for i in low]) for at in (0, lanes // 2)]
 
 
 def lane_sum(vector, lanes):
