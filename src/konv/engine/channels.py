@@ -103,14 +103,14 @@ def correlate_channels(x_dtype, y_dtype, lanes, tile, taps, stride, apart, cut):
 
 @kernel
 def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart):
-    """``sums[part, tap, channel] += sum of dy * x``. A piece is a part: some rows of dy.
+    """``sums[part, tap, channel] += sum of dy * x``, ``biases[part, channel] += sum of dy``. A piece is a part: rows of dy.
 
     ``taps_high`` x ``taps_wide`` sums are kept while a row of dy goes by, then added to those in memory.
     """
     wide = wide_type(dtype)
 
     def text(
-        piece, slot, x, dy, sums, zeros, sources,
+        piece, slot, x, dy, sums, biases, zeros, sources,
         lines, chunk, source_count, channels, x_depth, x_height, x_width, depth_step, row_step, shift,
         out_depth, out_height, out_width, taps, tap_tiles,
     ):  # fmt: skip
@@ -137,11 +137,29 @@ def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart)
                             total = row_sums[k, t, q % halves]
                             total.set(fma(upstream[q], pixel, total.get()))
 
+        def add_bias(dy_row):
+            """Add a row of dy to the bias gradient."""
+            for block in loop((channels + (lanes - 1)) // lanes):
+                channel = block * lanes
+                some = bits(0, channels - channel)
+                row_sums = [Variable(sums.zero(lanes)) for _ in range(tile)]
+                for q in loop((out_width + (tile - 1)) // tile):
+                    for t in range(tile):
+                        used = some * within(q * tile + t, out_width)
+                        values = dy_row.vec((q * tile + t) * channels + channel, lanes, bits=used)
+                        row_sums[t].set(row_sums[t].get() + values)
+                to = piece * channels + channel
+                total = biases.vec(to, lanes, bits=some)
+                for row_sum in row_sums:
+                    total = total + row_sum.get()
+                biases.put(to, total, channels - channel)
+
         for i in loop(minimum(chunk, lines - first_line)):
             line = first_line + i
             row, rest = line % out_height, line // out_height
             depth, image = rest % out_depth, rest // out_depth
             dy_row = dy.at(line * out_width * channels)
+            add_bias(dy_row)
             for source in loop(source_count):
                 d = depth * depth_step + sources[source * 3]
                 corners = []
@@ -171,4 +189,4 @@ def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart)
                                 total = total + row_sums[k, t, half].get()
                             sums.put(tap * channels + channel, total, used)
 
-    return text, {"x": dtype, "dy": dtype, "sums": wide, "zeros": dtype, "sources": "int64"}
+    return text, {"x": dtype, "dy": dtype, "sums": wide, "biases": wide, "zeros": dtype, "sources": "int64"}

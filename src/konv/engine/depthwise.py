@@ -46,13 +46,15 @@ def correlate(g: Geometry, phase: int, x: np.ndarray, w: np.ndarray, b: Any, out
     )
 
 
-def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dw (C, 1, *kernel) into ``out``."""
+def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
+    """Write dL/dw (C, 1, *kernel) into ``out`` and dL/db (C,) into ``db``."""
     plan = accumulation(g, dtype_name(x.dtype))
-    sums = np.zeros(plan.sums, wide_type(dtype_name(x.dtype)))
+    wide = wide_type(dtype_name(x.dtype))
+    sums, biases = np.zeros(plan.sums, wide), np.zeros((plan.sums[0], g.channels), wide)
     threads = width(plan.job.pieces, g.flops // 2)
-    plan.job.run(threads, x=address(x), dy=address(dy), sums=address(sums), **plan.addresses)
+    plan.job.run(threads, x=address(x), dy=address(dy), sums=address(sums), biases=address(biases), **plan.addresses)
     out[...] = sums.sum(axis=0).T.reshape(g.w_shape)
+    db[...] = biases.sum(axis=0)
 
 
 @functools.lru_cache(maxsize=512)

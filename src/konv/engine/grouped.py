@@ -59,7 +59,7 @@ def workspace(problem: Problem) -> int:
         cells = depthwise.accumulation(g, dtype).sums if problem.kind == "weight_gradient" else g.w_shape
         return math.prod(cells) * itemsize
     if problem.kind == "weight_gradient":
-        return math.prod(_accumulation(g, dtype).sums) * itemsize
+        return math.prod(_accumulation(g, dtype, get_threads()).sums) * itemsize
     transposed = problem.kind == "input_gradient"
     plans = [_correlation(g, axes, transposed, dtype, dtype, get_threads()) for axes in _correlations(g, transposed)]
     return max((plan.taps.size * itemsize for plan in plans), default=0)
@@ -92,16 +92,23 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out``."""
+    weight_and_bias_gradient(dy, x, g, out, np.empty(g.filters, out.dtype))
+
+
+def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
+    """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``: dy is read once."""
     if _channels_last(x, dy):
-        depthwise.weight_gradient(dy, x, g, out)
+        depthwise.weight_and_bias_gradient(dy, x, g, out, db)
         return
-    plan = _accumulation(g, dtype_name(x.dtype))
-    sums = np.empty(plan.sums, wide_type(x.dtype.name))
-    used = width(plan.job.pieces, g.flops // 2)
+    plan = _accumulation(g, dtype_name(x.dtype), get_threads())
+    parts, weights = plan.sums
+    wide = wide_type(dtype_name(x.dtype))
+    sums, biases = np.empty((parts, weights), wide), np.empty((parts, g.filters), wide)
     plan.job.run(
-        used, x=address(x), dy=address(dy), sums=address(sums), zeros=address(plan.zeros), sources=address(plan.sources)
-    )  # fmt: skip
-    out[...] = sums.sum(axis=0).reshape(g.w_shape) if len(sums) > 1 else sums.reshape(g.w_shape)
+        plan.threads, x=address(x), dy=address(dy), sums=address(sums), biases=address(biases), **plan.addresses
+    )
+    out[...] = (sums.sum(axis=0) if parts > 1 else sums).reshape(g.w_shape)
+    db[...] = biases.sum(axis=0)
 
 
 def _channels_last(*arrays: np.ndarray) -> bool:
@@ -252,13 +259,14 @@ class Accumulation:
     """A prepared job of :func:`accumulate_planes`, its tables, and the shape of its sums."""
 
     job: Job
+    threads: int
     sums: tuple[int, int]
-    zeros: np.ndarray
-    sources: np.ndarray
+    tables: dict[str, np.ndarray]
+    addresses: dict[str, int]
 
 
 @functools.lru_cache(maxsize=256)
-def _accumulation(g: Geometry, dtype: str) -> Accumulation:
+def _accumulation(g: Geometry, dtype: str, threads: int) -> Accumulation:
     depth, height, row = forward_axes(g)
     lanes = _lanes(dtype, row.out)
     channels, filters, kernel = g.channels // g.groups, g.filters // g.groups, math.prod(g.kernel)
@@ -284,13 +292,18 @@ def _accumulation(g: Geometry, dtype: str) -> Accumulation:
     )
     image_bytes = (channels * math.prod(g.spatial) + filters * math.prod(g.output)) * ITEMSIZE[dtype]
     part_images = max(1, min(g.batch, g.batch * g.groups // LEAST_PIECES))
-    plane, out_plane = math.prod(g.spatial), math.prod(g.output)
-    ahead = g.channels * plane, g.filters * out_plane  # the next image comes next
     if filters * len(sources) > 1 or len(row.taps) > columns:
         part_images = max(1, min(part_images, PART_BYTES // image_bytes))
-    if filters * channels > 1:
-        ahead = plane, tile_filters * out_plane  # the next plane does
     parts = max(1, -(-g.batch // part_images))
+    group_chunk = max(1, g.groups * parts // (8 * threads))
+    # What comes next: the next image's plane, or after the last one the next channel's of the first. In small groups, which
+    # read their planes several times, the plane behind this one.
+    planes = channels * math.prod(g.spatial), filters * math.prod(g.output)
+    if filters * channels == 1:
+        ahead = [g.groups * size for size in planes]
+        around = [size - (part_images - 1) * next_image for size, next_image in zip(planes, ahead)]
+    else:
+        ahead = around = [planes[0] // channels, tile_filters * planes[1] // filters]
     row_vectors = -(-row.out // lanes)
     chunk_rows = max(1, PRODUCTS // row_vectors // rows) * rows
     block_images = max(1, PRODUCTS // (row_vectors * height.out * depth.out))
@@ -298,13 +311,17 @@ def _accumulation(g: Geometry, dtype: str) -> Accumulation:
         accumulate_planes(
             dtype, lanes, tile_filters, rows, shared, columns, height.stride, row.stride if row.stride <= 2 else 0
         ),
-        parts * g.groups, images=g.batch, part_images=part_images, block_images=block_images, chunk_rows=chunk_rows,
-        groups=g.groups, group_channels=channels, group_filters=filters, source_count=len(sources), x_depth=depth.length,
-        x_height=height.length, x_width=row.length, step=row.stride, depth_step=depth.stride, out_depth=depth.out,
-        out_height=height.out, out_width=row.out, taps=len(row.taps), dilation=g.dilation[-1], pad=row.pad, kernel_size=kernel,
-        x_ahead=ahead[0], dy_ahead=ahead[1],
+        parts * -(-g.groups // group_chunk), images=g.batch, part_images=part_images, block_images=block_images,
+        chunk_rows=chunk_rows, groups=g.groups, group_chunk=group_chunk, group_channels=channels, group_filters=filters,
+        source_count=len(sources), x_depth=depth.length, x_height=height.length, x_width=row.length, step=row.stride,
+        depth_step=depth.stride, out_depth=depth.out, out_height=height.out, out_width=row.out, taps=len(row.taps),
+        dilation=g.dilation[-1], pad=row.pad, kernel_size=kernel,
+        x_ahead=ahead[0], dy_ahead=ahead[1], x_around=around[0], dy_around=around[1],
     )  # fmt: skip
-    return Accumulation(job, (parts, math.prod(g.w_shape)), np.zeros(row.length * 8, np.uint8), sources)
+    tables = {"zeros": np.zeros(row.length * 8, np.uint8), "sources": sources}
+    addresses = {name: address(table) for name, table in tables.items()}
+    used = width(job.pieces, g.flops // 2)
+    return Accumulation(job, used, (parts, math.prod(g.w_shape)), tables, addresses)
 
 
 def _lanes(dtype: str, row: int) -> int:
