@@ -126,6 +126,8 @@ def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart)
                 corners[-1][0].prefetch((column * stride + q) * channels + channel + AHEAD)
             upstream = [dy_row.vec((column + q) * channels + channel, lanes, bits=some) for q in range(count)]
             cells = sorted({q * stride + t * apart for q in range(count) for t in range(taps_wide)})
+            for q, values in enumerate(upstream):
+                row_sums[q % 2].set(row_sums[q % 2].get() + values)
             for cell in cells:
                 at = column * stride + first_cell + cell
                 there = within(at, x_width)
@@ -137,29 +139,11 @@ def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart)
                             total = row_sums[k, t, q % halves]
                             total.set(fma(upstream[q], pixel, total.get()))
 
-        def add_bias(dy_row):
-            """Add a row of dy to the bias gradient."""
-            for block in loop((channels + (lanes - 1)) // lanes):
-                channel = block * lanes
-                some = bits(0, channels - channel)
-                row_sums = [Variable(sums.zero(lanes)) for _ in range(tile)]
-                for q in loop((out_width + (tile - 1)) // tile):
-                    for t in range(tile):
-                        used = some * within(q * tile + t, out_width)
-                        values = dy_row.vec((q * tile + t) * channels + channel, lanes, bits=used)
-                        row_sums[t].set(row_sums[t].get() + values)
-                to = piece * channels + channel
-                total = biases.vec(to, lanes, bits=some)
-                for row_sum in row_sums:
-                    total = total + row_sum.get()
-                biases.put(to, total, channels - channel)
-
         for i in loop(minimum(chunk, lines - first_line)):
             line = first_line + i
             row, rest = line % out_height, line // out_height
             depth, image = rest % out_depth, rest // out_depth
             dy_row = dy.at(line * out_width * channels)
-            add_bias(dy_row)
             for source in loop(source_count):
                 d = depth * depth_step + sources[source * 3]
                 corners = []
@@ -176,6 +160,7 @@ def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart)
                         row_sums = {
                             (*name, half): Variable(sums.zero(lanes)) for name in names for half in range(halves)
                         }
+                        row_sums.update({half: Variable(sums.zero(lanes)) for half in range(2)})  # of the bias
                         tiles = out_width // tile
                         for q in loop(tiles):
                             add(row_sums, some, channel, dy_row, corners, first_cell, q * tile, tile)
@@ -188,5 +173,9 @@ def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart)
                             for half in range(halves):
                                 total = total + row_sums[k, t, half].get()
                             sums.put(tap * channels + channel, total, used)
+                        used = (channels - channel) * within(source + tap_tile, 1)  # once a row
+                        to = piece * channels + channel
+                        total = biases.vec(to, lanes, count=used) + row_sums[0].get() + row_sums[1].get()
+                        biases.put(to, total, used)
 
     return text, {"x": dtype, "dy": dtype, "sums": wide, "biases": wide, "zeros": dtype, "sources": "int64"}
