@@ -1,0 +1,146 @@
+"""Depthwise layers and small groups: in both layouts against the textbook, in plain Python and compiled; their words."""
+
+import numpy as np
+import pytest
+
+import konv
+from compare import assert_equal, assert_same_bits
+from konv.engine import depthwise, grouped, launch, threads
+from konv.engine.machine import machine
+from konv.engine.simd import bits, pick, within
+from plain_engine import MACHINES, engine, many_small_jobs
+from strategies import BFLOAT16, integers
+from test_kernels import channels_last, drawn, expected
+from texts import both
+
+DTYPES = {"float16": np.float16, "bfloat16": BFLOAT16, "float32": np.float32, "float64": np.float64}
+
+DEPTHWISE = {
+    "3x3": ((2, 5, 9, 19), (5, 1, 3, 3), dict(padding=1)),
+    "one row, one cell": ((1, 4, 1, 1), (4, 1, 3, 3), dict(padding=1)),
+    "3x3, stride 2": ((1, 20, 9, 11), (20, 1, 3, 3), dict(padding=1, stride=2)),
+    "3x3, stride 2, shifted": ((1, 4, 8, 34), (4, 1, 3, 3), dict(padding=((0, 1), (2, 0)), stride=2)),
+    "5x5, stride 2": ((1, 4, 12, 37), (4, 1, 5, 5), dict(padding=2, stride=2)),
+    "7x7": ((1, 18, 9, 20), (18, 1, 7, 7), dict(padding=3)),
+    "9x9": ((1, 4, 10, 21), (4, 1, 9, 9), dict(padding=4)),
+    "dilated": ((1, 4, 9, 21), (4, 1, 3, 3), dict(padding=2, dilation=(1, 2))),
+    "dilated rows": ((1, 4, 9, 21), (4, 1, 3, 2), dict(padding=3, dilation=(2, 1), stride=(3, 2))),
+    "1x1, stride 2": ((2, 4, 9, 21), (4, 1, 1, 1), dict(stride=2)),
+    "stride 3": ((1, 4, 70), (4, 1, 4), dict(padding=3, stride=3)),
+    "1-D, 31 taps": ((2, 4, 150), (4, 1, 31), dict(padding=15)),
+    "1-D, 40 taps": ((1, 4, 150), (4, 1, 40), dict(padding=15, dilation=2)),
+    "1-D, 4 taps": ((2, 4, 300), (4, 1, 4), dict(padding="causal")),
+    "1-D, stride 2": ((2, 4, 300), (4, 1, 5), dict(padding=2, stride=2)),
+    "3-D": ((1, 4, 4, 5, 18), (4, 1, 3, 3, 3), dict(padding=1, stride=(1, 2, 2))),
+    "more padding than window": ((1, 4, 3, 5), (4, 1, 2, 2), dict(padding=4)),
+    "tall": ((1, 4, 70, 5), (4, 1, 3, 3), dict(padding=1)),
+}
+GROUPS = {
+    "4 x 4": ((3, 16, 9, 19), (16, 4, 3, 3), dict(padding=1)),
+    "2 x 8, stride 2": ((2, 8, 9, 19), (32, 2, 3, 3), dict(padding=1, stride=2)),
+    "8 x 3": ((1, 32, 21), (12, 8, 5), dict(padding=2)),
+    "1 x 2": ((2, 4, 8, 9), (8, 1, 3, 3), dict(padding=1)),
+    "2 x 2, 3-D": ((1, 8, 3, 4, 18), (8, 2, 2, 3, 3), dict(padding=1)),
+}
+CASES = [(case, "first") for case in (DEPTHWISE | GROUPS)] + [(case, "last") for case in DEPTHWISE]
+EVERY_CASE = pytest.mark.parametrize("case, layout", CASES, ids=lambda value: value)
+
+
+def check(case, layout, dtype="float32", draw=None):
+    """Forward and all gradients of small integers, exactly, into outputs that were full of NaN; returns them."""
+    x_shape, w_shape, options = (DEPTHWISE | GROUPS)[case]
+    options = options | {"groups": x_shape[1] // w_shape[1]}
+    rng = np.random.default_rng(0)
+    arrays = drawn(x_shape, w_shape, options, draw or (lambda shape: integers(rng, shape, DTYPES[dtype], limit=2)))
+    x, w, b, dy = arrays
+    right = expected(arrays, options)
+    right["bias_gradient"] = dy.astype(np.float64).sum(axis=(0, *range(2, dy.ndim)))
+    results = {kind: np.full(array.shape, np.nan, x.dtype) for kind, array in right.items()}
+    if layout == "last":
+        x, dy = channels_last(x), channels_last(dy)
+        for kind in ("forward", "input_gradient"):
+            results[kind] = channels_last(results[kind])
+    g = konv.geometry(x_shape, w_shape, **options, dtype=x.dtype)
+    grouped.forward(x, w, b, g, results["forward"])
+    grouped.input_gradient(dy, w, g, results["input_gradient"])
+    grouped.weight_and_bias_gradient(dy, x, g, results["weight_gradient"], results["bias_gradient"])
+    if draw is None:
+        for kind, result in results.items():
+            assert_equal(result, right[kind].astype(x.dtype))
+    return results
+
+
+def normal(shape):
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("host", ["AVX-512"])
+@EVERY_CASE
+def test_in_plain_python(case, layout, host, monkeypatch):
+    many_small_jobs(monkeypatch)
+    with engine(MACHINES[host], plain=True):
+        check(case, layout)
+
+
+@pytest.mark.parametrize("host", MACHINES)
+def test_compiled(host, monkeypatch):
+    with engine(MACHINES[host]):
+        for case, layout in CASES:
+            check(case, layout)
+            with monkeypatch.context() as patch:
+                many_small_jobs(patch)
+                check(case, layout)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_compiled_in_other_types(dtype):
+    with engine(machine()):
+        for case, layout in (
+            ("3x3", "first"),
+            ("3x3, stride 2", "first"),
+            ("3x3, stride 2", "last"),
+            ("4 x 4", "first"),
+        ):
+            check(case, layout, dtype)
+
+
+@EVERY_CASE
+def test_any_number_of_threads_gives_the_same_bits(case, layout, monkeypatch):
+    results = []
+    for n in (1, 2, 3, 7):
+        monkeypatch.setattr(threads, "SMALL_WORK", 1)
+        monkeypatch.setattr(threads, "_threads", n)
+        results.append(check(case, layout, draw=normal))
+    for other in results[1:]:
+        for kind, result in other.items():
+            assert_same_bits(result, results[0][kind])
+
+
+def test_masks_as_integers_and_choices_without_a_branch():
+    assert [bits(start, count) for start, count in ((0, 3), (2, 5), (-4, 2), (5, 2), (0, 90))] == [
+        7,
+        28,
+        3,
+        0,
+        2**63 - 1,
+    ]
+    pointers = {"x": "float32", "y": "float32"}
+
+    def text(piece, slot, x, y, start, count, chosen):
+        inside = bits(start, count)
+        y.prefetch(900, write=True)
+        for skip in range(3):
+            y.put(8 * skip, x.vec(skip, 8, bits=(inside >> skip) & 0x5F))
+        picked = pick(within(chosen, 3), x, x.at(10))
+        y.put(24, picked.vec(0, 8))
+        y[32] = picked[pick(within(chosen, 3), 1, 2)]
+
+    x, y = np.arange(1, 21, dtype=np.float32), np.full(33, np.nan, np.float32)
+    for start, count, chosen in ((0, 8, 0), (2, 5, 2), (-3, 4, 3), (4, 70, -1), (9, 3, 0), (-9, -2, 5)):
+        both(text, pointers, x=x, y=y, start=start, count=count, chosen=chosen)
+
+
+def test_the_addresses_of_tables_are_theirs():
+    g = konv.geometry((1, 4, 5, 6), (4, 1, 3, 3), padding=1, groups=4)
+    for plan in (depthwise.correlation(g, -1, "float32", "float32", 1), depthwise.accumulation(g, "float32")):
+        assert plan.addresses == {name: launch.address(table) for name, table in plan.tables.items()}
