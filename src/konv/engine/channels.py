@@ -7,6 +7,8 @@ image are read from ``zeros``.
 
 from __future__ import annotations
 
+from typing import Any
+
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, bits, fma, loop, minimum, pick, within
@@ -157,7 +159,7 @@ def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart)
                     for block in loop((channels + (lanes - 1)) // lanes):
                         channel = block * lanes
                         some = bits(0, channels - channel)
-                        row_sums = {
+                        row_sums: dict[Any, Variable] = {
                             (*name, half): Variable(sums.zero(lanes)) for name in names for half in range(halves)
                         }
                         row_sums.update({half: Variable(sums.zero(lanes)) for half in range(2)})  # of the bias

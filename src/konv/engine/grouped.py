@@ -318,7 +318,7 @@ def _accumulation(g: Geometry, dtype: str, threads: int) -> Accumulation:
         dilation=g.dilation[-1], pad=row.pad, kernel_size=kernel,
         x_ahead=ahead[0], dy_ahead=ahead[1], x_around=around[0], dy_around=around[1],
     )  # fmt: skip
-    tables = {"zeros": np.zeros(row.length * 8, np.uint8), "sources": sources}
+    tables: dict[str, np.ndarray] = {"zeros": np.zeros(row.length * 8, np.uint8), "sources": sources}
     addresses = {name: address(table) for name, table in tables.items()}
     used = width(job.pieces, g.flops // 2)
     return Accumulation(job, used, (parts, math.prod(g.w_shape)), tables, addresses)
