@@ -71,7 +71,7 @@ def workspace(problem: Problem) -> int:
     """Bytes borrowed while it runs."""
     g, dtype = problem.geometry, problem.dtype
     if problem.kind == "weight_gradient":
-        return weights.workspace(g, dtype)
+        return weights.workspace(g, dtype, problem.layout == "last")
     gradient = problem.kind == "input_gradient"
     layout = getattr(problem, "layout", "first")
     return max(plan.size for plan in _correlations(g, gradient, dtype, dtype, layout, layout, get_threads(), True))

@@ -45,8 +45,8 @@ def sum_outer_products(dtype, out, lanes, vectors, rows, joined, interleaved, la
         piece, slot, x, dy, sums, dw, db, space, lines, run_cells, run_ranges, places, groups, channels, filters, x_depth,
         x_height, x_width, out_depth, out_height, out_width, depth_stride, height_stride, width_stride, depth_pad,
         height_pad, width_pad, all_planes, planes, block_rows, block_columns, row_blocks, column_blocks, units, parts,
-        filter_blocks, block_panels, panels, channel_blocks, block_channels, line_count, line_cells, row_step, runs, blocks,
-        sums_size, slot_size, image_size, panel_rows, taps, whole,
+        filter_blocks, block_panels, panels, channel_blocks, block_channels, line_count, line_cells,
+        cell_step, column_cells, row_step, runs, blocks, sums_size, slot_size, image_size, panel_rows, taps, whole,
     ):  # fmt: skip
         channel_block, rest = piece % channel_blocks, piece // channel_blocks
         filter_block, rest = rest % filter_blocks, rest // filter_blocks
@@ -59,7 +59,7 @@ def sum_outer_products(dtype, out, lanes, vectors, rows, joined, interleaved, la
         sums = sums.at((slot * whole + piece * (1 - whole)) * sums_size)
         bias = block_panels * panel_rows * width  # after the weights' sums
         start = part * units // parts
-        column_step = width_stride * block_channels
+        column_step = column_cells * block_channels
         plane_size = line_count * line_cells * block_channels
 
         for u in loop((part + 1) * units // parts - start):
@@ -80,7 +80,7 @@ def sum_outer_products(dtype, out, lanes, vectors, rows, joined, interleaved, la
                     inside = within(z, x_depth) * within(y, x_height)
                     lay_image(
                         lanes, x, to, (n, z, y, first_column), (x_depth, x_height, x_width), groups * channels,
-                        group * channels + channel, block_channels, line_cells, inside,
+                        group * channels + channel, block_channels, line_cells, cell_step, inside,
                     )  # fmt: skip
 
             zero = sums.zero(lanes)

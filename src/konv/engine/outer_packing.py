@@ -6,10 +6,10 @@ next cell, the channels before its own, the next line.
 
 from __future__ import annotations
 
-from konv.engine.simd import loop, minimum, shuffle, transpose, within
+from konv.engine.simd import loop, maximum, minimum, shuffle, transpose, within
 
 
-def image_transposed(lanes, x, to, at, shape, all_channels, channel, channels, cells, inside):
+def image_transposed(lanes, x, to, at, shape, all_channels, channel, channels, cells, step, inside):
     """A line of cells from (N, C, *spatial): lanes x lanes elements at a time."""
     (n, z, y, first), (depth, height, row) = at, shape
     blocks, plane = (channels + (lanes - 1)) // lanes, depth * height * row
@@ -29,7 +29,7 @@ def image_transposed(lanes, x, to, at, shape, all_channels, channel, channels, c
 def image_interleaved(count):
     """As :func:`image_transposed` for few channels: ``count`` vectors of one channel to ``count`` vectors of all."""
 
-    def lay(lanes, x, to, at, shape, all_channels, channel, channels, cells, inside):
+    def lay(lanes, x, to, at, shape, all_channels, channel, channels, cells, step, inside):
         (n, z, y, first), (depth, height, row) = at, shape
         for q in loop((cells + (lanes - 1)) // lanes):
             cell = first + q * lanes
@@ -46,18 +46,29 @@ def image_interleaved(count):
     return lay
 
 
-def image_last(lanes, x, to, at, shape, all_channels, channel, channels, cells, inside):
-    """A line of cells from (N, *spatial, C): at once where it has all channels, else cell by cell."""
+def image_last(lanes, x, to, at, shape, all_channels, channel, channels, cells, step, inside):
+    """A line of every ``step``-th cell from (N, *spatial, C): at once where it has all channels, else cell by cell."""
     (n, z, y, first), (depth, height, row) = at, shape
-    whole = within(all_channels - channels, 1)
-    line = ((n * depth + z) * height + y) * row + first
-    length = channels + (cells - 1) * channels * whole
-    for i in loop(1 + (cells - 1) * (1 - whole)):
-        start = -first * channels * whole
-        count = inside * (whole * (row - first) * channels + (1 - whole) * within(first + i, row) * channels)
-        for q in loop((length + (lanes - 1)) // lanes):
-            source = (line + i) * all_channels + channel + q * lanes
-            to.put(i * channels + q * lanes, x.vec(source, lanes, count=count - q * lanes, start=start - q * lanes))
+    line = x.at((((n * depth + z) * height + y) * row + first) * all_channels + channel)
+    whole = within(all_channels - channels, 1) * within(step, 2)
+    for q in loop((cells * channels + (lanes - 1)) // lanes * whole):
+        start, count = -first * channels - q * lanes, (row - first) * channels * inside - q * lanes
+        to.put(q * lanes, line.vec(q * lanes, lanes, count=count, start=start))
+
+    vectors = (channels + (lanes - 1)) // lanes
+    cells = cells * (1 - whole)
+    end = minimum((maximum(row - first, 0) + (step - 1)) // step * inside, cells)
+    begin = minimum((maximum(-first, 0) + (step - 1)) // step, end)
+    for i in loop(begin):
+        for q in loop(vectors):
+            to.put(i * channels + q * lanes, to.zero(lanes))
+    for i in loop(end - begin):
+        for q in loop(vectors):
+            source = (begin + i) * step * all_channels + q * lanes
+            to.put((begin + i) * channels + q * lanes, line.vec(source, lanes, count=channels - q * lanes))
+    for i in loop(cells - end):
+        for q in loop(vectors):
+            to.put((end + i) * channels + q * lanes, to.zero(lanes))
 
 
 def gradient_transposed(

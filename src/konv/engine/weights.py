@@ -18,9 +18,9 @@ from konv.geometry import Geometry
 FEW_CHANNELS = 4  # are interleaved, not transposed
 
 
-def workspace(g: Geometry, dtype: str) -> int:
-    """Bytes that :func:`weight_gradient` borrows."""
-    return sum(_sizes(g, dtype)) * wide_itemsize(dtype) if g.batch else 0
+def workspace(g: Geometry, dtype: str, last: bool) -> int:
+    """Bytes that :func:`weight_gradient` borrows, for arrays with channels last or first."""
+    return sum(_sizes(g, dtype, last)) * wide_itemsize(dtype) if g.batch else 0
 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
@@ -38,10 +38,10 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
         x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
     target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
     dtype = dtype_name(x.dtype)
-    cut = layout(g, dtype)
+    cut = layout(g, dtype, last)
     main, finish = _jobs(g, dtype, dtype_name(out.dtype), last)
-    sums_size, _ = _sizes(g, dtype)
-    with memory.workspace(workspace(g, dtype)) as sums:
+    sums_size, _ = _sizes(g, dtype, last)
+    with memory.workspace(workspace(g, dtype, last)) as sums:
         main.run(
             _threads(g, cut), x=_address(x, last), dy=_address(dy, last), sums=sums, dw=address(target), db=address(db),
             space=sums + sums_size * wide_itemsize(dtype), lines=address(cut.pixels.lines), run_cells=address(cut.run_cells),
@@ -58,7 +58,7 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
 
 @functools.lru_cache(maxsize=256)
 def _jobs(g: Geometry, dtype: str, out: str, last: bool) -> tuple[Job, Job]:
-    cut, lanes = layout(g, dtype), machine().lanes(dtype)
+    cut, lanes = layout(g, dtype, last), machine().lanes(dtype)
     pixels, blocks, tile = cut.pixels, cut.weights, cut.weights.tile
     channels, filters = g.channels // g.groups, g.filters // g.groups
     interleaved = blocks.channels if blocks.channels <= FEW_CHANNELS and not last else 0
@@ -75,6 +75,7 @@ def _jobs(g: Geometry, dtype: str, out: str, last: bool) -> tuple[Job, Job]:
         groups=g.groups, all_planes=g.batch * three(g, g.output)[0], planes=pixels.planes, block_rows=pixels.rows,
         block_columns=pixels.columns, row_blocks=pixels.counts[1], column_blocks=pixels.counts[2],
         units=math.prod(pixels.counts), line_count=len(pixels.lines), line_cells=pixels.cells,
+        cell_step=pixels.step, column_cells=pixels.column_cells,
         row_step=pixels.row_lines * pixels.cells * blocks.channels, runs=run_groups, blocks=cut.blocks,
         slot_size=cut.slot_size, image_size=cut.image_size, whole=int(blocks.whole), **weights,
         **{f"x_{axis}": n for axis, n in zip(axes, three(g, g.spatial))},
@@ -94,9 +95,9 @@ def _threads(g: Geometry, cut: Layout) -> int:
     return width(cut.weights.pieces, g.flops // 2)
 
 
-def _sizes(g: Geometry, dtype: str) -> tuple[int, int]:
+def _sizes(g: Geometry, dtype: str, last: bool) -> tuple[int, int]:
     """Elements of all sums, and of all slots' units."""
-    cut = layout(g, dtype)
+    cut = layout(g, dtype, last)
     threads = min(_threads(g, cut), get_threads())
     return cut.sums_size * (threads if cut.weights.whole else cut.weights.pieces), cut.slot_size * threads
 

@@ -47,7 +47,9 @@ class Pixels:
     lines: np.ndarray
     line_of: np.ndarray
     row_lines: int
-    cells: int
+    cells: int  # in a line
+    step: int  # from one of them to the next, in x
+    column_cells: int  # from one window to the next, in a line
 
     @property
     def size(self) -> int:
@@ -112,11 +114,11 @@ class Layout:
 
 
 @functools.lru_cache(maxsize=256)
-def layout(g: Geometry, dtype: str) -> Layout:
-    """The cut of a geometry's weight gradient."""
+def layout(g: Geometry, dtype: str, last: bool) -> Layout:
+    """The cut of a geometry's weight gradient, from arrays with channels last or first."""
     lanes, kernel, dilation = machine().lanes(dtype), three(g, g.kernel), three(g, g.dilation)
     channels = g.channels // g.groups
-    pixels = _pixels(g, min(channels, 64) * wide_itemsize(dtype))
+    pixels = _pixels(g, min(channels, 64) * wide_itemsize(dtype), last)
     run_taps = kernel[2] if dilation[2] == 1 else 1
     blocks = [_weights(g, dtype, pixels, run_taps, size, count) for size, count in _blocks(g, lanes)]
     best = min(blocks, key=lambda cut: (cut.excess, cut.cycles))
@@ -174,7 +176,7 @@ def _weights(g: Geometry, dtype: str, pixels: Pixels, run_taps: int, channels: i
     )  # fmt: skip
 
 
-def _pixels(g: Geometry, cell_bytes: int) -> Pixels:
+def _pixels(g: Geometry, cell_bytes: int, last: bool) -> Pixels:
     """Units of at most UNIT_PIXELS outputs whose part of x, at ``cell_bytes`` a cell, fits into BLOCK_BYTES."""
     output, stride, kernel, dilation = (three(g, n) for n in (g.output, g.stride, g.kernel, g.dilation))
     all_planes = g.batch * output[0]
@@ -191,8 +193,11 @@ def _pixels(g: Geometry, cell_bytes: int) -> Pixels:
         depths = [k * dilation[0] for k in range(kernel[0])]
         lines = np.array([(d, h) for d in depths for h in heights], np.int64)
         line_of = np.arange(kernel[0])[:, None] * len(heights) + np.arange(kernel[1]) * kernel_line
-        cells = (columns - 1) * stride[2] + dilation[2] * (kernel[2] - 1) + 1
-        return Pixels(planes, rows, columns, counts, lines, line_of, row_lines, cells)
+        if last and kernel[2] == 1:  # the cells between windows are left out: one by one, cells are copied anyway
+            cells, step, column_cells = columns, stride[2], 1
+        else:
+            cells, step, column_cells = (columns - 1) * stride[2] + dilation[2] * (kernel[2] - 1) + 1, 1, stride[2]
+        return Pixels(planes, rows, columns, counts, lines, line_of, row_lines, cells, step, column_cells)
 
     columns = -(-output[2] // -(-output[2] // UNIT_PIXELS))
     rows = max(1, min(output[1], UNIT_PIXELS // output[2]))
