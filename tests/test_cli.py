@@ -54,7 +54,7 @@ def one_line_error(stderr):
 # Help
 
 
-COMMANDS = ["bench", "train", "predict", "check", "info"]
+COMMANDS = ["bench", "train", "predict", "check", "warmup", "info"]
 
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], []], ids=["--help", "-h", "nothing"])
@@ -404,6 +404,28 @@ def test_every_layer_is_checked():
 def test_check_draws_by_its_seed():
     (name, first), (_, again), (_, other) = (next(checks.run(seed)) for seed in (0, 0, 1))
     assert name == "Convolution 1-D" and first.worst == again.worst != other.worst
+
+
+def test_warmup(monkeypatch, tmp_path):
+    """Every row's kernels can be asked for; here those of two small ones are compiled, into an empty folder, and only once."""
+    from konv.bench import warmup
+    from konv.bench.layers import Row
+
+    rows = [
+        Row("small", "1x1", (9, 3, 5, 4), (5, 3, 1, 1)),
+        Row("back", "transposed", (2, 3, 5), (3, 4, 2), stride=2, transposed=True),
+    ]
+    monkeypatch.setattr(warmup, "ROWS", rows)
+    names = [name for name, _ in warmup.calls()]
+    assert names[:4] == ["small", "small, channels last", "back", "back, channels last"] and len(names) == 8
+    for _, call in warmup.calls():
+        call()
+    monkeypatch.setenv("KONV_CACHE", str(tmp_path))
+    code, out, err = run("warmup")
+    assert code == 0 and re.search(rf"0 kernels compiled in \d+ s, 0 are there .*{re.escape(str(tmp_path))}", out), (
+        out,
+        err,
+    )
 
 
 def test_info():

@@ -1,4 +1,4 @@
-"""``konv train | predict | check | bench | info``: parse, call, print. What is called is imported when a command needs it."""
+"""``konv train | predict | check | bench | warmup | info``: parse, call, print. A command imports what it calls."""
 
 from __future__ import annotations
 
@@ -444,6 +444,43 @@ def bench(
         fail("wrong results\n  " + "\n  ".join(table.line(result) for result in run.failed))
     if run.settings["interrupted"]:
         fail("interrupted", 130)
+
+
+@app.command()
+@plain_errors
+def warmup() -> None:
+    """Compile the kernels of all usual layers now, so that no program has to wait for them later.
+
+    Takes a minute or two, once for each CPU and version of konv. What is compiled already is not compiled again. Kernels are
+    kept in a folder that `KONV_CACHE` chooses.
+    """
+    import time
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from konv.bench.warmup import calls
+    from konv.engine.compile import cache_folder
+
+    folder, began = cache_folder(), time.monotonic()
+    before = _kernels(folder)
+    work = list(calls())
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("compiling", total=len(work))
+        for name, call in work:
+            progress.update(task, description=name)
+            call()
+            progress.advance(task)
+    now = _kernels(folder)
+    size = sum(path.stat().st_size for path in now)
+    _console().print(
+        f"{len(now - before)} kernels compiled in {time.monotonic() - began:.0f} s, {len(now)} are there ({size / 1e6:.1f} MB): "
+        f"{folder}", markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _kernels(folder: Path) -> set[Path]:
+    return set(folder.glob("*.o"))
 
 
 @app.command()

@@ -35,7 +35,7 @@ from konv.arrays import (
     layout_of,
     output_array,
 )
-from konv.engine.plan import choose, problem
+from konv.engine.plan import algorithm_for
 from konv.geometry import Geometry, IntOrAxes, Padding, geometry, per_axis, transposed_geometry, window_geometry
 
 GRADIENTS = ("x", "w", "b")
@@ -90,7 +90,7 @@ def conv(
     layout = layout_of(x)
     y = output_array(out, g.output_shape, x.dtype, layout, **given)
     x, g = _zero_padded(x, g)
-    chosen = choose(problem("forward", g, dtype_name(x.dtype), layout)).algorithm
+    chosen = algorithm_for("forward", g, dtype_name(x.dtype), layout)
     chosen.forward(laid_out(x, layout), np.ascontiguousarray(w), b, g, y)
     if out is None or y is out:
         return y
@@ -147,12 +147,12 @@ def conv_backward(
     if "x" in wanted:
         # A repeated cell collects several gradients: half types stay float32 until those are added up.
         inner_dx = empty(inner.x_shape, dy.dtype if inner is g else accumulator(dy.dtype), layout)
-        chosen = choose(problem("input_gradient", inner, dtype, layout)).algorithm
+        chosen = algorithm_for("input_gradient", inner, dtype, layout)
         chosen.input_gradient(dy, np.ascontiguousarray(w), inner, inner_dx)
         dx = inner_dx if inner is g else laid_out(textbook.unpad(inner_dx, g).astype(x.dtype, copy=False), layout)
     if "w" in wanted:
         dw = np.empty(g.w_shape, w.dtype)
-        chosen = choose(problem("weight_gradient", inner, dtype, layout)).algorithm
+        chosen = algorithm_for("weight_gradient", inner, dtype, layout)
         if "b" in wanted and hasattr(chosen, "weight_and_bias_gradient"):
             db = np.empty(g.filters, dy.dtype)
             chosen.weight_and_bias_gradient(dy, laid_out(padded_x, layout), inner, dw, db)
@@ -208,7 +208,7 @@ def conv_transpose(
     _check_bias(b, g.channels)
     layout = layout_of(x)
     y = empty(g.x_shape, x.dtype if b is None else accumulator(x.dtype), layout)
-    chosen = choose(problem("input_gradient", g, dtype_name(x.dtype), layout)).algorithm
+    chosen = algorithm_for("input_gradient", g, dtype_name(x.dtype), layout)
     chosen.input_gradient(laid_out(x, layout), np.ascontiguousarray(w), g, y)
     if b is not None:
         y += b.astype(y.dtype, copy=False).reshape(-1, *[1] * g.axes)
@@ -260,11 +260,11 @@ def conv_transpose_backward(
     dy = laid_out(dy, layout)
     if "x" in wanted:
         dx = empty(g.output_shape, x.dtype, layout)
-        chosen = choose(problem("forward", g, dtype, layout)).algorithm
+        chosen = algorithm_for("forward", g, dtype, layout)
         chosen.forward(dy, np.ascontiguousarray(w), None, g, dx)
     if "w" in wanted:
         dw = np.empty(g.w_shape, w.dtype)
-        chosen = choose(problem("weight_gradient", g, dtype, layout)).algorithm
+        chosen = algorithm_for("weight_gradient", g, dtype, layout)
         chosen.weight_gradient(laid_out(x, layout), dy, g, dw)
     if "b" in wanted:
         db = _bias_gradient(dy)

@@ -133,6 +133,11 @@ class Plan:
         return "\n".join(lines)
 
 
+def algorithm_for(kind: str, g: Geometry, dtype: str, layout: str) -> Algorithm:
+    """Who computes a problem, found at once where it was asked before."""
+    return _algorithm_for(kind, g, dtype, layout, _exact, _preferred)
+
+
 def choose(problem: Problem) -> Plan:
     """The plan for ``problem``: deterministic, nothing is timed.
 
@@ -173,9 +178,15 @@ def prefer(name: str) -> Iterator[None]:
 def forget() -> None:
     """Plan anew: after a change of :func:`algorithms`."""
     _choose.cache_clear()
+    _algorithm_for.cache_clear()
 
 
 _preferred: str | None = None
+
+
+@functools.lru_cache(maxsize=1024)
+def _algorithm_for(kind: str, g: Geometry, dtype: str, layout: str, exact: bool, preferred: str | None) -> Algorithm:
+    return _choose(Problem(kind, g, dtype, exact, layout), preferred).algorithm
 
 
 @functools.lru_cache(maxsize=1024)
