@@ -12,7 +12,7 @@ from hypothesis import given, settings
 import konv
 from compare import assert_close, assert_equal, assert_same_bits
 from konv import textbook
-from konv.engine import direct, weights
+from konv.engine import direct, products_last, weights
 from konv.engine.bias import bias_gradient
 from konv.engine.plan import KINDS, Problem, algorithms
 from plain_engine import MACHINES, engine, factories, many_small_jobs
@@ -51,7 +51,12 @@ def problems(algorithm, case, dtype="float32", exact=False):
     """Of the three computations of a case those that the algorithm does not decline."""
     x_shape, w_shape, options = case
     g = konv.geometry(x_shape, w_shape, **options, dtype=DTYPES[dtype])
-    return [kind for kind in KINDS if algorithm.declines(Problem(kind, g, dtype, exact)) is None]
+    return [kind for kind in KINDS if algorithm.declines(Problem(kind, g, dtype, exact, layout(algorithm))) is None]
+
+
+def layout(algorithm):
+    """The layout in which an algorithm is run here."""
+    return "last" if algorithm is products_last else "first"
 
 
 def each_algorithm(*what):
@@ -72,6 +77,8 @@ def each_algorithm(*what):
 def computed(algorithm, arrays, options):
     """The results, by kind, of what the algorithm does not decline, each in an output that was full of NaN."""
     x, w, b, dy = arrays
+    lie = channels_last if layout(algorithm) == "last" else np.ascontiguousarray
+    x, dy = lie(x), lie(dy)
     g = konv.geometry(x.shape, w.shape, **options, dtype=x.dtype)
     calls = {
         "forward": lambda out: algorithm.forward(x, w, b, g, out),
@@ -81,7 +88,7 @@ def computed(algorithm, arrays, options):
     shapes = {"forward": g.output_shape, "input_gradient": g.x_shape, "weight_gradient": g.w_shape}
     results = {}
     for kind in problems(algorithm, (x.shape, w.shape, options), x.dtype.name):
-        results[kind] = np.full(shapes[kind], np.nan, x.dtype)
+        results[kind] = lie(np.full(shapes[kind], np.nan, x.dtype))
         calls[kind](results[kind])
     return results
 

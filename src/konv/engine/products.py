@@ -40,13 +40,20 @@ def declines(problem: Problem) -> str | None:
     g = problem.geometry
     if problem.layout == "last":
         return "channels last; it puts pixels in lanes"
+    if reason := overlap(g):
+        return reason
+    if g.groups > 1 and max(g.filters, g.channels) // g.groups <= SMALL_GROUP:
+        return f"{g.groups} groups of {g.channels // g.groups} x {g.filters // g.groups} leave most of a tile empty"
+    return None
+
+
+def overlap(g: Geometry) -> str | None:
+    """Why windows of this geometry are no separate pieces of x, or None if they are."""
     if any(map(any, g.padding)):
         return "windows see padding"
     for kernel, stride, dilation in zip(g.kernel, g.stride, g.dilation):
         if kernel > 1 and (kernel != stride or dilation > 1):
             return f"a kernel of {kernel} with stride {stride} and dilation {dilation}: windows are no consecutive pieces of x"
-    if g.groups > 1 and max(g.filters, g.channels) // g.groups <= SMALL_GROUP:
-        return f"{g.groups} groups of {g.channels // g.groups} x {g.filters // g.groups} leave most of a tile empty"
     return None
 
 
