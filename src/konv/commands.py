@@ -16,7 +16,7 @@ from konv.training.errors import INSTALL, UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-EXTRAS = {"sklearn", "matplotlib", "PIL", "pooch", "requests"}
+EXTRAS = {"sklearn", "matplotlib", "PIL", "pooch", "requests", "threadpoolctl"}
 
 app = typer.Typer(
     name="konv",
