@@ -271,7 +271,7 @@ def test_bits_do_not_depend_on_the_cut(monkeypatch, shape, filters):
     x, w, b = normal(rng, *shape), normal(rng, filters, shape[1], TAPS, TAPS), normal(rng, filters)
     y, dx = run(x, w, b, 1), run_gradient(run(x, w, b, 1), w, shape, 1)
     g = geometry(shape, w.shape, padding=1)
-    cuts = list(every_cut(g, False, 2, winograd_cuts.Sizes.of(g, False)))
+    cuts = list(every_cut(2, winograd_cuts.Axes.of(g, False), winograd_cuts.Sizes.of(g, False), 2))
     for i in range(0, len(cuts), 3):
         monkeypatch.setattr(
             winograd_cuts, "_cuts", lambda *given, i=i: list(every_cut(*given))[i:][:1] or every_cut(*given)
@@ -336,7 +336,7 @@ def test_filters_on_numpy(lanes, flipped):
     for piece in range(2):
         filters_to_points.text(lanes, 2, flipped)(
             piece, 0, ArrayPointer(w.ravel()), ArrayPointer(out), filter_stride=channels * 9, channel_stride=9,
-            filters=filters, channels=channels, chunks=2, chunk_channels=chunk_channels, plane=plane,
+            filters=filters, channels=channels, chunks=2, channel_chunks=2, chunk_channels=chunk_channels, plane=plane,
         )  # fmt: skip
 
     def number(a, r=0):
@@ -403,8 +403,9 @@ def test_text_on_numpy_equals_compiled(monkeypatch, shape, filters, ahead):
 
 
 @pytest.mark.parametrize("change, reason", [
-    (dict(dtype="float64"), "float64"), (dict(stride=2), "stride"), (dict(dilation=2), "dilation"), (dict(groups=2), "groups"),
-    (dict(w_shape=(16, 16, 3, 5)), "3 x 3"), (dict(x_shape=(1, 16, 9), w_shape=(16, 16, 3)), "2-D"),
+    (dict(dtype="float64"), "float64"), (dict(stride=2), "stride"), (dict(groups=2), "groups"),
+    (dict(w_shape=(16, 16, 3, 5)), "3 x 3"), (dict(x_shape=(1, 16, 9), w_shape=(16, 16, 3)), "3 x 3"),
+    (dict(dilation=9), "outputs"), (dict(dilation=6, padding=3, kind="weight_gradient"), "outputs"),
     (dict(x_shape=(1, 3, 32, 32), w_shape=(16, 3, 3, 3)), "channels"),
     (dict(w_shape=(8, 16, 3, 3)), "filters"), (dict(kind="input_gradient", w_shape=(7, 16, 3, 3)), "channels"),
  (dict(x_shape=(1, 16, 3, 3)), "outputs"),

@@ -1,5 +1,8 @@
 """Winograd's algorithm F(4x4, 3x3) for 3 x 3 convolutions with stride 1: a quarter of the multiplications, float32 only.
 
+A dilated convolution is one of each phase: tiles of cells that lie ``dilation`` apart. A 3-D one sums planes of 3 x 3 taps
+as it sums channels.
+
 The input gradient is the same computation on dy, with the taps in reverse order, filters and channels exchanged, and
 ``2 - low`` cells of padding (fewer than none where ``low`` is larger: then dy is cut). The weight gradient is F(3x3, 4x4),
 in :mod:`konv.engine.winograd_weights`.
@@ -15,6 +18,7 @@ A sum runs over the channels in the same order in every tile, so its bits depend
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +27,7 @@ import numpy as np
 from konv.engine import memory, winograd_weights
 from konv.engine.launch import Job, address
 from konv.engine.threads import get_threads, width
-from konv.engine.winograd_cuts import Sizes, best
+from konv.engine.winograd_cuts import Axes, Sizes, best
 from konv.engine.winograd_formulas import OUTPUTS, TAPS
 from konv.engine.winograd_kernels import filters_to_points, winograd
 from konv.engine.winograd_weights import layout_of, weight_gradient
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
     from konv.engine.plan import Problem
 
 NAME = "winograd"
-LEAST_CHANNELS, LEAST_FILTERS, LEAST_OUTPUTS = 8, 9, 6  # see `declines`
+LEAST_CHANNELS, LEAST_FILTERS, LEAST_OUTPUTS, LEAST_OUTPUTS_DILATED = 8, 9, 6, 8  # see `declines`
 
 __all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
 
@@ -49,6 +53,7 @@ def declines(problem: Problem) -> str | None:
     filters (of a gradient, x's channels) to 8  pixels in lanes (:mod:`konv.engine.grouped`), 8 filters: 0.3-0.85
     fewer than 6 outputs in a tile, on average  direct, 2 x 2 images: 0.8-2.1, 36 products where 36 are needed; of what is
                                                 taken, one image of 3 x 3 or 4 x 4 gains least: 0.93-1.8, 1.0-1.8
+    the same, 8, of a dilated weight gradient   direct skips taps that lie in the padding: 2048 -> 256@33, dilated 12: 0.65
     ==========================================  ======================================================================
     """
     g, gradient = problem.geometry, problem.kind == "input_gradient"
@@ -56,19 +61,21 @@ def declines(problem: Problem) -> str | None:
         return "an exact sum is asked for: its error is about twice a direct sum's, and one NaN may fill a 4 x 4 tile"
     if problem.dtype != "float32":
         return f"computes in float32, not {problem.dtype}"
-    if g.axes != 2 or g.kernel != (TAPS, TAPS):
-        return f"its kernels are 3 x 3, in 2-D, not {' x '.join(map(str, g.kernel))}"
-    for name, value in [("stride", g.stride), ("dilation", g.dilation), ("groups", (g.groups,))]:
+    if g.axes < 2 or g.kernel[-2:] != (TAPS, TAPS):
+        return f"its kernels are 3 x 3 along the last axes, not {' x '.join(map(str, g.kernel))}"
+    for name, value in [("stride", g.stride), ("groups", (g.groups,))]:
         if set(value) != {1}:
             return f"its {name} is 1, not {' x '.join(map(str, value))}"
-    channels, filters, output = (g.filters, g.channels, g.spatial) if gradient else (g.channels, g.filters, g.output)
+    channels, filters = (g.filters, g.channels) if gradient else (g.channels, g.filters)
     if channels < LEAST_CHANNELS:
         return f"{channels} channels to sum, fewer than {LEAST_CHANNELS}: the transforms cost more than they save"
     if filters < LEAST_FILTERS:
         return f"{filters} filters, fewer than {LEAST_FILTERS}: pixels fill vectors better than filters do"
-    tiles = -(-output[0] // OUTPUTS) * -(-output[1] // OUTPUTS)
-    if output[0] * output[1] < LEAST_OUTPUTS * tiles:
-        return f"{output[0]} x {output[1]} outputs fill less than {LEAST_OUTPUTS} of a tile's {OUTPUTS * OUTPUTS} cells"
+    axes = Axes.of(g, gradient)
+    height, row = axes.output[1:]
+    least = LEAST_OUTPUTS_DILATED if axes.dilated and problem.kind == "weight_gradient" else LEAST_OUTPUTS
+    if height * row < least * axes.tile_rows * axes.tile_columns:
+        return f"{height} x {row} outputs fill less than {least} of a tile's {OUTPUTS * OUTPUTS} cells"
     return None
 
 
@@ -113,26 +120,23 @@ class Prepared:
 
 @functools.lru_cache(maxsize=512)
 def _prepare(g: Geometry, transposed: bool, layout: str, threads: int) -> Prepared:
-    sizes, cut = Sizes.of(g, transposed), best(g, transposed, threads)
-    spatial, output = (g.output, g.spatial) if transposed else (g.spatial, g.output)
-    pad_height, pad_width = [TAPS - 1 - low if transposed else low for low, _ in g.padding]
+    axes, sizes, cut = Axes.of(g, transposed), Sizes.of(g, transposed), best(g, transposed, threads)
+    taps = math.prod(g.kernel)
     shared = {
-        "filter_stride": TAPS * TAPS * (1 if transposed else g.channels),
-        "channel_stride": TAPS * TAPS * (g.channels if transposed else 1),
+        "filter_stride": taps * (1 if transposed else g.channels),
+        "channel_stride": taps * (g.channels if transposed else 1),
         "filters": sizes.filters,
         "channels": sizes.channels,
         "chunks": sizes.chunks,
+        "channel_chunks": sizes.channel_chunks,
         "chunk_channels": sizes.chunk_channels,
     }
     transform, source = None, "flipped taps" if transposed else "taps"
     if cut.ahead:
         kernel, source = filters_to_points(sizes.lanes, sizes.vectors, transposed), "points"
         transform = Job(kernel, sizes.panels * sizes.chunks, plane=cut.numbers["filter_plane"], **shared)
-    multiply = Job(
-        winograd(sizes.lanes, sizes.vectors, cut.group, sizes.depth, source, layout), cut.pieces, x_height=spatial[0],
-        x_width=spatial[1], pad_height=pad_height, pad_width=pad_width, out_height=output[0], out_width=output[1],
-        **cut.numbers, **shared,
-    )  # fmt: skip
+    kernel = winograd(sizes.lanes, sizes.vectors, cut.group, sizes.depth, source, layout, axes.dilated)
+    multiply = Job(kernel, cut.pieces, **axes.numbers(), **cut.numbers, **shared)
     no_bias = np.zeros(sizes.panels * sizes.lanes * sizes.vectors, np.float32)
     return Prepared(transform, multiply, no_bias, cut.filter_cells, cut.threads, cut.size)
 

@@ -24,6 +24,76 @@ PRODUCT, INPUT, FILTER = 0.32, 4.5, 2.5
 
 
 @dataclass(frozen=True)
+class Axes:
+    """A convolution's three axes: what is read, how it is padded and dilated, what is computed; of 2-D ones the first is 1.
+
+    Attributes
+    ----------
+    spatial, output : lengths
+    low : padding before the first cell, less than none where an input gradient cuts
+    dilation : from one tap to the next
+    planes : taps along the first axis, each a plane of 3 x 3
+    tile_rows, tile_columns : tiles in a plane of outputs; whole phases of a dilation
+    """
+
+    spatial: tuple[int, ...]
+    output: tuple[int, ...]
+    low: tuple[int, ...]
+    dilation: tuple[int, ...]
+    planes: int
+    tile_rows: int
+    tile_columns: int
+
+    @staticmethod
+    def of(g: Geometry, transposed: bool) -> Axes:
+        """Those of a convolution, or of its input gradient."""
+        missing = 3 - g.axes
+        spatial, output, kernel, dilation = (
+            (1,) * missing + lengths for lengths in (g.spatial, g.output, g.kernel, g.dilation)
+        )
+        low = (0,) * missing + tuple(low for low, _ in g.padding)
+        if transposed:
+            spatial, output = output, spatial
+            low = tuple(step * (taps - 1) - n for step, taps, n in zip(dilation, kernel, low))
+        rows, columns = (-(-n // (OUTPUTS * step)) * step for n, step in zip(output[1:], dilation[1:]))
+        return Axes(spatial, output, low, dilation, kernel[0], rows, columns)
+
+    @property
+    def dilated(self) -> bool:
+        """Whether tiles are phases."""
+        return self.dilation[1:] != (1, 1)
+
+    def rows_and_columns(self, batch: int, most_tiles: int) -> dict[str, int]:
+        """The kernels' arguments that tell how all tiles are cut into blocks of at most about ``most_tiles``."""
+        step = self.dilation[2]
+        all_rows = batch * self.output[0] * self.tile_rows
+        column_blocks, wholes = evenly(self.tile_columns // step, max(1, most_tiles // step))
+        _, block_rows = evenly(all_rows, max(1, most_tiles // (wholes * step)))
+        return {
+            "tile_rows": self.tile_rows,
+            "tile_columns": self.tile_columns,
+            "all_rows": all_rows,
+            "block_rows": block_rows,
+            "block_columns": wholes * step,
+            "column_blocks": column_blocks,
+        }
+
+    def pitch(self, block_columns: int, lanes: int) -> int:
+        """Cells of a strip's line."""
+        return -(-(block_columns * OUTPUTS + (TAPS - 1) * self.dilation[2]) // lanes) * lanes
+
+    def numbers(self) -> dict[str, int]:
+        """The kernels' arguments that tell shapes."""
+        axes = ("depth", "height", "width")
+        return (
+            dict(zip((f"x_{axis}" for axis in axes), self.spatial))
+            | dict(zip((f"out_{axis}" for axis in axes), self.output))
+            | dict(zip((f"pad_{axis}" for axis in axes), self.low))
+            | dict(zip(("depth_step", "row_step", "column_step"), self.dilation))
+        )
+
+
+@dataclass(frozen=True)
 class Sizes:
     """A convolution's channels and filters as vectors, and as what a kernel keeps in registers.
 
@@ -31,7 +101,8 @@ class Sizes:
     ----------
     channels, filters : summed, computed; of an input gradient w's filters and channels
     depth : channels that are summed before they are added up: 128 is no faster than 64, and the error 1.4 times as large
-    chunks, chunk_channels : parts of at most ``depth`` channels
+    channel_chunks, chunk_channels : parts of at most ``depth`` channels
+    chunks : parts of the sum, those of all planes of a kernel
     vectors, panels : vectors of filters in registers, how many such panels there are
     """
 
@@ -40,6 +111,7 @@ class Sizes:
     lanes: int
     depth: int
     chunks: int
+    channel_chunks: int
     chunk_channels: int
     vectors: int
     panels: int
@@ -53,9 +125,11 @@ class Sizes:
         vectors = min(host.tile[0], -(-filters // lanes))  # 16 filters: 1.6 times as fast as half a panel of zeros
         depth = 64 if channels <= 128 else 32  # where filters are many, memory is short
         chunks, chunk_vectors = evenly(-(-channels // lanes), depth // lanes)
+        planes = g.kernel[0] if g.axes == 3 else 1
         return Sizes(
-            channels, filters, lanes, depth, chunks, chunk_vectors * lanes, vectors, -(-filters // (lanes * vectors))
-        )
+            channels, filters, lanes, depth, planes * chunks, chunks, chunk_vectors * lanes, vectors,
+            -(-filters // (lanes * vectors)),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,9 +163,9 @@ class Cut:
 
 def best(g: Geometry, transposed: bool, threads: int) -> Cut:
     """The cheapest that fits into the memory; where none does, the best product of both."""
-    sizes = Sizes.of(g, transposed)
-    matrix = g.batch * math.prod(g.spatial if transposed else g.output) * sizes.channels * TAPS * TAPS * 4
-    cuts = list(_cuts(g, transposed, threads, sizes))
+    axes, sizes = Axes.of(g, transposed), Sizes.of(g, transposed)
+    matrix = g.batch * math.prod(axes.output) * sizes.channels * math.prod(g.kernel) * 4
+    cuts = list(_cuts(g.batch, axes, sizes, threads))
     fitting = [cut for cut in cuts if cut.size <= max(LEAST_MEMORY, MEMORY * matrix)]
     return min(fitting, key=lambda cut: cut.cost) if fitting else min(cuts, key=lambda cut: cut.cost * cut.size)
 
@@ -102,19 +176,18 @@ def evenly(n: int, most: int) -> tuple[int, int]:
     return -(-n // size), size
 
 
-def _cuts(g: Geometry, transposed: bool, threads: int, sizes: Sizes) -> Iterator[Cut]:
+def _cuts(batch: int, axes: Axes, sizes: Sizes, threads: int) -> Iterator[Cut]:
     for tiles in AHEAD_TILES:
-        yield _cut(g, transposed, threads, sizes, tiles, sizes.panels, True)
+        yield _cut(batch, axes, sizes, threads, tiles, sizes.panels, True)
     for tiles in PASSING_TILES:
         for panels in range(1, min(sizes.panels, MOST_PANELS) + 1):
-            yield _cut(g, transposed, threads, sizes, tiles, panels, False)
+            yield _cut(batch, axes, sizes, threads, tiles, panels, False)
 
 
-def _cut(g: Geometry, transposed: bool, threads: int, s: Sizes, most_tiles: int, part_panels: int, ahead: bool) -> Cut:
-    tile_rows, tile_columns = (-(-length // OUTPUTS) for length in (g.spatial if transposed else g.output))
-    column_blocks, block_columns = evenly(tile_columns, most_tiles)
-    row_blocks, block_rows = evenly(g.batch * tile_rows, max(1, most_tiles // block_columns))
-    blocks = row_blocks * column_blocks
+def _cut(batch: int, axes: Axes, s: Sizes, threads: int, most_tiles: int, part_panels: int, ahead: bool) -> Cut:
+    tiled = axes.rows_and_columns(batch, most_tiles)
+    block_rows, block_columns = tiled["block_rows"], tiled["block_columns"]
+    blocks = -(-tiled["all_rows"] // block_rows) * tiled["column_blocks"]
     group = _group(block_rows * block_columns, machine().tile[1])
     tiles = -(-block_rows * block_columns // group) * group
     while ahead and blocks * -(-s.panels // part_panels) < 2 * threads and part_panels > 1:
@@ -125,25 +198,25 @@ def _cut(g: Geometry, transposed: bool, threads: int, s: Sizes, most_tiles: int,
     input_plane, sums_plane, filter_plane = (
         n + SPREAD for n in (tiles * s.depth, tiles * panel, s.chunk_channels * panel)
     )
-    pitch = -(-(block_columns * OUTPUTS + TAPS - 1) // s.lanes) * s.lanes
+    pitch = axes.pitch(block_columns, s.lanes)
     strip_at = (s.chunks if ahead else 1) * POINTS * input_plane
     sums_at = strip_at + SPAN * pitch * s.lanes
     filters_at = sums_at + (1 if ahead else part_panels) * POINTS * sums_plane
     slot_size = filters_at + (0 if ahead else POINTS * filter_plane)
     filter_cells = s.panels * s.chunks * POINTS * filter_plane if ahead else 0
 
-    products = blocks * tiles * s.channels * s.filters
+    channels = s.channels * axes.planes
+    products = blocks * tiles * channels * s.filters
     used = width(pieces, products * POINTS)
     cost = products * PRODUCT * (1 if slot_size <= FAST_CELLS else 1.1 if slot_size <= 2 * FAST_CELLS else 1.3)
-    cost += blocks * tiles * parts * s.channels * INPUT + (1 if ahead else blocks) * s.channels * s.filters * FILTER
+    cost += blocks * tiles * parts * channels * INPUT + (1 if ahead else blocks) * channels * s.filters * FILTER
     idle = -(-pieces // used) * used / pieces + (used - 1) / pieces / 4  # threads do not end together
     return Cut(
         ahead, group, pieces, used, filter_cells, slot_size, cost * idle,
         dict(
-            slot_size=slot_size, strip_at=strip_at, sums_at=sums_at, filters_at=filters_at, tile_rows=tile_rows,
-            tile_columns=tile_columns, all_rows=g.batch * tile_rows, block_rows=block_rows, block_columns=block_columns,
-            column_blocks=column_blocks, part_panels=part_panels, panels=s.panels, parts=parts, input_plane=input_plane,
-            sums_plane=sums_plane, filter_plane=filter_plane, pitch=pitch,
+            slot_size=slot_size, strip_at=strip_at, sums_at=sums_at, filters_at=filters_at, part_panels=part_panels,
+            panels=s.panels, parts=parts, input_plane=input_plane, sums_plane=sums_plane, filter_plane=filter_plane,
+            pitch=pitch, **tiled,
         ),
     )  # fmt: skip
 

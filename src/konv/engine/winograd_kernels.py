@@ -13,7 +13,16 @@ from konv.engine.winograd_formulas import (
     filter_column,
     input_column,
 )
-from konv.engine.winograd_tiles import constants, points_to_strip, read_strip, strip_to_points, write_strip
+from konv.engine.winograd_tiles import (
+    Images,
+    Strip,
+    constants,
+    first_cell,
+    points_to_strip,
+    read_strip,
+    strip_to_points,
+    write_strip,
+)
 
 AHEAD = 8  # channels between asking for taps and using them
 LINE = 16  # float32 numbers in a cache line
@@ -26,20 +35,21 @@ def filters_to_points(lanes, vectors, flipped):
     width = lanes * vectors
 
     def text(
-        piece, slot, w, points, filter_stride, channel_stride, filters, channels, chunks, chunk_channels, plane
+        piece, slot, w, points, filter_stride, channel_stride, filters, channels, chunks, channel_chunks, chunk_channels, plane
     ):  # fmt: skip
         panel, chunk = piece // chunks, piece % chunks
-        first = chunk * chunk_channels
+        first = chunk % channel_chunks * chunk_channels
+        taps = _taps_of_chunk(chunk, chunks, channel_chunks, flipped)
         _transform_filters(
             w, points.at(piece * POINTS * plane), lanes, vectors, flipped, panel * width, filters, filter_stride,
-            first * channel_stride, channel_stride, minimum(chunk_channels, channels - first), plane,
+            first * channel_stride + taps, channel_stride, minimum(chunk_channels, channels - first), plane,
         )  # fmt: skip
 
     return text, {"w": "float32", "points": "float32"}
 
 
 @kernel
-def winograd(lanes, vectors, group, depth, filters_from, layout):
+def winograd(lanes, vectors, group, depth, filters_from, layout, dilated):
     """The convolution of a block of tiles with a part of the panels of filters, which are a piece.
 
     A block is ``block_rows`` rows (of all images, one after the other) by ``block_columns`` columns of tiles. Three steps,
@@ -53,9 +63,10 @@ def winograd(lanes, vectors, group, depth, filters_from, layout):
 
     def text(
         piece, slot, x, w, bias, y, points, slots, slot_size, strip_at, sums_at, filters_at,
-        channels, x_height, x_width, pad_height, pad_width, filters, out_height, out_width,
+        channels, x_depth, x_height, x_width, pad_depth, pad_height, pad_width, filters, out_depth, out_height, out_width,
+        depth_step, row_step, column_step,
         tile_rows, tile_columns, all_rows, block_rows, block_columns, column_blocks, part_panels, panels, parts,
-        chunks, chunk_channels, input_plane, sums_plane, filter_plane, pitch, filter_stride, channel_stride,
+        chunks, channel_chunks, chunk_channels, input_plane, sums_plane, filter_plane, pitch, filter_stride, channel_stride,
     ):  # fmt: skip
         part, block = piece % parts, piece // parts
         first_row, first_column = block // column_blocks * block_rows, block % column_blocks * block_columns
@@ -64,20 +75,45 @@ def winograd(lanes, vectors, group, depth, filters_from, layout):
         first_panel = part * part_panels
         own_panels = minimum(part_panels, panels - first_panel)
         inputs = slots.at(slot * slot_size)
-        strip, all_sums, own_filters = inputs.at(strip_at), inputs.at(sums_at), inputs.at(filters_at)
+        strip = Strip(inputs.at(strip_at), pitch, *((row_step, column_step) if dilated else ()))
+        all_sums, own_filters = inputs.at(sums_at), inputs.at(filters_at)
+        source = Images(x, layout, channels, x_depth, x_height, x_width)
+        target = Images(y, layout, filters, out_depth, out_height, out_width)
+        left = first_column * OUTPUTS
         number = constants(bias.zero(lanes))
+
+        def place(r):
+            """Image, plane and first line of a row of tiles."""
+            plane = (first_row + r) // tile_rows
+            return plane // out_depth, plane % out_depth, first_cell((first_row + r) % tile_rows, strip.row_step)
+
+        def channels_of(chunk):
+            """The first channel of a chunk, and how many it has."""
+            first = chunk % channel_chunks * chunk_channels
+            return first, minimum(chunk_channels, channels - first)
 
         def transform_inputs(chunk, to):
             """Lanes past the last channel are summed by nobody."""
+            first, count = channels_of(chunk)
             for r in loop(rows):
-                image, top = (first_row + r) // tile_rows, (first_row + r) % tile_rows * OUTPUTS
-                for v in loop((minimum(chunk_channels, channels - chunk * chunk_channels) + (lanes - 1)) // lanes):
+                image, plane, top = place(r)
+                plane = plane + chunk // channel_chunks * depth_step - pad_depth
+                for v in loop((count + (lanes - 1)) // lanes):
                     read_strip(
-                        x, strip, lanes, layout, SPAN, pitch, image, chunk * chunk_channels + v * lanes, channels, x_height,
-                        x_width, top - pad_height, first_column * OUTPUTS - pad_width, columns * OUTPUTS + (TAPS - 1),
+                        source, strip, lanes, SPAN, image, plane, first + v * lanes, top - pad_height, left - pad_width,
+                        columns * OUTPUTS + (TAPS - 1) * strip.column_step,
                     )  # fmt: skip
                     tiles = to.at(r * columns * depth + v * lanes)
-                    strip_to_points(strip, tiles, lanes, input_column, SPAN, pitch, columns, depth, input_plane, number)
+                    strip_to_points(strip, tiles, lanes, input_column, SPAN, columns, depth, input_plane, number)
+
+        def transform_filters(panel, chunk):
+            flipped = filters_from == "flipped taps"
+            first, count = channels_of(chunk)
+            start = first * channel_stride + _taps_of_chunk(chunk, chunks, channel_chunks, flipped)
+            _transform_filters(
+                w, own_filters, lanes, vectors, flipped, panel * width, filters, filter_stride, start, channel_stride, count,
+                filter_plane,
+            )  # fmt: skip
 
         def multiply(chunk, values, taps, sums):
             """One matrix product (tiles, channels) @ (channels, filters) for each point."""
@@ -85,8 +121,8 @@ def winograd(lanes, vectors, group, depth, filters_from, layout):
                 for g in loop((rows * columns + (group - 1)) // group):
                     _add_products(
                         values.at(point * input_plane + g * (group * depth)), taps.at(point * filter_plane), filter_plane,
-                        sums.at(point * sums_plane + g * (group * width)),
-                        minimum(chunk_channels, channels - chunk * chunk_channels), depth, group, lanes, vectors, chunk * lanes,
+                        sums.at(point * sums_plane + g * (group * width)), channels_of(chunk)[1], depth, group, lanes, vectors,
+                        chunk * lanes,
                     )  # fmt: skip
 
         def transform_sums(panel, sums):
@@ -94,13 +130,10 @@ def winograd(lanes, vectors, group, depth, filters_from, layout):
                 first = panel * width + lanes * j
                 offset = bias.vec(first, lanes)
                 for r in loop(rows):
-                    image, top = (first_row + r) // tile_rows, (first_row + r) % tile_rows * OUTPUTS
                     tiles = sums.at(r * columns * width + lanes * j)
-                    points_to_strip(tiles, strip, lanes, pitch, columns, width, sums_plane, offset, number)
-                    write_strip(
-                        y, strip, lanes, layout, pitch, image, first, filters, out_height, out_width, top,
-                        first_column * OUTPUTS, columns * OUTPUTS,
-                    )  # fmt: skip
+                    points_to_strip(tiles, strip, lanes, columns, width, sums_plane, offset, number)
+                    image, plane, top = place(r)
+                    write_strip(target, strip, lanes, image, plane, first, top, left, columns * OUTPUTS)
 
         if filters_from == "points":
             for chunk in loop(chunks):
@@ -115,16 +148,17 @@ def winograd(lanes, vectors, group, depth, filters_from, layout):
             for chunk in loop(chunks):
                 transform_inputs(chunk, inputs)
                 for p in loop(own_panels):
-                    _transform_filters(
-                        w, own_filters, lanes, vectors, filters_from == "flipped taps", (first_panel + p) * width, filters,
-                        filter_stride, chunk * chunk_channels * channel_stride, channel_stride,
-                        minimum(chunk_channels, channels - chunk * chunk_channels), filter_plane,
-                    )  # fmt: skip
+                    transform_filters(first_panel + p, chunk)
                     multiply(chunk, inputs, own_filters, all_sums.at(p * POINTS * sums_plane))
             for p in loop(own_panels):
                 transform_sums(first_panel + p, all_sums.at(p * POINTS * sums_plane))
 
     return text, dict.fromkeys(("x", "w", "bias", "y", "points", "slots"), "float32")
+
+
+def _taps_of_chunk(chunk, chunks, channel_chunks, flipped):
+    """Where the 3 x 3 taps of a chunk's plane lie among a filter's: planes of a 3-D kernel are summed like channels."""
+    return ((chunks - 1 - chunk if flipped else chunk) // channel_chunks) * (TAPS * TAPS)
 
 
 def _add_products(values, taps, plane, sums, count, depth, group, lanes, vectors, kept):

@@ -17,11 +17,11 @@ from konv.engine.winograd_formulas import (
     upstream_column,
     weight_column,
 )
-from konv.engine.winograd_tiles import constants, read_strip, strip_to_points
+from konv.engine.winograd_tiles import Images, Strip, constants, first_cell, read_strip, strip_to_points
 
 
 @kernel
-def tiles_to_weights(lanes, vectors, rows, layout):
+def tiles_to_weights(lanes, vectors, rows, layout, dilated):
     """The weights of a block of filters and some blocks of channels, from a part of the tiles, which are a piece.
 
     Inputs and upstream gradients of a block of tiles are transformed, then multiplied point by point; the sums of all
@@ -32,9 +32,10 @@ def tiles_to_weights(lanes, vectors, rows, layout):
 
     def text(
         piece, slot, x, dy, dw, slots, slot_size, upstream_at, sums_at, strip_at,
-        channels, x_height, x_width, pad_height, pad_width, filters, out_height, out_width,
+        channels, x_depth, x_height, x_width, pad_depth, pad_height, pad_width, filters, out_depth, out_height, out_width,
+        depth_step, row_step, column_step,
         tile_rows, tile_columns, all_rows, block_rows, block_columns, column_blocks, blocks, part_blocks, parts,
-        channel_blocks, piece_blocks, channel_pieces, kept_upstream, block_channels, block_filters, sum_rows,
+        plane_blocks, channel_blocks, piece_blocks, channel_pieces, kept_upstream, block_channels, block_filters, sum_rows,
         input_plane, upstream_plane, sums_plane, pitch,
     ):  # fmt: skip
         part, block_of_filters = piece % parts, piece // parts // channel_pieces
@@ -42,13 +43,17 @@ def tiles_to_weights(lanes, vectors, rows, layout):
         own_filters = minimum(block_filters, filters - first_filter)
         filter_vectors, panels = (own_filters + (lanes - 1)) // lanes, (own_filters + (width - 1)) // width
         inputs = slots.at(slot * slot_size)
-        upstream, sums, strip = inputs.at(upstream_at), inputs.at(sums_at), inputs.at(strip_at)
+        upstream, sums = inputs.at(upstream_at), inputs.at(sums_at)
+        strip = Strip(inputs.at(strip_at), pitch, *((row_step, column_step) if dilated else ()))
+        x_images = Images(x, layout, channels, x_depth, x_height, x_width)
+        dy_images = Images(dy, layout, filters, out_depth, out_height, out_width)
         zero = x.zero(lanes)
         number = constants(zero)
 
         first_of_piece = piece // parts % channel_pieces * piece_blocks
         for k in loop(minimum(piece_blocks, channel_blocks - first_of_piece)):
-            first_channel = (first_of_piece + k) * block_channels
+            tap_plane = (first_of_piece + k) // plane_blocks
+            first_channel = (first_of_piece + k) % plane_blocks * block_channels
             own_channels = minimum(block_channels, channels - first_channel)
             channel_vectors, groups = (own_channels + (lanes - 1)) // lanes, (own_channels + (rows - 1)) // rows
             fresh = 1 - kept_upstream * minimum(k, 1)
@@ -58,27 +63,28 @@ def tiles_to_weights(lanes, vectors, rows, layout):
                 first_row, first_column = block // column_blocks * block_rows, block % column_blocks * block_columns
                 own_rows = minimum(block_rows, all_rows - first_row)
                 columns = minimum(block_columns, tile_columns - first_column)
+                left = first_column * OUTPUTS
                 for r in loop(own_rows):
-                    image, top = (first_row + r) // tile_rows, (first_row + r) % tile_rows * OUTPUTS
-                    left, tile = first_column * OUTPUTS, r * columns
+                    plane, tile = (first_row + r) // tile_rows, r * columns
+                    image, plane = plane // out_depth, plane % out_depth
+                    top = first_cell((first_row + r) % tile_rows, strip.row_step)
                     for v in loop(channel_vectors):
                         read_strip(
-                            x, strip, lanes, layout, SPAN, pitch, image, first_channel + v * lanes, channels, x_height,
-                            x_width, top - pad_height, left - pad_width, columns * OUTPUTS + (TAPS - 1),
+                            x_images, strip, lanes, SPAN, image, plane + tap_plane * depth_step - pad_depth,
+                            first_channel + v * lanes, top - pad_height, left - pad_width,
+                            columns * OUTPUTS + (TAPS - 1) * strip.column_step,
                         )  # fmt: skip
                         to = inputs.at(tile * block_channels + v * lanes)
                         strip_to_points(
-                            strip, to, lanes, input_column, SPAN, pitch, columns, block_channels, input_plane, number
+                            strip, to, lanes, input_column, SPAN, columns, block_channels, input_plane, number
                         )
                     for v in loop(filter_vectors * fresh):
-                        read_strip(
-                            dy, strip, lanes, layout, OUTPUTS, pitch, image, first_filter + v * lanes, filters, out_height,
-                            out_width, top, left, columns * OUTPUTS,
-                        )  # fmt: skip
+                        first = first_filter + v * lanes
+                        read_strip(dy_images, strip, lanes, OUTPUTS, image, plane, first, top, left, columns * OUTPUTS)
                         to = upstream.at(tile * block_filters + v * lanes)
                         strip_to_points(
-                            strip, to, lanes, upstream_column, OUTPUTS, pitch, columns, block_filters, upstream_plane, number
-                        )  # fmt: skip
+                            strip, to, lanes, upstream_column, OUTPUTS, columns, block_filters, upstream_plane, number
+                        )
                 for point in loop(POINTS):
                     a, d = inputs.at(point * input_plane), upstream.at(point * upstream_plane)
                     for panel in loop(panels):
@@ -92,7 +98,14 @@ def tiles_to_weights(lanes, vectors, rows, layout):
             for v in loop(filter_vectors):
                 source = sums.at(v // vectors * sum_rows * width + v % vectors * lanes)
                 first = first_filter + v * lanes
-                to = ((part * filters + first) * channels + first_channel) * TAPS * TAPS
+                to = (
+                    (
+                        ((part * (channel_blocks // plane_blocks) + tap_plane) * filters + first) * channels
+                        + first_channel
+                    )
+                    * TAPS
+                    * TAPS
+                )
                 _write_weights(
                     source, width, sums_plane, inputs, dw.at(to), channels, filters - first, own_channels, lanes, number
                 )
@@ -137,15 +150,24 @@ def _write_weights(sums, step, plane, taps, dw, channels, filters, own_channels,
 
 @kernel
 def add_parts(lanes):
-    """``dw = sum over parts``, in their order. A piece is ``cells`` numbers, a multiple of the lanes."""
+    """``dw[pair, plane, tap] = sum over parts of sums[part, plane, pair, tap]``, in their order, for pairs of filter and channel.
 
-    def text(piece, slot, sums, dw, size, parts, cells):
-        first = piece * cells
-        for q in loop((minimum(cells, size - first) + (lanes - 1)) // lanes):
-            at = first + q * lanes
-            total = Variable(sums.vec(at, lanes, count=size - at))
-            for part in loop(parts - 1):
-                total.set(total.get() + sums.vec((part + 1) * size + at, lanes, count=size - at))
-            dw.put(at, total.get(), count=size - at)
+    A piece is ``cells`` numbers of a plane, whole pairs; where there is one plane, they are added as they lie.
+    """
+    taps = TAPS * TAPS
+
+    def text(piece, slot, sums, dw, size, parts, planes, cells):
+        plane, first = piece % planes, piece // planes * cells
+        own = minimum(cells, size - first)
+        lines, line = minimum(planes - 1, 1), own + (taps - own) * minimum(planes - 1, 1)  # a pair at a time, or all
+        for p in loop(lines * (own // taps) + (1 - lines)):
+            for q in loop((line + (lanes - 1)) // lanes):
+                count = line - q * lanes
+                at = first + p * taps + q * lanes
+                total = Variable(sums.vec(plane * size + at, lanes, count=count))
+                for part in loop(parts - 1):
+                    total.set(total.get() + sums.vec(((part + 1) * planes + plane) * size + at, lanes, count=count))
+                to = (first // taps + p) * (taps * planes) + plane * taps + q * lanes
+                dw.put(to, total.get(), count=count)
 
     return text, dict.fromkeys(("sums", "dw"), "float32")

@@ -17,8 +17,8 @@ from konv.engine import memory
 from konv.engine.launch import Job, address
 from konv.engine.machine import machine
 from konv.engine.threads import get_threads, width
-from konv.engine.winograd_cuts import evenly
-from konv.engine.winograd_formulas import OUTPUTS, POINTS, SPAN, TAPS
+from konv.engine.winograd_cuts import Axes, evenly
+from konv.engine.winograd_formulas import POINTS, SPAN, TAPS
 from konv.engine.winograd_kernels import SPREAD
 from konv.engine.winograd_outer import add_parts, tiles_to_weights
 from konv.geometry import Geometry
@@ -30,7 +30,7 @@ PASSING = ((64, 64), (32, 64), (16, 64), (16, 32), (16, 16))
 MEMORY = 0.15  # of the im2col matrix
 PARTS = 16  # into which the tiles are cut, that threads have something to do: sums of their own, added at the end
 PART_MEMORY = 0.03  # of the im2col matrix, that the parts' sums may take
-ADDED = 4096  # weights in a piece of the addition
+ADDED = TAPS * TAPS * 512  # weights in a piece of the addition
 
 
 @dataclass(frozen=True)
@@ -56,65 +56,60 @@ class Prepared:
 @functools.lru_cache(maxsize=256)
 def prepare(g: Geometry, layout: str, threads: int) -> Prepared:
     """The jobs of a geometry's weight gradient. Sums are cut by shapes alone, so their bits do not depend on the threads."""
-    columns_matrix = math.prod(g.output) * g.batch * g.channels * TAPS * TAPS
-    tiles = g.batch * math.prod(-(-length // OUTPUTS) for length in g.output)
+    columns_matrix = math.prod(g.output) * g.batch * g.channels * math.prod(g.kernel)
+    axes = Axes.of(g, False)
+    tiles = g.batch * axes.output[0] * axes.tile_rows * axes.tile_columns
     candidates = PASSING if tiles <= BLOCK_TILES else BLOCKS
     for block in candidates:
-        prepared = _prepare(g, layout, threads, *block)
+        prepared = _prepare(g, axes, layout, *block)
         if block == candidates[-1] or prepared.size <= MEMORY * columns_matrix * 4:
             return prepared
     raise AssertionError
 
 
-def _prepare(g: Geometry, layout: str, threads: int, most_channels: int, most_filters: int) -> Prepared:
+def _prepare(g: Geometry, axes: Axes, layout: str, most_channels: int, most_filters: int) -> Prepared:
     host = machine()
     lanes, (vectors, rows) = host.lanes("float32"), host.tile
     vectors = min(vectors, -(-g.filters // lanes), -(-most_filters // lanes))
     rows = min(rows, 8)  # 8 divides what layers have; 13 and 14 are as fast for 64 channels
-    tile_rows, tile_columns = (-(-length // OUTPUTS) for length in g.output)
-    all_rows = g.batch * tile_rows
-    few = BLOCK_TILES < all_rows * tile_columns <= FEW_TILES
-    most_tiles = -(-BLOCK_TILES // 2) if few else BLOCK_TILES
-    column_blocks, block_columns = evenly(tile_columns, most_tiles)
-    row_blocks, block_rows = evenly(all_rows, max(1, most_tiles // block_columns))
-    blocks = row_blocks * column_blocks
+    few = BLOCK_TILES < g.batch * axes.output[0] * axes.tile_rows * axes.tile_columns <= FEW_TILES
+    tiled = axes.rows_and_columns(g.batch, BLOCK_TILES // 2 if few else BLOCK_TILES)
+    blocks = -(-tiled["all_rows"] // tiled["block_rows"]) * tiled["column_blocks"]
     most_parts = int(PART_MEMORY * math.prod(g.output) * g.batch / g.filters)
     parts, part_blocks = evenly(blocks, -(-blocks // max(1, min(PARTS, most_parts))))
 
-    channel_blocks, channel_vectors = evenly(-(-g.channels // lanes), max(1, most_channels // lanes))
+    plane_blocks, channel_vectors = evenly(-(-g.channels // lanes), max(1, most_channels // lanes))
     filter_blocks, panels = evenly(-(-g.filters // (lanes * vectors)), max(1, most_filters // (lanes * vectors)))
+    channel_blocks = plane_blocks * axes.planes
     piece_blocks = channel_blocks if blocks == 1 else 1
     channel_pieces = -(-channel_blocks // piece_blocks)
     block_channels, block_filters = channel_vectors * lanes, panels * lanes * vectors
 
-    tiles = block_rows * block_columns
+    tiles = tiled["block_rows"] * tiled["block_columns"]
     input_plane, upstream_plane = tiles * block_channels + SPREAD, tiles * block_filters + SPREAD
     sum_rows = -(-block_channels // rows) * rows
     sums_plane = panels * sum_rows * lanes * vectors + SPREAD
-    pitch = -(-(block_columns * OUTPUTS + TAPS - 1) // lanes) * lanes
+    pitch = axes.pitch(tiled["block_columns"], lanes)
     tap_lines = -(-block_channels * TAPS * TAPS // lanes) * lanes
     upstream_at = max(POINTS * input_plane, tap_lines * lanes)
     sums_at = upstream_at + POINTS * upstream_plane
     strip_at = sums_at + POINTS * sums_plane
     slot_size = strip_at + SPAN * pitch * lanes
     multiply = Job(
-        tiles_to_weights(lanes, vectors, rows, layout), parts * channel_pieces * filter_blocks, slot_size=slot_size,
-        upstream_at=upstream_at, sums_at=sums_at, strip_at=strip_at, channels=g.channels, x_height=g.spatial[0],
-        x_width=g.spatial[1], pad_height=g.padding[0][0], pad_width=g.padding[1][0], filters=g.filters,
-        out_height=g.output[0], out_width=g.output[1], tile_rows=tile_rows, tile_columns=tile_columns, all_rows=all_rows,
-        block_rows=block_rows, block_columns=block_columns, column_blocks=column_blocks, blocks=blocks,
-        part_blocks=part_blocks, parts=parts, channel_blocks=channel_blocks, piece_blocks=piece_blocks,
-        channel_pieces=channel_pieces, kept_upstream=int(blocks == 1), block_channels=block_channels,
-        block_filters=block_filters, sum_rows=sum_rows, input_plane=input_plane,
-        upstream_plane=upstream_plane, sums_plane=sums_plane, pitch=pitch,
+        tiles_to_weights(lanes, vectors, rows, layout, axes.dilated), parts * channel_pieces * filter_blocks,
+        slot_size=slot_size, upstream_at=upstream_at, sums_at=sums_at, strip_at=strip_at, channels=g.channels,
+        filters=g.filters, blocks=blocks, part_blocks=part_blocks, parts=parts, plane_blocks=plane_blocks,
+        channel_blocks=channel_blocks, piece_blocks=piece_blocks, channel_pieces=channel_pieces,
+        kept_upstream=int(blocks == 1), block_channels=block_channels, block_filters=block_filters, sum_rows=sum_rows,
+        input_plane=input_plane, upstream_plane=upstream_plane, sums_plane=sums_plane, pitch=pitch, **axes.numbers(), **tiled,
     )  # fmt: skip
     weights, add, part_cells = math.prod(g.w_shape), None, 0
-    if parts > 1:
-        add, part_cells = (
-            Job(add_parts(lanes), -(-weights // ADDED), size=weights, parts=parts, cells=ADDED),
-            parts * weights,
-        )
-    used = width(multiply.pieces, blocks * tiles * POINTS * g.channels * g.filters)
+    if parts * axes.planes > 1:
+        plane = weights // axes.planes
+        pieces = -(-plane // ADDED) * axes.planes
+        add = Job(add_parts(lanes), pieces, size=plane, parts=parts, planes=axes.planes, cells=ADDED)
+        part_cells = parts * weights
+    used = width(multiply.pieces, blocks * tiles * POINTS * channel_blocks * block_channels * g.filters)
     return Prepared(multiply, add, used, part_cells, (part_cells + used * slot_size) * 4)
 
 
