@@ -12,7 +12,15 @@ shapes, dilation or depth. The phases of an input gradient (see :mod:`konv.engin
 from __future__ import annotations
 
 from konv.engine.compile import kernel
-from konv.engine.packing import outputs_first, outputs_last, panel_of_taps, panel_of_weights, rows_first, rows_last
+from konv.engine.packing import (
+    outputs_first,
+    outputs_joined,
+    outputs_last,
+    panel_of_taps,
+    panel_of_weights,
+    rows_first,
+    rows_last,
+)
 from konv.engine.simd import Variable, loop, minimum, within
 from konv.engine.tile import Tile, multiply
 
@@ -39,7 +47,7 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
         x_image, x_channel, x_depth, x_row, x_cell, depth_length, height_length, row_length,
         stride_depth, stride_height, stride_row, pad_depth, pad_height, pad_width, depth_taps, rows, cells,
         group_step, filter_step, channel_step, rows_of_weights, kernel_size, places_size, phase_count, phase_rows, phase_columns,
-        y_image, y_filter, y_depth, y_row, y_cell, y_height, y_width, start_depth, step_depth, ask,
+        y_image, y_filter, y_depth, y_row, y_cell, y_height, y_width, start_depth, step_depth, ask, join_rows, join_columns,
         slot_size, run_size, panel_start, bias_start, sums_start, panel_sums,
     ):  # fmt: skip
         stride_row = step or stride_row
@@ -98,6 +106,7 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
                             x, corner + d * x_depth + h * x_row, here_channels, x_channel if x_layout == "first" else x_cell,
                             first_column * stride_row - pad_width, row_length, within(d, depth_length) * within(h, height_length),
                             space.at((i * rows + r) * line + j * slice_channels * cells), cells, lanes,
+                            check if y_layout == "joined" else None,
                         )  # fmt: skip
 
             later = minimum(s, 1)  # the first slice is added to the bias, the others to the sums
@@ -149,10 +158,20 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
                         )  # fmt: skip
                 for i in loop(here_images * last):
                     for r in loop(here_rows * phase_rows):
+                        row, line_of_sums = (
+                            first_row * phase_rows + r,
+                            sums + (i * here_rows * phase_rows + r) * pitch * width,
+                        )
+                        if y_layout == "joined":
+                            outputs_joined(
+                                space.at(line_of_sums), here_columns, f, filters, join_rows, join_columns, row, y_height,
+                                first_column, y_width, y.at((first_image + i) * y_image + depth * y_depth),
+                                y_filter, y_row, y_cell, width,
+                            )  # fmt: skip
+                            continue
                         (outputs_first if y_layout == "first" else outputs_last)(
-                            space.at(sums + (i * here_rows * phase_rows + r) * pitch * width),
-                            minimum(here_columns * phase_columns, y_width - first_column * phase_columns)
-                            * within(first_row * phase_rows + r, y_height),
+                            space.at(line_of_sums),
+                            minimum(here_columns * phase_columns, y_width - first_column * phase_columns) * within(row, y_height),
                             filters - f, y_filter if y_layout == "first" else y_cell,
                             y.at(corner_y + i * y_image + r * y_row), lanes, vectors,
                         )  # fmt: skip

@@ -74,28 +74,28 @@ def workspace(problem: Problem) -> int:
         return weights.workspace(g, dtype, problem.layout == "last")
     gradient = problem.kind == "input_gradient"
     layout = getattr(problem, "layout", "first")
-    return max(plan.size for plan in _correlations(g, gradient, dtype, dtype, layout, layout, get_threads(), True))
+    return max(plan.size for plan in correlations(g, gradient, dtype, dtype, layout, layout, get_threads(), True))
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
     """Write conv(x, w) + b into ``out`` (N, F, *output)."""
 
-    def run(target: np.ndarray) -> None:
-        if not _run(g, False, x, w, b, target):  # an infinite weight times a zero of the padding is NaN: skip none
-            _run(g, False, x, w, b, target, skip=False)
+    def compute(target: np.ndarray) -> None:
+        if not run(g, False, x, w, b, target):  # an infinite weight times a zero of the padding is NaN: skip none
+            run(g, False, x, w, b, target, skip=False)
 
-    in_place(out, run)
+    in_place(out, compute)
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dx (N, C, *spatial) into ``out``."""
 
-    def run(target: np.ndarray) -> None:
-        if not _run(g, True, dy, w, None, target):
+    def compute(target: np.ndarray) -> None:
+        if not run(g, True, dy, w, None, target):
             # A zero of dy's padding times an infinite weight is NaN, in cells that the textbook's sum does not reach.
             columns.input_gradient(dy, w, g, target)
 
-    in_place(out, run)
+    in_place(out, compute)
 
 
 def in_place(out: np.ndarray, run: Callable[[np.ndarray], Any]) -> None:
@@ -105,6 +105,20 @@ def in_place(out: np.ndarray, run: Callable[[np.ndarray], Any]) -> None:
     else:
         run(target := np.empty(out.shape, out.dtype))
         out[...] = target
+
+
+@dataclass(frozen=True)
+class Join:
+    """Filters that are the cells of rectangles of an output: (channels, rows, columns); see :mod:`konv.engine.joined`.
+
+    ``spatial`` is that output's shape, ``taps`` how many products count.
+    """
+
+    channels: int
+    rows: int
+    columns: int
+    spatial: tuple[int, ...]
+    taps: int
 
 
 @dataclass(frozen=True)
@@ -133,13 +147,21 @@ def tile_for(host: Machine, lanes: int, filters: int, columns: int) -> Tile:
 
 
 @functools.lru_cache(maxsize=512)
-def _correlations(
-    g: Geometry, gradient: bool, x_dtype: str, y_dtype: str, x_layout: str, y_layout: str, threads: int, skip: bool
+def correlations(
+    g: Geometry,
+    gradient: bool,
+    x_dtype: str,
+    y_dtype: str,
+    x_layout: str,
+    y_layout: str,
+    threads: int,
+    skip: bool,
+    join: Join | None = None,
 ) -> list[Correlation]:
     """One, or one for each phase of the depth."""
     depth = sweeps(g, gradient)[0]
     return [
-        _correlation(g, gradient, phase, x_dtype, y_dtype, x_layout, y_layout, threads, skip)
+        _correlation(g, gradient, phase, x_dtype, y_dtype, x_layout, y_layout, threads, skip, join)
         for phase in range(depth.phases)
     ]
 
@@ -154,6 +176,7 @@ def _correlation(
     y_layout: str,
     threads: int,
     skip: bool,
+    join: Join | None,
 ) -> Correlation:
     depth, height, row = sweeps(g, gradient)
     wide = wide_type(x_dtype)
@@ -168,7 +191,7 @@ def _correlation(
     depth_taps = depth.taps[depth_phase]
     phases = list(itertools.product(range(height.phases), range(row.phases)))
     taps = [len(depth_taps) * len(height.taps[h]) * len(row.taps[v]) for h, v in phases]
-    slices = -(-channels * max(*taps, 1) // SLICE_TAPS)
+    slices = -(-channels * (join.taps if join else max(*taps, 1)) // SLICE_TAPS)
     slice_channels = -(-channels // min(slices, channels))
     slices = -(-channels // slice_channels)
 
@@ -206,12 +229,17 @@ def _correlation(
     x_shape, y_shape = (output, spatial) if gradient else (spatial, output)
     x_strides = _strides(g.groups * channels, x_shape, x_layout)
     y_strides = _strides(g.groups * filters, y_shape, y_layout)
+    y_height, y_width = height.out, row.out
+    if join:
+        y_shape = (1,) * (3 - g.axes) + join.spatial
+        y_strides = _strides(join.channels, y_shape, y_layout)
+        _, y_height, y_width = y_shape
     kernel_size = math.prod(kernel)
     one_filter = (g.channels // g.groups) * kernel_size
     job = Job(
         correlate(
             x_dtype, y_dtype, lanes, tile.vectors, tile.runs, tile.run, row.stride if row.stride <= 2 else 0,
-            x_layout, y_layout, kernel_size if gradient and kernel_size <= FEW_TAPS else 0,
+            x_layout, "joined" if join else y_layout, kernel_size if gradient and kernel_size <= FEW_TAPS else 0,
         ),
         blocks * parts,
         images=g.batch, block_images=block_images, groups=g.groups, out_depth=out_depth, out_rows=height.sums,
@@ -228,7 +256,7 @@ def _correlation(
         places_size=slice_channels * kernel_size + 16, phase_count=len(phases),
         phase_rows=height.phases, phase_columns=row.phases,
         **{f"y_{name}": n for name, n in zip(("image", "filter", "depth", "row", "cell"), y_strides)},
-        y_height=height.out, y_width=row.out,
+        y_height=y_height, y_width=y_width, join_rows=join.rows if join else 1, join_columns=join.columns if join else 1,
         start_depth=depth_phase, step_depth=depth.phases, ask=int(slice_channels * max(taps) >= LONG_SUM),
         slot_size=slot_size, run_size=run_size, panel_start=panel_start, bias_start=bias_start,
         sums_start=sums_start, panel_sums=panel_sums,
@@ -276,13 +304,16 @@ def _layout(array: np.ndarray) -> str:
     return "first" if array.flags.c_contiguous else "last"
 
 
-def _run(g: Geometry, gradient: bool, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray, skip: bool = True) -> bool:
-    """Run one correlation. True if all weights are known to be finite."""
+def run(
+    g: Geometry, gradient: bool, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray, skip: bool = True,
+    join: Join | None = None,
+) -> bool:  # fmt: skip
+    """Run one correlation. True if all weights (and with ``join`` all of x) are known to be finite."""
     if _layout(x) == "last" and not np.moveaxis(x, 1, -1).flags.c_contiguous:
         x = np.ascontiguousarray(x)
     w = np.ascontiguousarray(w)
-    plans = _correlations(
-        g, gradient, dtype_name(x.dtype), dtype_name(out.dtype), _layout(x), _layout(out), get_threads(), skip
+    plans = correlations(
+        g, gradient, dtype_name(x.dtype), dtype_name(out.dtype), _layout(x), _layout(out), get_threads(), skip, join
     )
     finite = True
     for plan in plans:

@@ -11,6 +11,12 @@ from typing import Any
 from konv.engine.simd import fma, loop, minimum, shuffle, transpose, within
 
 
+def _note(check: Any, vector: Any, pointer: Any) -> None:
+    """Make ``check``, a vector of zeros, NaN where the vector is not finite."""
+    if check is not None:
+        check.set(fma(vector, pointer.zero(len(vector) if hasattr(vector, "__len__") else vector.lanes), check.get()))
+
+
 def rows_first(
     x: Any,
     start: Any,
@@ -22,6 +28,7 @@ def rows_first(
     target: Any,
     cells: Any,
     lanes: int,
+    check: Any = None,
 ) -> None:
     """One row of each channel: cells ``first ..`` of ``length``, zeros beside them or where not ``inside``.
 
@@ -32,6 +39,7 @@ def rows_first(
             cell = first + q * lanes
             row = x.vec(start + c * channel_step + cell, lanes, count=(length - cell) * inside, start=0 - cell)
             target.put(c * cells + q * lanes, row, count=cells - q * lanes)
+            _note(check, row, target)
 
 
 def rows_last(
@@ -45,6 +53,7 @@ def rows_last(
     target: Any,
     cells: Any,
     lanes: int,
+    check: Any = None,
 ) -> None:
     """As :func:`rows_first` of an x whose channels are neighbours, and its cells ``cell_step`` apart."""
     for block in loop((channels + (lanes - 1)) // lanes):
@@ -58,6 +67,7 @@ def rows_last(
             for i, row in enumerate(transpose(columns)):
                 used = (cells - q * lanes) * within(c + i, channels)
                 target.put((c + i) * cells + q * lanes, row, count=used)
+                _note(check, row, target)
 
 
 def panel_of_weights(
@@ -134,3 +144,20 @@ def outputs_last(sums: Any, cells: Any, filters: Any, cell_step: Any, y: Any, la
         for j in range(vectors):
             row = sums.vec((cell * vectors + j) * lanes, lanes)
             y.put(cell * cell_step + lanes * j, row, count=filters - lanes * j)
+
+
+def outputs_joined(
+    sums: Any, cells: Any, first: Any, filters: Any, rows: Any, columns: Any, row: Any, height: Any, column: Any, length: Any,
+    y: Any, y_channel: Any, y_row: Any, y_cell: Any, width: int,
+) -> None:  # fmt: skip
+    """``sums[cell][filter]`` where filters are the cells of rectangles: (channel, row, column) of ``rows`` x ``columns``.
+
+    The first of the filters here is ``first``; the rectangles are number ``column ..`` of row ``row`` of them.
+    """
+    for lane in loop(minimum(filters - first, width)):
+        f = first + lane
+        j, i, c = f % columns, f // columns % rows, f // (columns * rows)
+        h, v = row * rows + i, column * columns + j
+        target = y.at(c * y_channel + h * y_row + v * y_cell)
+        for cell in loop(minimum(cells, (length - v + (columns - 1)) // columns) * within(h, height)):
+            target[cell * columns * y_cell] = sums[cell * width + lane]
