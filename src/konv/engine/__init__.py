@@ -2,12 +2,14 @@
 
 ::
 
-    ops.py  --Problem-->  plan.choose  --asks in order-->  grouped -> winograd -> direct -> columns
+    ops.py  --Problem-->  plan.choose  --asks in order-->  products -> joined -> grouped -> winograd -> direct -> columns
                                                            (the first that does not decline computes)
 
     direct.py, weights.py     filters in lanes: jobs       correlate.py, outer.py   their kernels
     weights_cut.py            how the weight gradient is cut     outer_packing.py   and laid out
     tile.py, packing.py       the register tile, and what brings numbers there and back
+    sweeps.py                 what an output reads, axis by axis, as tables
+    joined.py                 few channels: neighbouring cells in the lanes
     axes.py                   the phases of an axis
     grouped.py                pixels in lanes: jobs        planes.py                its kernels
     winograd.py               3 x 3, F(4x4, 3x3)           winograd_kernels.py      its kernels

@@ -48,6 +48,7 @@ NAME = "direct"
 BLOCK_BYTES = 224 << 10  # the sums of a block, and its input of a slice of channels, each
 BLOCK_CELLS = 448  # outputs that a panel of weights, once transposed, is used for
 FEW_TAPS = 4
+MOST_STRIDES = 16  # strides that kernels are compiled for; others are told at run time
 LONG_SUM = 96
 MOST_PHASES = 64
 SLICE_TAPS = 288  # products that are summed before they are added to the others: the error falls 2-4 times
@@ -238,7 +239,7 @@ def _correlation(
     one_filter = (g.channels // g.groups) * kernel_size
     job = Job(
         correlate(
-            x_dtype, y_dtype, lanes, tile.vectors, tile.runs, tile.run, row.stride if row.stride <= 2 else 0,
+            x_dtype, y_dtype, lanes, tile.vectors, tile.runs, tile.run, row.stride if row.stride <= MOST_STRIDES else 0,
             x_layout, "joined" if join else y_layout, kernel_size if gradient and kernel_size <= FEW_TAPS else 0,
         ),
         blocks * parts,

@@ -79,13 +79,14 @@ def _spread(w: np.ndarray, g: Geometry) -> np.ndarray:
     """w (F, C, *kernel) as the filters of the joined correlation, (C * rows * columns, F, *kernel), zeros where nothing meets."""
     inner, join = _joined(g)
     spread = np.zeros((g.channels, join.rows, join.columns, *inner.w_shape[1:]), w.dtype)
-    weights = w.swapaxes(0, 1)
+    weights, spatial = w.swapaxes(0, 1), tuple(range(2, 2 + g.axes))
     for row, column in itertools.product(range(join.rows), range(join.columns)):
         met = [_met(g, axis, j) for axis, j in enumerate((0, row, column)[3 - g.axes :])]
         taps = tuple(slice(tap, None, stride) for (tap, _, _), stride in zip(met, g.stride))
         cells = tuple(slice(last - count + pad[0], last + pad[0]) for (_, last, count), pad in zip(met, inner.padding))
-        backwards = (slice(None, None, -1),) * g.axes
-        spread[(slice(None), row, column, slice(None), *cells)] = weights[(..., *taps)][(..., *backwards)]
+        spread[(slice(None), row, column, slice(None), *cells)] = np.flip(
+            weights[(slice(None), slice(None), *taps)], spatial
+        )
     return spread.reshape(inner.w_shape)
 
 
