@@ -84,9 +84,8 @@ def _spread(w: np.ndarray, g: Geometry) -> np.ndarray:
         met = [_met(g, axis, j) for axis, j in enumerate((0, row, column)[3 - g.axes :])]
         taps = tuple(slice(tap, None, stride) for (tap, _, _), stride in zip(met, g.stride))
         cells = tuple(slice(last - count + pad[0], last + pad[0]) for (_, last, count), pad in zip(met, inner.padding))
-        spread[(slice(None), row, column, slice(None), *cells)] = np.flip(
-            weights[(slice(None), slice(None), *taps)], spatial
-        )
+        here = spread[:, row, column]
+        here[(slice(None), slice(None), *cells)] = np.flip(weights[(slice(None), slice(None), *taps)], spatial)
     return spread.reshape(inner.w_shape)
 
 
