@@ -17,7 +17,7 @@ AHEAD = 2048  # elements: what lies so far on is asked for, hundreds of cycles b
 
 
 @kernel
-def correlate_channels(x_dtype, y_dtype, lanes, tile, taps, stride, apart, cut):
+def correlate_channels(x_dtype, y_dtype, lanes, tile, taps, stride, apart, cut, short):
     """Forward, or a phase of the input gradient. A piece is some rows of outputs.
 
     Parameters
@@ -26,8 +26,9 @@ def correlate_channels(x_dtype, y_dtype, lanes, tile, taps, stride, apart, cut):
     taps : columns of the kernel, ``apart`` cells from one to the next
     stride : cells from one output's window to the next
     cut : whether the sources tell columns too: of kernels with so many that they are not taken together
+    short : (first cell of the first window, length) of rows that are one tile: the cells outside are left out; or None
     """
-    cells = sorted({q * stride + t * apart for q in range(tile) for t in range(taps)})
+    cells = cells_of(tile, taps, stride, apart, short)
 
     def text(
         piece, slot, x, weights, bias, y, zeros, sources,
@@ -39,7 +40,7 @@ def correlate_channels(x_dtype, y_dtype, lanes, tile, taps, stride, apart, cut):
         def tile_of(image, depth, row, column, to_row, whole):
             """One tile, all channels; ``whole``: no cell of its rows lies outside the image."""
             first_cell = column * stride + shift
-            inside = [within(first_cell + cell, x_width) for cell in cells]
+            inside = [1 if whole else within(first_cell + cell, x_width) for cell in cells]
             for block in loop((channels + (lanes - 1)) // lanes):
                 channel = block * lanes
                 some = bits(0, channels - channel)
@@ -90,8 +91,8 @@ def correlate_channels(x_dtype, y_dtype, lanes, tile, taps, stride, apart, cut):
                 column = minimum(column_tile * tile, out_width - tile)  # the last tile ends with the last output
                 first_cell = column * stride + shift
                 whole = within(first_cell, x_width) * within(first_cell + cells[-1], x_width)
-                if cut:
-                    tile_of(image, depth, row, column, to_row, False)
+                if cut or short:
+                    tile_of(image, depth, row, column, to_row, bool(short))
                 else:
                     for _ in loop(whole):
                         tile_of(image, depth, row, column, to_row, True)
@@ -104,7 +105,7 @@ def correlate_channels(x_dtype, y_dtype, lanes, tile, taps, stride, apart, cut):
 
 
 @kernel
-def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart):
+def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart, short):
     """``sums[part, tap, channel] += sum of dy * x``, ``biases[part, channel] += sum of dy``. A piece is a part: rows of dy.
 
     ``taps_high`` x ``taps_wide`` sums are kept while a row of dy goes by, then added to those in memory.
@@ -120,26 +121,28 @@ def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart)
         halves = 1 if taps_high * taps_wide >= 8 else 2  # enough sums to keep the multipliers busy
         names = [(k, t) for k in range(taps_high) for t in range(taps_wide)]
 
-        def add(row_sums, some, channel, dy_row, corners, first_cell, column, count):
-            """Add the products of ``count`` neighbouring outputs."""
+        def add(row_sums, some, channel, dy_row, corners, first_cell, column, count, whole):
+            """Add the products of ``count`` neighbouring outputs; ``whole``: no cell of theirs lies outside a row."""
             for q in range(count):
                 dy_row.prefetch((column + q) * channels + channel + AHEAD)
             for q in range(count * stride):
                 corners[-1][0].prefetch((column * stride + q) * channels + channel + AHEAD)
             upstream = [dy_row.vec((column + q) * channels + channel, lanes, bits=some) for q in range(count)]
-            cells = sorted({q * stride + t * apart for q in range(count) for t in range(taps_wide)})
             for q, values in enumerate(upstream):
                 row_sums[q % 2].set(row_sums[q % 2].get() + values)
-            for cell in cells:
+            for cell in cells_of(count, taps_wide, stride, apart, short):
                 at = column * stride + first_cell + cell
-                there = within(at, x_width)
                 for k, (corner, exists) in enumerate(corners):
-                    pixel = pick(there * exists, corner.at(at * channels), zeros).vec(channel, lanes, bits=some)
+                    if whole:
+                        pixel = pick(exists, corner, zeros).at(at * (channels * exists))
+                    else:
+                        pixel = pick(within(at, x_width) * exists, corner.at(at * channels), zeros)
+                    values = pixel.vec(channel, lanes, bits=some)
                     for q in range(count):
                         t, rest = divmod(cell - q * stride, apart)
                         if rest == 0 and 0 <= t < taps_wide:
                             total = row_sums[k, t, q % halves]
-                            total.set(fma(upstream[q], pixel, total.get()))
+                            total.set(fma(upstream[q], values, total.get()))
 
         for i in loop(minimum(chunk, lines - first_line)):
             line = first_line + i
@@ -165,9 +168,19 @@ def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart)
                         row_sums.update({half: Variable(sums.zero(lanes)) for half in range(2)})  # of the bias
                         tiles = out_width // tile
                         for q in loop(tiles):
-                            add(row_sums, some, channel, dy_row, corners, first_cell, q * tile, tile)
-                        for q in loop(out_width % tile if tile > 1 else 0):
-                            add(row_sums, some, channel, dy_row, corners, first_cell, tiles * tile + q, 1)
+                            place = dy_row, corners, first_cell, q * tile, tile
+                            if short:
+                                add(row_sums, some, channel, *place, True)
+                            else:
+                                first = first_cell + q * tile * stride
+                                last = first + (tile - 1) * stride + (taps_wide - 1) * apart
+                                whole = within(first, x_width) * within(last, x_width)
+                                for _ in loop(whole):
+                                    add(row_sums, some, channel, *place, True)
+                                for _ in loop(1 - whole):
+                                    add(row_sums, some, channel, *place, False)
+                        for q in loop(out_width % tile if tile > 1 and not short else 0):
+                            add(row_sums, some, channel, dy_row, corners, first_cell, tiles * tile + q, 1, False)
                         for k, t in names:
                             tap = (piece * source_count + source) * taps_high * taps + k * taps + first_tap + t
                             used = (channels - channel) * within(first_tap + t, taps)
@@ -181,3 +194,9 @@ def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart)
                         biases.put(to, total, used)
 
     return text, {"x": dtype, "dy": dtype, "sums": wide, "biases": wide, "zeros": dtype, "sources": "int64"}
+
+
+def cells_of(tile, taps, stride, apart, short=None):
+    """The cells of a row, counted from the first window's first, that a tile's windows have; of a short row those inside."""
+    cells = sorted({q * stride + t * apart for q in range(tile) for t in range(taps)})
+    return [cell for cell in cells if 0 <= short[0] + cell < short[1]] if short else cells

@@ -20,6 +20,7 @@ from konv.geometry import Geometry
 
 PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one row
 MOST_TAPS = 8  # of a row of the kernel, taken together
+SHORT = 14  # outputs of a row that is one tile, where there are 32 registers
 LEAST_PARTS = 16  # of a weight gradient: each is summed by itself
 
 
@@ -68,14 +69,15 @@ def correlation(g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: in
     taps = [
         (d * kernel[1] + h) * kernel[2] + i for d, h, i in itertools.product(depth.weights, height.weights, row.weights)
     ]
-    tile = _tile(row.out)
+    tile = tile_of(row.out)
     lines = g.batch * depth.out * height.out
     chunk = max(1, min(-(-lines // (8 * threads)), PIECE_CELLS // max(1, row.out * g.channels)))
     spatial = (1,) * (3 - g.axes) + (g.output if phase == FORWARD else g.spatial)
     y_step, y_row, y_depth = g.channels, g.channels * spatial[2], g.channels * spatial[1] * spatial[2]
     job = Job(
         correlate_channels(
-            x_dtype, y_dtype, machine().lanes(x_dtype), tile, 1 if cut else len(row.taps), row.stride, 1 if cut else apart, cut
+            x_dtype, y_dtype, machine().lanes(x_dtype), tile, 1 if cut else len(row.taps), row.stride, 1 if cut else apart, cut,
+            None if cut else _short(row, tile),
         ),
         -(-lines // chunk), lines=lines, chunk=chunk, source_count=len(sources), channels=g.channels, x_depth=depth.length,
         x_height=height.length, x_width=row.length, depth_step=depth.stride, row_step=height.stride,
@@ -98,10 +100,14 @@ def accumulation(g: Geometry, dtype: str) -> Depthwise:
     wide_tile = min(len(row.taps), MOST_TAPS)
     high_tile = len(height.taps) if neighbours and len(height.taps) * wide_tile <= 9 else 1
     sources = _sources((depth, dataclasses.replace(height, taps=height.taps[::high_tile]), row), len(row.taps))
+    tile = row.out if tile_of(row.out) == row.out else 4
     lines = g.batch * depth.out * height.out
     chunk = max(1, min(depth.out * height.out, lines // LEAST_PARTS))
     job = Job(
-        accumulate_channels(dtype, machine().lanes(dtype), min(4, row.out), high_tile, wide_tile, row.stride, apart),
+        accumulate_channels(
+            dtype, machine().lanes(dtype), tile, high_tile, wide_tile, row.stride, apart,
+            _short(row, tile) if wide_tile == len(row.taps) else None,
+        ),
         -(-lines // chunk), lines=lines, chunk=chunk, source_count=len(sources), channels=g.channels, x_depth=depth.length,
         x_height=height.length, x_width=row.length, depth_step=depth.stride, row_step=height.stride, shift=-row.pad,
         out_depth=depth.out, out_height=height.out, out_width=row.out, taps=len(row.taps),
@@ -132,7 +138,13 @@ def _ascending(axis: Axis) -> Axis:
     )
 
 
-def _tile(columns: int) -> int:
-    """Outputs of a tile: those that compute fewest outputs twice."""
+def _short(row: Axis, tile: int) -> tuple[int, int] | None:
+    return (row.taps[0] - row.pad, row.length) if row.out == tile else None
+
+
+def tile_of(columns: int) -> int:
+    """Outputs of a tile: a whole short row, or those that compute fewest outputs twice."""
     most = 8 if machine().registers >= 32 else 4
+    if columns <= SHORT * most // 8:
+        return columns
     return min((n for n in (8, 7, 4, 2, 1) if n <= min(most, columns)), key=lambda n: -(-columns // n) * (n + 2))
