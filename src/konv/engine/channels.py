@@ -125,8 +125,9 @@ def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart,
             """Add the products of ``count`` neighbouring outputs; ``whole``: no cell of theirs lies outside a row."""
             for q in range(count):
                 dy_row.prefetch((column + q) * channels + channel + AHEAD)
-            for q in range(count * stride):
-                corners[-1][0].prefetch((column * stride + q) * channels + channel + AHEAD)
+            for corner, _ in corners[-stride:]:  # as many rows as columns are new, commonly
+                for q in range(count * stride):
+                    corner.prefetch((column * stride + q) * channels + channel + AHEAD)
             upstream = [dy_row.vec((column + q) * channels + channel, lanes, bits=some) for q in range(count)]
             for q, values in enumerate(upstream):
                 row_sums[q % 2].set(row_sums[q % 2].get() + values)

@@ -67,10 +67,9 @@ def workspace(problem: Problem) -> int:
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
     """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    if _channels_last(x, out):
-        if not np.isfinite(w).all():  # padding that is left out, times infinity, would have been NaN
-            columns.forward(x, w, b, g, out)
-            return
+    if not np.isfinite(w).all():  # padding that is left out, times infinity, would have been NaN
+        columns.forward(x, w, b, g, out)
+    elif _channels_last(x, out):
         depthwise.correlate(g, FORWARD, x, w, b, out)
     else:
         _run(g, x, w, b, out, False)
@@ -198,6 +197,7 @@ def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype
         correlate_planes(
             x_dtype, y_dtype, lanes, (tile_filters, rows, vectors), shared, tuple(map(_taps_wide, row)),
             (height.stride, first.stride if first.stride <= 2 else 0), len(row) == 2 or first.step == 1, len(sources) == 1,
+            _short(depth, height, rows, sources),
         ),
         -(-lines // chunk) * row_blocks, lines=lines, chunk=chunk, groups=g.groups, source_count=len(sources),
         taps=int(columns[-1]), filter_blocks=filters // tile_filters, group_channels=channels, x_depth=depth.length,
@@ -219,6 +219,12 @@ def _ascending(axis: Axis) -> Axis:
 
 def _neighbours(axis: Axis) -> bool:
     return all(b == a + 1 for a, b in itertools.pairwise(axis.taps))
+
+
+def _short(depth: Axis, height: Axis, rows: int, sources: np.ndarray) -> tuple[int, int] | None:
+    """(first row of the first window, rows) of planes that are one tile high; None of others, and where there is depth."""
+    flat = (depth.length, depth.out, depth.pad) == (1, 1, 0) and len(sources) == 1
+    return (int(sources[0][2]), height.length) if flat and rows == height.out > 1 else None
 
 
 def _taps_wide(row: Axis) -> int:

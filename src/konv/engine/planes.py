@@ -22,7 +22,7 @@ KEPT_FACTORS = 9  # stay in registers for a row of tiles
 
 
 @kernel
-def correlate_planes(x_dtype, y_dtype, lanes, tile, taps_high, taps_wide, stride, contiguous, single):
+def correlate_planes(x_dtype, y_dtype, lanes, tile, taps_high, taps_wide, stride, contiguous, single, short):
     """Forward, or the input gradient of every ``stride``-th row. A piece is (some planes of outputs, block of rows).
 
     Parameters
@@ -35,6 +35,8 @@ def correlate_planes(x_dtype, y_dtype, lanes, tile, taps_high, taps_wide, stride
     stride : of the outputs' windows in x, (rows, columns); 0 columns: any number, gathered
     contiguous : whether outputs are neighbours in memory
     single : whether there is one source only, as in every depthwise layer with two axes
+    short : (first row of the first window, rows) of planes that are one tile high, of one source: the rows outside are left
+        out; or None
     """
     (filters, rows, vectors), (stride_high, stride_wide), sets = tile, stride, range(len(taps_wide))
     lines_of_tile = (rows - 1) * stride_high + taps_high
@@ -65,6 +67,9 @@ def correlate_planes(x_dtype, y_dtype, lanes, tile, taps_high, taps_wide, stride
             h = row * stride_high + sources[source * 3 + 2]
             height = x_height * within(depth * depth_step + sources[source * 3 + 1], x_depth)
             start = first_of(plane, depth, row, source)
+            if short:
+                inside = {u for u in range(lines_of_tile) if 0 <= short[0] + u < short[1]}
+                return [x.at((start + u) * x_width) if u in inside else None for u in range(lines_of_tile)]
             return [pick(within(h + u, height), x.at((start + u) * x_width), zeros) for u in range(lines_of_tile)]
 
         def factors_of(factors, source, tap):
@@ -75,7 +80,7 @@ def correlate_planes(x_dtype, y_dtype, lanes, tile, taps_high, taps_wide, stride
         def multiply(sums, factors, lines_read, read):
             """Add the products of one tap, whose cells in a line ``read(u, line)`` gives, vector by vector."""
             for u, line in enumerate(lines_read):
-                met = meetings(u, rows, taps_high, stride_high)
+                met = meetings(u, rows, taps_high, stride_high) if line is not None else []
                 for v in range(vectors if met else 0):
                     pixels = read[v](u, line)
                     for (r, k), f in itertools.product(met, range(filters)):
