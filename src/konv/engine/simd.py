@@ -97,6 +97,13 @@ class Value:
             "or 1, or select(), instead of if, and, or, not, min() and max()"
         )
 
+    def __eq__(self, other):
+        raise TypeError(
+            "a traced value equals nothing before the kernel runs: use within(), equal() or select() instead of =="
+        )
+
+    __hash__ = object.__hash__
+
     def __index__(self):
         raise TypeError("a traced value is no Python integer: use loop(n) instead of range(n)")
 
@@ -254,8 +261,9 @@ def pinned(vector: Any) -> Any:
 
     In a loop that needs nearly all registers the scheduler would else read ahead, and keep sums on the stack to do so.
     """
-    if not _traced(vector) or vector.lanes * (8 if vector.ir.type.element == DOUBLE else 4) > machine().vector_bytes:
-        return vector  # one that takes several registers has no name in assembly
+    size = vector.lanes * (8 if vector.ir.type.element == DOUBLE else 4) if _traced(vector) else 0
+    if not 16 <= size <= machine().vector_bytes:
+        return vector  # one that takes several registers, or half of one, has no name in assembly
     kind = ir.FunctionType(vector.ir.type, [vector.ir.type])
     register = "w" if _builder.module.triple.startswith(("aarch64", "arm")) else "v"  # any vector register
     return Value(_builder.asm(kind, "", f"={register},0", [vector.ir], True))
@@ -307,10 +315,13 @@ class Pointer:
         return Pointer(_builder.gep(self.address, [_integer(i)], source_etype=STORED[self.stored]), self.stored)
 
     def __getitem__(self, i: Any) -> Value:
-        return Value(_widened(_builder.load(self.at(i).address, typ=STORED[self.stored]), self.stored))
+        element = _widened(_builder.load(self.at(i).address, typ=STORED[self.stored]), self.stored)
+        return Value(_builder.sext(element, INT64) if element.type == INT32 else element)
 
     def __setitem__(self, i: Any, value: Any) -> None:
         scalar = value.ir if isinstance(value, Value) else _computed(self.stored)(value)
+        if _computed(self.stored) == INT32 and scalar.type == INT64:
+            scalar = _builder.trunc(scalar, INT32)
         _builder.store(_narrowed(scalar, self.stored), self.at(i).address)
 
     def vec(self, i: Any, lanes: int, count: Any = None, start: Any = None, bits: Any = None, fill: float = 0) -> Value:
@@ -388,7 +399,8 @@ class ArrayPointer:
         return ArrayPointer(self.array, self.base + i)
 
     def __getitem__(self, i: int) -> Any:
-        return self.array[self._cells(np.array([i]))][0]
+        element = self._read(self._cells(np.array([i])) - self.base, np.array([0]), 1, 0)[0]
+        return int(element) if isinstance(element, np.integer) else element
 
     def __setitem__(self, i: int, value: Any) -> None:
         self.array[self._cells(np.array([i]))] = value

@@ -1,0 +1,390 @@
+"""The kernel language, word by word: compiled and on NumPy arrays, in vectors of several widths and all element types."""
+
+import numpy as np
+import pytest
+
+from compare import assert_equal, assert_same_bits
+from konv.engine import simd
+from konv.engine.simd import (
+    Variable,
+    beats,
+    bits,
+    deinterleave,
+    equal,
+    fma,
+    has_nan,
+    interleave,
+    loop,
+    maximum,
+    minimum,
+    pick,
+    pinned,
+    select,
+    shuffle,
+    splat,
+    transpose,
+    whole,
+    within,
+)  # fmt: skip
+from strategies import BFLOAT16
+from texts import both, compiled, run_plain
+
+FLOATS = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": BFLOAT16}
+WHOLE = {"int64": np.int64, "int32": np.int32, "uint8": np.uint8}
+TYPES = FLOATS | WHOLE
+each_type = pytest.mark.parametrize("dtype", TYPES)
+each_float = pytest.mark.parametrize("dtype", FLOATS)
+each_width = pytest.mark.parametrize("lanes", [2, 4, 8, 16, 32])
+
+
+def numbers(dtype, size, seed=0, low=0, high=40):
+    """Whole numbers that every type holds."""
+    return np.random.default_rng(seed).integers(low, high, size).astype(TYPES[dtype])
+
+
+def wide(dtype):
+    """The type that elements are computed in."""
+    return {"float16": "float32", "bfloat16": "float32", "uint8": "int32"}.get(dtype, dtype)
+
+
+def on_vectors(word, *operands, dtype, lanes, out=None, seed=0):
+    """``word`` of vectors, both ways; what it gives, in the type that elements are computed in (or ``out``)."""
+
+    def text(piece, slot, a, b, c, y):
+        y.put(0, word(*(p.vec(0, lanes) for p in (a, b, c)[: word.__code__.co_argcount])))
+
+    given = dict(zip("abc", operands)) | {"y": np.zeros(lanes, out or TYPES[wide(dtype)])}
+    for name in "abc":
+        given.setdefault(name, np.zeros(lanes, TYPES[dtype]))
+    pointers = dict.fromkeys("abc", dtype) | {"y": np.dtype(out).name if out else wide(dtype)}
+    return both(text, pointers, nan_equal=True, **given)["y"]
+
+
+# Elements, vectors, masks
+
+
+@each_type
+@each_width
+def test_vec_and_put_move_every_number(dtype, lanes):
+    def text(piece, slot, x, y):
+        y.at(1).put(2, x.at(2).vec(1, lanes))
+
+    x = numbers(dtype, lanes + 5)
+    y = both(text, {"x": dtype, "y": dtype}, x=x, y=np.zeros(lanes + 5, TYPES[dtype]))["y"]
+    assert_equal(y[3 : 3 + lanes], x[3 : 3 + lanes])
+    assert not y[:3].any() and not y[3 + lanes :].any()
+
+
+@each_type
+@pytest.mark.parametrize("lanes", [4, 16])
+def test_lanes_outside_a_mask_are_filled_and_their_memory_is_not_touched(dtype, lanes):
+    def text(piece, slot, x, y, z, i, count, start):
+        y.put(0, x.vec(i, lanes, count=count, start=start, fill=7))
+        z.put(i, x.vec(i, lanes, count=count, start=start), count=count, start=start)
+
+    run = compiled(text, {"x": dtype, "y": dtype, "z": dtype})
+    for i in (-lanes, -1, 0, 3):
+        for start in (-(2**40), 0, 1, lanes - 1):
+            for count in (-3, 0, 1, lanes - 1, lanes, 2**40):
+                x = numbers(dtype, lanes + 3, low=1)
+                inside = [k for k in range(lanes) if start <= k < count]
+                if not all(0 <= i + k < x.size for k in inside):
+                    continue  # would touch memory outside
+                zeros = np.zeros(lanes + 3, TYPES[dtype])
+                results = both(
+                    text,
+                    {"x": dtype, "y": dtype, "z": dtype},
+                    run=run,
+                    x=x,
+                    y=zeros[:lanes],
+                    z=zeros,
+                    i=i,
+                    count=count,
+                    start=start,
+                )
+                expected = np.full(lanes, 7, TYPES[dtype])
+                expected[inside] = x[[i + k for k in inside]]
+                assert_equal(results["y"], expected)
+                assert np.count_nonzero(results["z"]) == len(inside)
+
+
+@each_type
+@pytest.mark.parametrize("lanes", [4, 16])
+@pytest.mark.parametrize("stride", [1, 2, 3, -2])
+def test_gather_and_scatter(dtype, lanes, stride):
+    def text(piece, slot, x, y, z, i, stride, count, start):
+        y.put(0, x.gather(i, stride, lanes, count=count, start=start, fill=9))
+        z.scatter(i, stride, x.gather(i, stride, lanes, count=count), count)
+
+    size = 3 * lanes + 4
+    first = size - 2 if stride < 0 else 1
+    for count, start in ((lanes, 0), (lanes - 1, 1), (1, 0), (0, 0), (-5, -5)):
+        x = numbers(dtype, size, low=1)
+        zeros = np.zeros(size, TYPES[dtype])
+        given = dict(i=first, stride=stride, count=count, start=start)
+        results = both(text, {"x": dtype, "y": dtype, "z": dtype}, x=x, y=zeros[:lanes], z=zeros, **given)
+        expected = np.full(lanes, 9, TYPES[dtype])
+        for k in range(max(start, 0), max(count, 0)):
+            expected[k] = x[first + k * stride]
+        assert_equal(results["y"], expected)
+        assert np.count_nonzero(results["z"]) == max(count, 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+def test_a_mask_of_bits(dtype):
+    def text(piece, slot, x, y, start, count, shift):
+        y.put(0, x.vec(0, 8, bits=bits(start, count) >> shift))
+
+    x = numbers(dtype, 8, low=1)
+    for start, count, shift in ((0, 8, 0), (2, 5, 0), (3, 63, 4), (5, 2, 0), (-1, 100, 60), (10, 20, 8)):
+        given = dict(start=start, count=count, shift=shift)
+        y = both(text, {"x": dtype, "y": dtype}, x=x, y=np.zeros(8, TYPES[dtype]), **given)["y"]
+        lanes = [k for k in range(8) if max(start, 0) <= k + shift < min(count, 63)]
+        assert_equal(np.flatnonzero(y), np.array(lanes, int))
+
+
+@each_type
+def test_elements(dtype):
+    def text(piece, slot, x, y, i):
+        y[i] = x[i + 1] + x[0]
+        y[0] = 3
+
+    x = numbers(dtype, 5)
+    y = both(text, {"x": dtype, "y": dtype}, x=x, y=np.zeros(5, TYPES[dtype]), i=2)["y"]
+    assert y[2] == x[3] + x[0] and y[0] == 3
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_types_are_rounded_to_nearest_even_and_nan_stays(dtype):
+    """Every pattern of 32 bits with a given end, and every half number there and back."""
+
+    def text(piece, slot, x, y):
+        y.put(0, x.vec(0, 16))
+
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(0, 2**32, 4000, np.uint32)
+    patterns[:1000] &= 0xFFFF8000  # half way between two neighbours
+    special = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, 65504, 65520] * 2, np.float32)
+    values = np.concatenate([patterns.view(np.float32), special])
+    run = compiled(text, {"x": "float32", "y": dtype})
+    with np.errstate(all="ignore"):
+        expected = values.astype(TYPES[dtype])
+    for i in range(0, len(values) // 16 * 16, 16):
+        y = np.zeros(16, TYPES[dtype])
+        run(0, 0, values[i : i + 16].copy(), y)
+        assert_equal(y, expected[i : i + 16], nan_equal=True)
+    back = compiled(text, {"x": dtype, "y": "float32"})
+    for chunk in np.arange(2**16, dtype=np.uint16).view(TYPES[dtype]).reshape(-1, 16)[::7]:
+        y = np.zeros(16, np.float32)
+        back(0, 0, chunk.copy(), y)
+        with np.errstate(all="ignore"):
+            assert_equal(y, chunk.astype(np.float32), nan_equal=True)
+
+
+# Arithmetic
+
+
+@each_type
+@each_width
+def test_arithmetic_of_vectors(dtype, lanes):
+    a, b, c = (numbers(dtype, lanes, seed, high=9) for seed in range(3))
+    wide_type = TYPES[wide(dtype)]
+    x, y, z = (array.astype(wide_type) for array in (a, b, c))
+    given = dict(dtype=dtype, lanes=lanes)
+    assert_equal(on_vectors(lambda a, b: a + b, a, b, **given), x + y)
+    assert_equal(on_vectors(lambda a, b: a - b, a, b, **given), x - y)
+    assert_equal(on_vectors(lambda a, b: a * b, a, b, **given), x * y)
+    assert_equal(on_vectors(lambda a: -a, a, **given), -x)
+    assert_equal(on_vectors(lambda a: 2 * a + 1 - a * 0 + 0, a, **given), 2 * x + 1)
+    assert_equal(on_vectors(lambda a: 5 - a, a, **given), 5 - x)
+    if dtype in FLOATS:
+        assert_equal(on_vectors(fma, a, b, c, **given), x * y + z)
+        assert_equal(on_vectors(lambda a, b: a / (b + 1), a, b, **given), x / (y + 1))
+        assert_equal(on_vectors(lambda a: pinned(a) + pinned(a), a, **given), x + x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_fma_is_rounded_once(dtype):
+    epsilon = np.finfo(dtype).eps
+    a, c = np.full(4, 1 + epsilon, dtype), np.full(4, -1, dtype)
+
+    def text(piece, slot, a, c, y):
+        y.put(0, fma(a.vec(0, 4), a.vec(0, 4), c.vec(0, 4)))
+
+    y = np.zeros(4, dtype)
+    compiled(text, {"a": dtype, "c": dtype, "y": dtype})(0, 0, a, c, y)
+    assert_equal(y, np.full(4, 2 * epsilon + epsilon**2, dtype))
+
+
+def test_arithmetic_of_integers():
+    def text(piece, slot, y, a, b):
+        results = [
+            a + b, a - b, 3 - a, a * b, -a, a // b, a % b, a // 1, minimum(a, b), maximum(a, b), minimum(a, 5), maximum(5, a),
+            within(a, b), within(a, 7), within(3, a), pick(within(a, b), a, b), piece, slot, a >> 1, a & 6,
+        ]  # fmt: skip
+        for i, result in enumerate(results):
+            y[i] = result
+
+    run = compiled(text, {"y": "int64"})
+    for a, b in ((0, 1), (7, 2), (2, 7), (2**40, 3), (12, 12)):
+        both(text, {"y": "int64"}, run=run, y=np.zeros(20, np.int64), a=a, b=b, piece=5, slot=2)
+    for a in (-1, -(2**40)):
+        below = lambda piece, slot, y, a: y.__setitem__(0, within(a, 5) + minimum(a, 3) * 2 + maximum(a, 0))  # noqa: E731
+        both(below, {"y": "int64"}, y=np.zeros(1, np.int64), a=a)
+
+
+@each_float
+@pytest.mark.parametrize("lanes", [4, 16])
+def test_comparisons(dtype, lanes):
+    special = np.array([0, 1, np.nan, np.inf, -np.inf, -0.0, 2, 1] * (lanes // 4), TYPES[dtype])
+    a, b = special[:lanes], np.roll(special, 3)[:lanes]
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    right = (x > y) | (np.isnan(x) & ~np.isnan(y))
+    chosen = on_vectors(lambda a, b: select(beats(a, b), a, b), a, b, dtype=dtype, lanes=lanes)
+    assert_equal(chosen.astype(np.float64), np.where(right, x, y), nan_equal=True)
+
+    def text(piece, slot, x, y):
+        y[0] = has_nan(x.vec(0, lanes))
+
+    for array in (a, np.where(np.isnan(a), a.dtype.type(1), a)):
+        y = both(text, {"x": dtype, "y": "int64"}, nan_equal=True, x=array, y=np.zeros(1, np.int64))["y"]
+        assert y[0] == np.isnan(array).any()
+
+
+def test_integer_lanes():
+    def text(piece, slot, x, y, i):
+        numbers = x.vec(0, 8)
+        y.put(0, select(equal(numbers, i), whole(i + 1, 8), numbers * 2 + whole(1, 8)))
+
+    x = np.arange(8, dtype=np.uint8)
+    y = both(text, {"x": "uint8", "y": "int32"}, x=x, y=np.zeros(8, np.int32), i=3)["y"]
+    assert_equal(y, np.array([1, 3, 5, 4, 9, 11, 13, 15], np.int32))
+
+
+# Order of lanes
+
+
+@each_type
+@each_width
+def test_shuffles(dtype, lanes):
+    a, b = numbers(dtype, lanes, 1), numbers(dtype, lanes, 2)
+    x, y = (array.astype(TYPES[wide(dtype)]) for array in (a, b))
+    order = list(np.random.default_rng(lanes).integers(0, 2 * lanes, lanes))
+    given = dict(dtype=dtype, lanes=lanes)
+    assert_equal(on_vectors(lambda a, b: shuffle(a, b, order), a, b, **given), np.concatenate([x, y])[order])
+    together = np.stack([x, y], axis=1).reshape(-1)
+    for half in (0, 1):
+        mixed = on_vectors(_interleaved(half, lanes), a, b, **given)
+        assert_equal(mixed, together[half * lanes :][:lanes])
+        apart = on_vectors(_apart(half, lanes), a, b, **given)
+        assert_equal(apart, np.concatenate([x, y])[half::2])
+
+
+def _interleaved(half, lanes):
+    return lambda a, b: interleave([a, b], lanes)[half]
+
+
+def _apart(half, lanes):
+    return lambda a, b: deinterleave([a, b], lanes)[half]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("lanes", [2, 4, 8, 16])
+def test_transpose(dtype, lanes):
+    def text(piece, slot, x, y):
+        for i, row in enumerate(transpose([x.vec(i * lanes, lanes) for i in range(lanes)])):
+            y.put(i * lanes, row)
+
+    x = numbers(dtype, lanes * lanes)
+    y = both(text, {"x": dtype, "y": dtype}, x=x, y=np.zeros(lanes * lanes, TYPES[dtype]))["y"]
+    assert_equal(y.reshape(lanes, lanes), x.reshape(lanes, lanes).T)
+
+
+@each_float
+@each_width
+def test_splat_zero_and_full(dtype, lanes):
+    def text(piece, slot, x, y):
+        y.put(0, splat(x[1], lanes))
+        y.put(lanes, y.zero(lanes))
+        y.put(2 * lanes, y.full(lanes, 2.5))
+
+    x = numbers(dtype, 2)
+    y = both(text, {"x": dtype, "y": dtype}, x=x, y=np.ones(3 * lanes, TYPES[dtype]))["y"]
+    assert_equal(y, np.repeat(np.array([x[1], 0, 2.5]), lanes).astype(TYPES[dtype]))
+
+
+# Time
+
+
+def test_loops_and_variables():
+    def text(piece, slot, x, y, n, m):
+        total, rounds = Variable(x[0] * 0.0), Variable(0)
+        for i in loop(n):
+            for j in loop(i + m):
+                total.set(total.get() + x[j])
+                rounds.set(rounds.get() + 1)
+            for _ in loop(0):
+                total.set(total.get() * 1e9)
+        y[0] = total.get()
+        x[0] = 7
+        x.prefetch(0)
+        y[1] = total.get()
+
+    run = compiled(text, {"x": "float64", "y": "float64"})
+    for n, m in ((0, 0), (1, 1), (5, 2), (-3, 4), (3, -1)):
+        x, y = np.arange(1.0, 12.0), np.zeros(2)
+        result = both(text, {"x": "float64", "y": "float64"}, run=run, x=x, y=y, n=n, m=m)
+        assert result["y"][0] == sum(sum(range(1, max(0, i + m) + 1)) for i in range(n))
+
+
+@pytest.mark.parametrize(
+    "misuse",
+    [
+        lambda n: 1 if n else 2,
+        lambda n: n and 3,
+        lambda n: not n,
+        lambda n: n == 0,
+        lambda n: n != 0,
+        lambda n: 1 if n > 0 else 2,
+        lambda n: [n for _ in range(n)],
+        lambda n: min(n, 3),
+        lambda n: [1, 2, 3][n],
+        lambda n: bool(n),
+        lambda n: int(n),
+    ],
+)
+def test_what_is_known_at_run_time_only_is_refused_as_a_condition(misuse):
+    def text(piece, slot, y, n):
+        misuse(n)
+
+    with pytest.raises(TypeError):
+        compiled(text, {"y": "int64"})
+
+
+def test_the_refusal_says_what_to_use_instead():
+    def text(piece, slot, y, n):
+        if n:
+            y[0] = 1
+
+    with pytest.raises(TypeError, match=r"use loop\(n\) with n = 0 or 1, or select\(\), instead of if"):
+        compiled(text, {"y": "int64"})
+
+
+def test_the_twin_refuses_to_touch_what_lies_outside():
+    def text(piece, slot, x, y):
+        y.put(0, x.vec(1, 4))
+
+    with pytest.raises(IndexError, match=r"touches elements 1 \.\. 4 of an array of 4"):
+        run_plain(text, {"x": "float32", "y": "float32"}, x=np.zeros(4, np.float32), y=np.zeros(4, np.float32))
+
+
+def test_tracing_ends_where_it_began():
+    """Also when a text fails: the words work on NumPy again."""
+
+    def text(piece, slot, y):
+        raise RuntimeError("in a text")
+
+    with pytest.raises(RuntimeError, match="in a text"):
+        compiled(text, {"y": "int64"})
+    assert simd._builder is None
+    assert_same_bits(whole(3, 2), np.array([3, 3], np.int32))
