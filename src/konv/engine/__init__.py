@@ -2,7 +2,8 @@
 
 ::
 
-    ops.py  --Problem-->  plan.choose  --asks in order-->  products -> joined -> grouped -> winograd -> direct -> columns
+    ops.py  --Problem-->  plan.choose  --asks in order-->  products -> products_last -> joined -> grouped -> winograd -> direct
+                                                           -> columns
                                                            (the first that does not decline computes)
 
     direct.py, weights.py     filters in lanes: jobs       correlate.py, outer.py   their kernels
@@ -11,6 +12,8 @@
     sweeps.py                 what an output reads, axis by axis, as tables
     joined.py                 few channels: neighbouring cells in the lanes
     axes.py                   the phases of an axis
+    products.py               windows apart: jobs          products_kernels.py      its kernels
+    products_last.py          channels last: jobs          products_last_kernels.py   its kernels
     grouped.py                pixels in lanes: jobs        planes.py                its kernels
     winograd.py               3 x 3, F(4x4, 3x3)           winograd_kernels.py      its kernels
     winograd_weights.py       its weight gradient          winograd_outer.py        its kernels

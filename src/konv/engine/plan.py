@@ -232,6 +232,8 @@ def plan(
     algorithm    winograd
     work         1,849,688,064 FLOP on 12,992,512 bytes
     workspace    ... bytes
+    passed over  products: windows see padding
+    passed over  products_last: channels first; it puts channels in lanes
     passed over  grouped: 64 filters in a group fill the lanes of the direct tile; it computes at most 8
     """
     if kind not in KINDS:

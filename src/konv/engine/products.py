@@ -18,7 +18,7 @@ import numpy as np
 from konv.engine import memory
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
-from konv.engine.products_kernels import add_sums, matrices, multiply_pixels, weight_sums
+from konv.engine.products_kernels import add_sums, multiply_pixels, weight_sums
 from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
 
@@ -155,10 +155,8 @@ def _leaves_cells(g: Geometry, lanes: int) -> bool:
 class Product:
     """A forward or an input gradient, prepared."""
 
-    turn: Job | None
     multiply: Job
     no_bias: np.ndarray
-    matrix_cells: int
     threads: int
     size: int
 
@@ -175,9 +173,11 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
         source, target = target, source
     reduction, row_count, pixels = source.rows, target.rows, g.batch * math.prod(pixel_lines)
     row_group = math.lcm(rows, target.kernel[2])
+    if transposed:  # whole vectors of w
+        row_group = max(row_group, lanes)
     row_groups = -(-row_count // row_group)
     panel_size = reduction * panel_width
-    block_panels = max(1, min(BLOCK_BYTES // (panel_size * itemsize), -(-pixels // panel_width)))
+    block_panels = max(2 if transposed else 1, min(BLOCK_BYTES // (panel_size * itemsize), -(-pixels // panel_width)))
     while block_panels > 1 and -(-pixels // (panel_width * block_panels)) < 4 * threads:
         block_panels = -(-block_panels // 2)
     blocks = -(-pixels // (panel_width * block_panels)) * g.groups
@@ -185,30 +185,24 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
     while blocks * -(-row_groups // part_groups) < 4 * threads and part_groups > 4:
         part_groups = -(-part_groups // 2)
     parts = -(-row_groups // part_groups)
-    slot_size = panel_size * block_panels + row_group * panel_width + lanes
+    copied = 0 if not transposed and x_dtype == wide else -(-row_group // lanes) * lanes * reduction
+    slot_size = -(-(panel_size * block_panels + row_group * panel_width + lanes + copied) // lanes) * lanes
     fills = {
         f"y_fill_{name}": step if kernel == 1 else 1
         for name, step, kernel in zip(("depth", "height"), target.step, target.kernel)
     }
     job = Job(
-        multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, source.stride, source.taps, target.stride, target.taps),
+        multiply_pixels(
+            x_dtype, y_dtype, lanes, vectors, rows, transposed, source.stride, source.taps, target.stride, target.taps
+        ),
         blocks * parts, slot_size=slot_size, panel_size=panel_size, block_panels=block_panels, groups=g.groups, parts=parts,
         part_groups=part_groups, row_group=row_group, row_count=row_count, reduction=reduction, pixels=pixels,
         line_pixels=pixel_lines[2], depth_lines=pixel_lines[1], image_lines=pixel_lines[0] * pixel_lines[1],
         most_runs=(panel_width - 2) // pixel_lines[2] + 2, y_depths=target.spatial[0], y_rows=target.spatial[1],
         y_plain=int(math.prod(target.kernel + target.step) == 1), **source.numbers("x"), **target.numbers("y"), **fills,
     )  # fmt: skip
-    turn, matrix_cells = None, 0
-    if transposed or x_dtype != wide:
-        pieces = -(-row_count // lanes)
-        turn = Job(
-            matrices(x_dtype, lanes, transposed), pieces * g.groups, group_pieces=pieces, row_count=row_count,
-            reduction=reduction,
-        )  # fmt: skip
-        matrix_cells = -(-g.groups * row_count * reduction // lanes) * lanes
     used = width(job.pieces, pixels * g.groups * row_count * reduction)
-    size = (matrix_cells + used * slot_size) * itemsize
-    return Product(turn, job, np.zeros(g.groups * row_count, wide), matrix_cells, used, size)
+    return Product(job, np.zeros(g.groups * row_count, wide), used, used * slot_size * itemsize)
 
 
 def tile_shape() -> tuple[int, int]:
@@ -221,14 +215,7 @@ def _run(g: Geometry, transposed: bool, x: np.ndarray, w: np.ndarray, b: Any, ou
     job = _product(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
     bias = job.no_bias if b is None else np.ascontiguousarray(b, job.no_bias.dtype)
     with memory.workspace(job.size) as space:
-        matrix = address(w)
-        if job.turn is not None:
-            job.turn.run(width(job.turn.pieces, job.matrix_cells), w=matrix, out=space)
-            matrix = space
-        job.multiply.run(
-            job.threads, matrix=matrix, x=address(x), bias=address(bias), y=address(out),
-            workspace=space + job.matrix_cells * bias.itemsize,
-        )  # fmt: skip
+        job.multiply.run(job.threads, w=address(w), x=address(x), bias=address(bias), y=address(out), workspace=space)
 
 
 @dataclass(frozen=True)

@@ -129,17 +129,20 @@ def _put(cells: Any, vectors: Sequence[Any], lanes: int, used: Any, row_cells: A
 
 
 @kernel
-def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, x_stride, x_taps, y_stride, y_taps):
-    """Forward and input gradient: y = matrix @ x + bias. A piece is (block of pixels, group, part of the rows).
+def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, turned, x_stride, x_taps, y_stride, y_taps):
+    """Forward and input gradient: y = w @ x + bias. A piece is (block of pixels, group, part of the rows).
+
+    Rows of w are read where they lie; those of its transpose (``turned``), and half types, are copied a few at a time.
 
     ``x_stride, x_taps`` tell how windows lie in a row of x: those of neighbouring pixels begin ``x_stride`` cells apart
     and have ``x_taps`` cells (0: any number, told at run time); likewise what is written for a pixel in a row of y.
     """
     wide = "float64" if x_dtype == "float64" else "float32"
     width = lanes * vectors
+    copied = turned or wide != x_dtype
 
     def text(
-        piece, slot, matrix, x, bias, y, workspace, slot_size, panel_size, block_panels, groups, parts, part_groups, row_group,
+        piece, slot, w, x, bias, y, workspace, slot_size, panel_size, block_panels, groups, parts, part_groups, row_group,
         row_count, reduction, pixels, line_pixels, depth_lines, image_lines, most_runs,
         x_image, x_channels, x_channel, x_depth, x_row, x_cells, x_kernel_depth, x_kernel_height, x_kernel_width,
         x_step_depth, x_step_height, x_step,
@@ -155,6 +158,7 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, x_stride, x_taps, y_
         panels = (last - first + (width - 1)) // width
         packed = workspace.at(slot * slot_size)
         result = packed.at(panel_size * block_panels)
+        copies = result.at(row_group * width + lanes)
 
         def located(line):
             """Image, depth and height of a line of pixels."""
@@ -209,6 +213,18 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, x_stride, x_taps, y_
 
         for row_block in loop(minimum(part_groups, (row_count + (row_group - 1)) // row_group - part * part_groups)):
             first_row = (part * part_groups + row_block) * row_group
+            used_rows = minimum(row_group, row_count - first_row)
+            matrix = w.at(
+                (group * reduction * row_count + first_row) if turned else (group * row_count + first_row) * reduction
+            )
+            if turned:  # copies[rows / lanes, q, lanes]
+                for i, used in in_vectors(used_rows, used_rows, lanes):
+                    for q in loop(reduction):
+                        copies.put(i * reduction + q * lanes, matrix.vec(q * row_count + i, lanes, count=used))
+            elif copied:
+                for r in loop(used_rows):
+                    for q, used in in_vectors(reduction, reduction, lanes):
+                        copies.put(r * reduction + q, matrix.vec(r * reduction + q, lanes, count=used), count=used)
             for panel in loop(panels):
                 begin = first + panel * width
                 end = minimum(begin + width, last)
@@ -217,16 +233,18 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, x_stride, x_taps, y_
                 whole = 0
                 if y_stride == 1:
                     whole = y_plain * within(0, end - begin - (width - 1)) * within(column, line_pixels - (width - 1))
-                for tile in loop(minimum(row_group, row_count - first_row + (rows - 1)) // rows):
+                for tile in loop((used_rows + (rows - 1)) // rows):
                     # Rows past the last are the last again
-                    numbers = [
-                        group * row_count + minimum(first_row + tile * rows + i, row_count - 1) for i in range(rows)
-                    ]
+                    places = [minimum(tile * rows + i, used_rows - 1) for i in range(rows)]
+                    numbers = [group * row_count + first_row + r for r in places]
                     totals = [Variable(splat(bias[r], lanes)) for r in numbers for _ in range(vectors)]
+                    if turned:
+                        lines = [copies.at(r // lanes * lanes * reduction + r % lanes) for r in places]
+                    else:
+                        lines = [(copies if copied else matrix).at(r * reduction) for r in places]
                     multiply_tile(
-                        [matrix.at(r * reduction) for r in numbers], 1, packed.at(panel * panel_size), width, reduction,
-                        lanes, totals,
-                    )  # fmt: skip
+                        lines, lanes if turned else 1, packed.at(panel * panel_size), width, reduction, lanes, totals
+                    )
                     if y_stride == 1:
                         for _ in loop(whole):
                             image, depth, height = located(line)
@@ -242,7 +260,7 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, x_stride, x_taps, y_
                     image, depth, height = located(line)
                     row_cells = y_cells - column * y_step
                     for j, used in in_vectors(count, row_cells // y_step, lanes):
-                        for k in loop(minimum(row_group, row_count - first_row) // y_kernel_width):
+                        for k in loop(used_rows // y_kernel_width):
                             number = first_row // y_kernel_width + k
                             h, rest = number % y_kernel_height, number // y_kernel_height
                             d, c = rest % y_kernel_depth, rest // y_kernel_depth
@@ -261,34 +279,7 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, x_stride, x_taps, y_
                                     line_target = target.at(more_d * y_depth + more_h * y_row)
                                     write_zeros(line_target, y_stride, lanes, used, row_cells - j * y_step)
 
-    return text, {"matrix": wide, "x": x_dtype, "bias": wide, "y": y_dtype, "workspace": wide}
-
-
-@kernel
-def matrices(dtype, lanes, turned):
-    """Weights as float32 or float64, (group, row, q): w itself, or ``turned``, its transpose. A piece is ``lanes`` rows."""
-    wide = "float64" if dtype == "float64" else "float32"
-
-    def text(piece, slot, w, out, group_pieces, row_count, reduction):
-        group, first = piece // group_pieces, piece % group_pieces * lanes
-        source, target = w.at(group * row_count * reduction), out.at(group * row_count * reduction)
-        for block in loop((reduction + (lanes - 1)) // lanes):
-            q = block * lanes
-            if turned:
-                numbers = [
-                    source.vec((q + i) * row_count + first, lanes, count=(row_count - first) * within(q + i, reduction))
-                    for i in range(lanes)
-                ]
-                numbers = transpose(numbers)
-            else:
-                numbers = [
-                    source.vec((first + i) * reduction + q, lanes, count=(reduction - q) * within(first + i, row_count))
-                    for i in range(lanes)
-                ]
-            for i, row in enumerate(numbers):
-                target.put((first + i) * reduction + q, row, count=(reduction - q) * within(first + i, row_count))
-
-    return text, {"w": dtype, "out": wide}
+    return text, {"w": x_dtype, "x": x_dtype, "bias": wide, "y": y_dtype, "workspace": wide}
 
 
 @kernel
