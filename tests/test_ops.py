@@ -233,3 +233,19 @@ def test_an_empty_batch(dtype, mode):
     assert_equal(dx, x)
     assert_equal(dw, np.zeros_like(w))
     assert_equal(db, np.zeros_like(b))
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 9, 10, 17])
+@pytest.mark.parametrize("channels, filters, groups", [(1, 1, 1), (3, 3, 3), (8, 6, 2), (10, 12, 1)])
+def test_phases_of_an_input_gradient_may_have_other_taps(kernel, dilation, channels, filters, groups):
+    """With stride 2 the even and the odd cells of dx meet other numbers of weights, neighbours or not."""
+    rng = np.random.default_rng(kernel)
+    x, w = integers(rng, (2, channels, 75)), integers(rng, (filters, channels // groups, kernel))
+    for stride in (2, 3):
+        options = dict(stride=stride, dilation=dilation, groups=groups, padding=1)
+        dy = integers(rng, konv.geometry(x.shape, w.shape, **options).output_shape)
+        for actual, expected in zip(
+            konv.conv_backward(dy, x, w, **options), textbook.conv_backward(dy, x, w, **options)
+        ):
+            assert_equal(actual, expected)

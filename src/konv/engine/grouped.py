@@ -195,7 +195,7 @@ def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype
     y_row, y_depth, y_filter = spatial[2], spatial[1] * spatial[2], math.prod(spatial)
     job = Job(
         correlate_planes(
-            x_dtype, y_dtype, lanes, (tile_filters, rows, vectors), shared, tuple(map(_taps_wide, row)),
+            x_dtype, y_dtype, lanes, (tile_filters, rows, vectors), shared, _taps_wide(row),
             (height.stride, first.stride if first.stride <= 2 else 0), len(row) == 2 or first.step == 1, len(sources) == 1,
             _short(depth, height, rows, sources),
         ),
@@ -227,11 +227,13 @@ def _short(depth: Axis, height: Axis, rows: int, sources: np.ndarray) -> tuple[i
     return (int(sources[0][2]), height.length) if flat and rows == height.out > 1 else None
 
 
-def _taps_wide(row: Axis) -> int:
-    """How the kernel is compiled for the taps of a row."""
-    if _neighbours(row) and row.stride <= 2 and len(row.taps) <= MOST_COLUMNS:
-        return len(row.taps)
-    return NEIGHBOURS if _neighbours(row) and row.stride == 1 and len(row.taps) <= MOST_NEIGHBOURS else ANYWHERE
+def _taps_wide(rows: tuple[Axis, ...]) -> tuple[int, ...]:
+    """How the kernel is compiled for the taps of each set of columns: all unrolled, or none."""
+    neighbours, stride = all(map(_neighbours, rows)), rows[0].stride
+    if neighbours and stride <= 2 and all(len(row.taps) <= MOST_COLUMNS for row in rows):
+        return tuple(len(row.taps) for row in rows)
+    some = neighbours and stride == 1 and all(len(row.taps) <= MOST_NEIGHBOURS for row in rows)
+    return (NEIGHBOURS if some else ANYWHERE,) * len(rows)
 
 
 def _tile(height: int, whole_vectors: int, sums: int) -> tuple[int, int]:
