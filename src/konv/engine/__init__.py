@@ -20,6 +20,7 @@
     winograd_formulas.py, winograd_tiles.py, winograd_cuts.py   formulas, tiles in memory, pieces
     columns.py                NumPy and its BLAS, always says yes
     bias.py                   the bias gradient, of every problem
+    pool.py, rectify.py       pooling, ReLU              pool_kernels.py         their kernels
     simd.py                   the language they are written in
     compile.py, machine.py    texts to machine code        launch.py, memory.py   threads, workspaces
 
