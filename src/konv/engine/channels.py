@@ -1,27 +1,30 @@
-"""Depthwise kernels for channels-last arrays: neighbouring channels in lanes, each with weights of its own.
+"""Kernels for channels-last arrays, depthwise or in small groups: neighbouring channels in lanes.
 
 Every pixel's channels lie side by side, so a vector of x, of the weights and of y are one load, and any stride is a distance.
-A tile is some neighbouring outputs of a row: a pixel of x is loaded once for all of them that it meets. Pixels outside the
-image are read from ``zeros``.
+In a group of n every filter meets n channels: those of each pixel are turned within the group, n times, and multiplied with
+n vectors of weights. A tile is some neighbouring outputs of a row: a pixel of x is loaded once for all of them that it
+meets. Pixels outside the image are read from ``zeros``.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
-from konv.engine.simd import Variable, bits, fma, loop, minimum, pick, within
+from konv.engine.simd import Variable, bits, fma, loop, minimum, pick, shuffle, within
 
 AHEAD = 2048  # elements: what lies so far on is asked for, hundreds of cycles before it is needed
 
 
 @kernel
-def correlate_channels(x_dtype, y_dtype, lanes, tile, taps, stride, apart, cut, short):
+def correlate_channels(x_dtype, y_dtype, lanes, group, tile, taps, stride, apart, cut, short):
     """Forward, or a phase of the input gradient. A piece is some rows of outputs.
 
     Parameters
     ----------
+    group : channels, and filters, of a group
     tile : outputs of a tile
     taps : columns of the kernel, ``apart`` cells from one to the next
     stride : cells from one output's window to the next
@@ -54,7 +57,11 @@ def correlate_channels(x_dtype, y_dtype, lanes, tile, taps, stride, apart, cut, 
                     exists = within(d, x_depth) * within(h, x_height)
                     corner = x.at((((image * x_depth + d) * x_height + h) * x_width + first) * channels)
                     factors = [
-                        weights.vec((source * taps + t) * channels + channel, lanes, bits=some) for t in range(taps)
+                        [
+                            weights.vec(((source * taps + t) * group + r) * channels + channel, lanes, bits=some)
+                            for r in range(group)
+                        ]
+                        for t in range(taps)
                     ]
                     if whole:  # of a row that does not exist, every pixel is the same zeros
                         line, step = pick(exists, corner, zeros), channels * exists
@@ -64,11 +71,12 @@ def correlate_channels(x_dtype, y_dtype, lanes, tile, taps, stride, apart, cut, 
                         else:
                             there = within(first + cell, x_width) if cut else there
                             pixel = pick(there * exists, corner.at(cell * channels), zeros)
-                        values = pixel.vec(channel, lanes, bits=some)
+                        values = turns(pixel.vec(channel, lanes, bits=some), group, lanes)
                         for q in range(tile):
                             t, rest = divmod(cell - q * stride, apart)
                             if rest == 0 and 0 <= t < taps:
-                                sums[q].set(fma(factors[t], values, sums[q].get()))
+                                for factor, turned in zip(factors[t], values):
+                                    sums[q].set(fma(factor, turned, sums[q].get()))
                 for q in range(tile):
                     y.put(to_row + (column + q) * y_step + channel, sums[q].get(), channels - channel)
 
@@ -105,10 +113,10 @@ def correlate_channels(x_dtype, y_dtype, lanes, tile, taps, stride, apart, cut, 
 
 
 @kernel
-def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart, short):
-    """``sums[part, tap, channel] += sum of dy * x``, ``biases[part, channel] += sum of dy``. A piece is a part: rows of dy.
+def accumulate_channels(dtype, lanes, group, tile, taps_high, taps_wide, stride, apart, short):
+    """``sums[part, tap, turn, channel] += sum of dy * x``, ``biases[part, channel] += sum of dy``. A piece is a part: rows of dy.
 
-    ``taps_high`` x ``taps_wide`` sums are kept while a row of dy goes by, then added to those in memory.
+    ``taps_high`` x ``taps_wide`` x ``group`` sums are kept while a row of dy goes by, then added to those in memory.
     """
     wide = wide_type(dtype)
 
@@ -118,8 +126,8 @@ def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart,
         out_depth, out_height, out_width, taps, tap_tiles,
     ):  # fmt: skip
         first_line = piece * chunk
-        halves = 1 if taps_high * taps_wide >= 8 else 2  # enough sums to keep the multipliers busy
-        names = [(k, t) for k in range(taps_high) for t in range(taps_wide)]
+        halves = 1 if taps_high * taps_wide * group >= 8 else 2  # enough sums to keep the multipliers busy
+        names = list(itertools.product(range(taps_high), range(taps_wide), range(group)))
 
         def add(row_sums, some, channel, dy_row, corners, first_cell, column, count, whole):
             """Add the products of ``count`` neighbouring outputs; ``whole``: no cell of theirs lies outside a row."""
@@ -138,12 +146,13 @@ def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart,
                         pixel = pick(exists, corner, zeros).at(at * (channels * exists))
                     else:
                         pixel = pick(within(at, x_width) * exists, corner.at(at * channels), zeros)
-                    values = pixel.vec(channel, lanes, bits=some)
+                    values = turns(pixel.vec(channel, lanes, bits=some), group, lanes)
                     for q in range(count):
                         t, rest = divmod(cell - q * stride, apart)
                         if rest == 0 and 0 <= t < taps_wide:
-                            total = row_sums[k, t, q % halves]
-                            total.set(fma(upstream[q], values, total.get()))
+                            for r, turned in enumerate(values):
+                                total = row_sums[k, t, r, q % halves]
+                                total.set(fma(upstream[q], turned, total.get()))
 
         for i in loop(minimum(chunk, lines - first_line)):
             line = first_line + i
@@ -182,12 +191,13 @@ def accumulate_channels(dtype, lanes, tile, taps_high, taps_wide, stride, apart,
                                     add(row_sums, some, channel, *place, False)
                         for q in loop(out_width % tile if tile > 1 and not short else 0):
                             add(row_sums, some, channel, dy_row, corners, first_cell, tiles * tile + q, 1, False)
-                        for k, t in names:
-                            tap = (piece * source_count + source) * taps_high * taps + k * taps + first_tap + t
+                        for k, t, r in names:
+                            tap = ((piece * source_count + source) * taps_high + k) * taps + first_tap + t
+                            tap = tap * group + r
                             used = (channels - channel) * within(first_tap + t, taps)
                             total = sums.vec(tap * channels + channel, lanes, count=used)
                             for half in range(halves):
-                                total = total + row_sums[k, t, half].get()
+                                total = total + row_sums[k, t, r, half].get()
                             sums.put(tap * channels + channel, total, used)
                         used = (channels - channel) * within(source + tap_tile, 1)  # once a row
                         to = piece * channels + channel
@@ -201,3 +211,9 @@ def cells_of(tile, taps, stride, apart, short=None):
     """The cells of a row, counted from the first window's first, that a tile's windows have; of a short row those inside."""
     cells = sorted({q * stride + t * apart for q in range(tile) for t in range(taps)})
     return [cell for cell in cells if 0 <= short[0] + cell < short[1]] if short else cells
+
+
+def turns(vector, group, lanes):
+    """The lanes of every group turned by 0, 1, ...: lane i of turn r holds channel (i + r) % group of its group."""
+    orders = [[lane // group * group + (lane % group + r) % group for lane in range(lanes)] for r in range(group)]
+    return [vector, *(shuffle(vector, vector, order) for order in orders[1:])]

@@ -1,4 +1,4 @@
-"""Depthwise layers on channels-last arrays: channels in lanes. The jobs of :mod:`konv.engine.channels`."""
+"""Depthwise layers and small groups on channels-last arrays: the jobs of :mod:`konv.engine.channels`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from konv.geometry import Geometry
 
 PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one row
 MOST_TAPS = 8  # of a row of the kernel, taken together
+MOST_SUMS = 24  # of a weight gradient, taken together in small groups
 SHORT = 14  # outputs of a row that is one tile, where there are 32 registers
 LEAST_PARTS = 16  # of a weight gradient: each is summed by itself
 
 
 @dataclass(frozen=True)
 class Depthwise:
-    """A prepared job and the addresses of its tables; ``taps`` are indices into a channel's weights, in the kernel's order."""
+    """A prepared job and the addresses of its tables; ``taps`` are indices into w, [tap][turn][channel]."""
 
     job: Job
     threads: int
@@ -40,7 +41,7 @@ class Depthwise:
 def correlate(g: Geometry, phase: int, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> None:
     """Forward, or a phase of the input gradient."""
     plan = correlation(g, phase, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
-    weights = np.ascontiguousarray(w.reshape(g.channels, -1).T[plan.taps], plan.no_bias.dtype)
+    weights = w.reshape(-1)[plan.taps].astype(plan.no_bias.dtype, copy=False)
     bias = plan.no_bias if b is None else np.ascontiguousarray(b, plan.no_bias.dtype)
     plan.job.run(
         plan.threads, x=address(x), weights=address(weights), bias=address(bias), y=address(out), **plan.addresses
@@ -48,13 +49,15 @@ def correlate(g: Geometry, phase: int, x: np.ndarray, w: np.ndarray, b: Any, out
 
 
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
-    """Write dL/dw (C, 1, *kernel) into ``out`` and dL/db (C,) into ``db``."""
+    """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (C,) into ``db``."""
     plan = accumulation(g, dtype_name(x.dtype))
     wide = wide_type(dtype_name(x.dtype))
     sums, biases = np.zeros(plan.sums, wide), np.zeros((plan.sums[0], g.channels), wide)
     threads = width(plan.job.pieces, g.flops // 2)
     plan.job.run(threads, x=address(x), dy=address(dy), sums=address(sums), biases=address(biases), **plan.addresses)
-    out[...] = sums.sum(axis=0).T.reshape(g.w_shape)
+    total = np.empty(out.shape, wide)
+    total.reshape(-1)[plan.taps] = sums.sum(axis=0)
+    out[...] = total
     db[...] = biases.sum(axis=0)
 
 
@@ -76,8 +79,8 @@ def correlation(g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: in
     y_step, y_row, y_depth = g.channels, g.channels * spatial[2], g.channels * spatial[1] * spatial[2]
     job = Job(
         correlate_channels(
-            x_dtype, y_dtype, machine().lanes(x_dtype), tile, 1 if cut else len(row.taps), row.stride, 1 if cut else apart, cut,
-            None if cut else _short(row, tile),
+            x_dtype, y_dtype, machine().lanes(x_dtype), g.channels // g.groups, tile, 1 if cut else len(row.taps), row.stride,
+            1 if cut else apart, cut, None if cut else _short(row, tile),
         ),
         -(-lines // chunk), lines=lines, chunk=chunk, source_count=len(sources), channels=g.channels, x_depth=depth.length,
         x_height=height.length, x_width=row.length, depth_step=depth.stride, row_step=height.stride,
@@ -88,8 +91,9 @@ def correlation(g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: in
     )  # fmt: skip
     tables = {"zeros": np.zeros(g.channels * 8, np.uint8), "sources": sources}
     addresses = {name: address(table) for name, table in tables.items()}
-    used = width(job.pieces, lines * row.out * g.channels * len(taps))
-    return Depthwise(job, used, np.array(taps), np.zeros(g.channels, wide_type(x_dtype)), tables, addresses)
+    indices = _indices(g, np.array(taps), phase != FORWARD)
+    used = width(job.pieces, lines * row.out * indices.size)
+    return Depthwise(job, used, indices, np.zeros(g.channels, wide_type(x_dtype)), tables, addresses)
 
 
 @functools.lru_cache(maxsize=256)
@@ -97,15 +101,16 @@ def accumulation(g: Geometry, dtype: str) -> Depthwise:
     """The job of the weight gradient."""
     depth, height, row = forward_axes(g)
     apart, neighbours = g.dilation[-1], all(b == a + 1 for a, b in itertools.pairwise(height.taps))
-    wide_tile = min(len(row.taps), MOST_TAPS)
-    high_tile = len(height.taps) if neighbours and len(height.taps) * wide_tile <= 9 else 1
+    group = g.channels // g.groups
+    wide_tile = min(len(row.taps), MOST_TAPS if group == 1 else max(1, MOST_SUMS // group))
+    high_tile = len(height.taps) if neighbours and len(height.taps) * wide_tile * group <= 9 else 1
     sources = _sources((depth, dataclasses.replace(height, taps=height.taps[::high_tile]), row), len(row.taps))
-    tile = row.out if tile_of(row.out) == row.out else 4
+    tile = row.out if tile_of(row.out) == row.out and group == 1 else min(4, row.out)
     lines = g.batch * depth.out * height.out
     chunk = max(1, min(depth.out * height.out, lines // LEAST_PARTS))
     job = Job(
         accumulate_channels(
-            dtype, machine().lanes(dtype), tile, high_tile, wide_tile, row.stride, apart,
+            dtype, machine().lanes(dtype), group, tile, high_tile, wide_tile, row.stride, apart,
             _short(row, tile) if wide_tile == len(row.taps) else None,
         ),
         -(-lines // chunk), lines=lines, chunk=chunk, source_count=len(sources), channels=g.channels, x_depth=depth.length,
@@ -115,8 +120,18 @@ def accumulation(g: Geometry, dtype: str) -> Depthwise:
     )  # fmt: skip
     tables = {"zeros": np.zeros(g.channels * 8, np.uint8), "sources": sources}
     addresses = {name: address(table) for name, table in tables.items()}
-    sums = (job.pieces, math.prod(g.kernel), g.channels)
-    return Depthwise(job, 0, np.arange(0), np.zeros(0), tables, addresses, sums)
+    taps = _indices(g, np.arange(math.prod(g.kernel)), False)
+    return Depthwise(job, 0, taps, np.zeros(0), tables, addresses, (job.pieces, *taps.shape))
+
+
+def _indices(g: Geometry, taps: np.ndarray, transposed: bool) -> np.ndarray:
+    """Indices into w (F, C // groups, *kernel), flat: [tap][turn][channel]."""
+    group, size = g.channels // g.groups, math.prod(g.kernel)
+    tap, turn, channel = np.ix_(taps, np.arange(group), np.arange(g.channels))
+    own = channel % group
+    met = (own + turn) % group
+    filter_, inner = (channel - own + met, own) if transposed else (channel, met)
+    return (filter_ * group + inner) * size + tap
 
 
 def _sources(axes: Axes, together: int) -> np.ndarray:

@@ -39,8 +39,8 @@ def declines(problem: Problem) -> str | None:
     """Where filters (in the role they play) fill the lanes of the direct tile, that one is faster."""
     g = problem.geometry
     filters, channels = g.filters // g.groups, g.channels // g.groups
-    if problem.layout == "last" and filters * channels > 1:
-        return "channels last: there it computes depthwise layers"
+    if problem.layout == "last" and (filters != channels or machine().lanes(problem.dtype) % channels):
+        return f"channels last, groups of {channels} x {filters}: there it takes as many filters as channels, which divide the lanes"
     if problem.kind == "weight_gradient":
         if g.groups < 4 or filters * channels > 64 or max(filters, channels) > MOST_FILTERS:
             return f"{g.groups} groups of {channels} x {filters}; it takes 4 or more of at most {MOST_FILTERS} x {MOST_FILTERS}"
@@ -56,7 +56,9 @@ def workspace(problem: Problem) -> int:
     g, dtype = problem.geometry, problem.dtype
     itemsize = np.dtype(wide_type(dtype)).itemsize
     if problem.layout == "last":
-        cells = depthwise.accumulation(g, dtype).sums if problem.kind == "weight_gradient" else g.w_shape
+        cells: tuple[int, ...] = (
+            depthwise.accumulation(g, dtype).sums if problem.kind == "weight_gradient" else g.w_shape
+        )
         return math.prod(cells) * itemsize
     if problem.kind == "weight_gradient":
         return math.prod(_accumulation(g, dtype, get_threads()).sums) * itemsize
