@@ -40,15 +40,19 @@ GROUPS = {
     "2 x 8, stride 2": ((2, 8, 9, 19), (32, 2, 3, 3), dict(padding=1, stride=2)),
     "8 x 3": ((1, 32, 21), (12, 8, 5), dict(padding=2)),
     "1 x 2": ((2, 4, 8, 9), (8, 1, 3, 3), dict(padding=1)),
+}
+SQUARE = {
+    "4 x 4, stride 2": ((1, 20, 9, 11), (20, 4, 3, 3), dict(padding=1, stride=2)),
     "2 x 2, 3-D": ((1, 8, 3, 4, 18), (8, 2, 2, 3, 3), dict(padding=1)),
 }
-CASES = [(case, "first") for case in (DEPTHWISE | GROUPS)] + [(case, "last") for case in DEPTHWISE]
+ALL = DEPTHWISE | GROUPS | SQUARE
+CASES = [(case, "first") for case in ALL] + [(case, "last") for case in (*DEPTHWISE, "4 x 4", *SQUARE)]
 EVERY_CASE = pytest.mark.parametrize("case, layout", CASES, ids=lambda value: value)
 
 
 def check(case, layout, dtype="float32", draw=None):
     """Forward and all gradients of small integers, exactly, into outputs that were full of NaN; returns them."""
-    x_shape, w_shape, options = (DEPTHWISE | GROUPS)[case]
+    x_shape, w_shape, options = ALL[case]
     options = options | {"groups": x_shape[1] // w_shape[1]}
     rng = np.random.default_rng(0)
     arrays = drawn(x_shape, w_shape, options, draw or (lambda shape: integers(rng, shape, DTYPES[dtype], limit=2)))

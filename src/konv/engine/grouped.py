@@ -40,7 +40,7 @@ def declines(problem: Problem) -> str | None:
     g = problem.geometry
     filters, channels = g.filters // g.groups, g.channels // g.groups
     if problem.layout == "last" and (filters != channels or machine().lanes(problem.dtype) % channels):
-        return f"channels last, groups of {channels} x {filters}: there it takes as many filters as channels, which divide the lanes"
+        return f"channels last, groups of {channels} x {filters}: it takes as many filters as channels, which divide the lanes"
     if problem.kind == "weight_gradient":
         if g.groups < 4 or filters * channels > 64 or max(filters, channels) > MOST_FILTERS:
             return f"{g.groups} groups of {channels} x {filters}; it takes 4 or more of at most {MOST_FILTERS} x {MOST_FILTERS}"
