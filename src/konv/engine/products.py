@@ -148,7 +148,8 @@ def _grids(g: Geometry, lanes: int) -> tuple[Grid, Grid]:
 def _leaves_cells(g: Geometry, lanes: int) -> bool:
     """Whether the product itself does not write all cells of dx: those no window reads, and steps unknown to kernels."""
     x, _ = _grids(g, lanes)
-    return any(n > o * s for n, o, s in zip(g.spatial, g.output, g.stride)) or (x.stride == 0 and x.kernel[2] == 1)
+    unread = any(n > o * s for n, o, s in zip(g.spatial, g.output, g.stride))
+    return unread or (x.stride == 0 and any(k == 1 < s for k, s in zip(x.kernel, x.step)))
 
 
 @dataclass(frozen=True)
