@@ -40,8 +40,8 @@ class Problem:
 def set_exact(exact: bool) -> None:
     """Whether every output must be the sum of its own products, as the formula says; False at the start.
 
-    Winograd's algorithm computes 4 x 4 outputs together from sums and differences: its error is up to twice a direct
-    sum's, and a NaN may fill all of them. True refuses it, for every following operation of konv in this process.
+    Winograd's algorithm computes 4 x 4 outputs together from sums and differences: its error is up to three times a
+    direct sum's, and a NaN may fill all of them. True refuses it, for every following operation of konv in this process.
 
     Raises
     ------
