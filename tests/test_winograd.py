@@ -325,16 +325,16 @@ def test_no_weight_is_lost(value, tap):
     assert not np.isfinite(dx[~np.isfinite(expected)]).any() and np.isfinite(dx[:, [0, 2]]).all()
 
 
-@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("order", ["taps", "flipped taps", "taps of planes"])
 @pytest.mark.parametrize("lanes", [4, 16])
-def test_filters_on_numpy(lanes, flipped):
+def test_filters_on_numpy(lanes, order):
     """The kernel's text in plain Python gives ``G w G^T``, for a panel with fewer filters than lanes too."""
-    filters, channels, chunk_channels = lanes + 3, 5, 4
-    width, plane = 2 * lanes, 4 * 2 * lanes + 16
+    filters, channels, chunk_channels = lanes + 3, lanes + 1, lanes
+    width, plane = 2 * lanes, lanes * 2 * lanes + 16
     w = normal(np.random.default_rng(0), filters, channels, TAPS, TAPS)
     out = np.full(2 * POINTS * plane, np.nan, np.float32)
     for piece in range(2):
-        filters_to_points.text(lanes, 2, flipped)(
+        filters_to_points.text(lanes, 2, order)(
             piece, 0, ArrayPointer(w.ravel()), ArrayPointer(out), filter_stride=channels * 9, channel_stride=9,
             filters=filters, channels=channels, chunks=2, channel_chunks=2, chunk_channels=chunk_channels, plane=plane,
         )  # fmt: skip
@@ -343,10 +343,10 @@ def test_filters_on_numpy(lanes, flipped):
         return float(a) + float(r) * 2**0.5
 
     g = np.array(matrix(filter_column, TAPS, number))
-    taps = w[:, :, ::-1, ::-1] if flipped else w
+    taps = w[:, :, ::-1, ::-1] if order == "flipped taps" else w
     expected = np.einsum("pi,fcij,qj->pqcf", g, taps.astype(np.float64), g).reshape(POINTS, channels, filters)
     points = out.reshape(2, POINTS, plane)[:, :, : chunk_channels * width].reshape(2, POINTS, chunk_channels, width)
-    for chunk, first, count in [(0, 0, 4), (1, 4, 1)]:
+    for chunk, first, count in [(0, 0, lanes), (1, lanes, 1)]:
         actual = points[chunk, :, :count, :filters]
         assert (np.abs(actual - expected[:, first : first + count]) <= 1e-5).all()
 
@@ -406,6 +406,7 @@ def test_text_on_numpy_equals_compiled(monkeypatch, shape, filters, ahead):
     (dict(dtype="float64"), "float64"), (dict(stride=2), "stride"), (dict(groups=2), "groups"),
     (dict(w_shape=(16, 16, 3, 5)), "3 x 3"), (dict(x_shape=(1, 16, 9), w_shape=(16, 16, 3)), "3 x 3"),
     (dict(dilation=9), "outputs"), (dict(dilation=6, padding=3, kind="weight_gradient"), "outputs"),
+    (dict(x_shape=(3, 16, 10, 10), kind="weight_gradient"), "tiles"),
     (dict(x_shape=(1, 3, 32, 32), w_shape=(16, 3, 3, 3)), "channels"),
     (dict(w_shape=(8, 16, 3, 3)), "filters"), (dict(kind="input_gradient", w_shape=(7, 16, 3, 3)), "channels"),
  (dict(x_shape=(1, 16, 3, 3)), "outputs"),

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from konv.engine.plan import Problem
 
 NAME = "winograd"
-LEAST_CHANNELS, LEAST_FILTERS, LEAST_OUTPUTS, LEAST_OUTPUTS_DILATED = 8, 9, 6, 8  # see `declines`
+LEAST_CHANNELS, LEAST_FILTERS, LEAST_OUTPUTS, LEAST_OUTPUTS_OF_WEIGHTS, LEAST_TILES = 8, 9, 6, 9, 16  # see `declines`
 
 __all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
 
@@ -46,15 +46,16 @@ __all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "
 def declines(problem: Problem) -> str | None:
     """Problems that are not its own, and those where another algorithm is about as fast, or faster.
 
-    The batch is not asked: a sample's bits must not depend on it. Measured on images of 1 x 1 to 224 x 224, batches of 1 to
-    100; the figures are its speed relative to the other algorithm's.
+    The batch is asked for weights only: the bits of a sample must not depend on it. The figures are its speed relative to
+    the other algorithm's, on images of 3 x 3 to 224 x 224, batches of 1 to 100.
 
     ==========================================  ======================================================================
-    summed channels (dy's filters) below 8      direct, 3 channels: 0.8-1.3; from 8 channels on 1.1-1.8, 64 1.3-3.1
-    filters (of a gradient, x's channels) to 8  pixels in lanes (:mod:`konv.engine.grouped`), 8 filters: 0.3-0.85
+    summed channels (dy's filters) below 8      direct, 3 channels: 0.8-1.3; 8 channels 1.0-1.7, 64 and more 1.7-2.2
+    filters (of a gradient, x's channels) to 8  pixels in lanes, 8 filters: 0.3-0.85
     fewer than 6 outputs in a tile, on average  direct, 2 x 2 images: 0.8-2.1, 36 products where 36 are needed; of what is
-                                                taken, one image of 3 x 3 or 4 x 4 gains least: 0.93-1.8, 1.0-1.8
-    the same, 8, of a dilated weight gradient   direct skips taps that lie in the padding: 2048 -> 256@33, dilated 12: 0.65
+                                                taken, one image of 4 x 4 gains least: 0.8-1.2
+    weights: fewer than 9 outputs, or 16 tiles  direct, 64@5: 1.0; 2048 -> 256@33, dilated 12, whose padding direct skips:
+                                                0.65; one image of 64@4, 256@4, 512@7: 0.8, 0.5, 1.1
     ==========================================  ======================================================================
     """
     g, gradient = problem.geometry, problem.kind == "input_gradient"
@@ -74,9 +75,12 @@ def declines(problem: Problem) -> str | None:
         return f"{filters} filters, fewer than {LEAST_FILTERS}: pixels fill vectors better than filters do"
     axes = Axes.of(g, gradient)
     height, row = axes.output[1:]
-    least = LEAST_OUTPUTS_DILATED if axes.dilated and problem.kind == "weight_gradient" else LEAST_OUTPUTS
-    if height * row < least * axes.tile_rows * axes.tile_columns:
+    tiles, weights = axes.tile_rows * axes.tile_columns, problem.kind == "weight_gradient"
+    least = LEAST_OUTPUTS_OF_WEIGHTS if weights else LEAST_OUTPUTS
+    if height * row < least * tiles:
         return f"{height} x {row} outputs fill less than {least} of a tile's {OUTPUTS * OUTPUTS} cells"
+    if weights and g.batch * axes.output[0] * tiles < LEAST_TILES:
+        return f"sums over fewer than {LEAST_TILES} tiles: what is transformed at their end costs more than they save"
     return None
 
 
@@ -132,9 +136,9 @@ def _prepare(g: Geometry, transposed: bool, layout: str, threads: int) -> Prepar
         "channel_chunks": sizes.channel_chunks,
         "chunk_channels": sizes.chunk_channels,
     }
-    transform, source = None, "flipped taps" if transposed else "taps"
+    transform, source = None, "flipped taps" if transposed else "taps" if axes.planes == 1 else "taps of planes"
     if cut.ahead:
-        kernel, source = filters_to_points(sizes.lanes, sizes.vectors, transposed), "points"
+        kernel, source = filters_to_points(sizes.lanes, sizes.vectors, source), "points"
         transform = Job(kernel, sizes.panels * sizes.chunks, plane=cut.numbers["filter_plane"], **shared)
     kernel = winograd(sizes.lanes, sizes.vectors, cut.group, sizes.depth, source, layout, axes.dilated)
     multiply = Job(kernel, cut.pieces, **axes.numbers(), **cut.numbers, **shared)

@@ -30,8 +30,12 @@ SPREAD = 16  # cells between the planes of the points beyond their size: at powe
 
 
 @kernel
-def filters_to_points(lanes, vectors, flipped):
-    """``U[point, channel, filters] = G w G^T`` for a panel of filters and a chunk of channels, which are a piece."""
+def filters_to_points(lanes, vectors, order):
+    """``U[point, channel, filters] = G w G^T`` for a panel of filters and a chunk of channels, which are a piece.
+
+    ``order`` is "taps" where a filter's taps lie together; "flipped taps" those of an input gradient; "taps of planes" those
+    of a 3-D kernel.
+    """
     width = lanes * vectors
 
     def text(
@@ -39,9 +43,9 @@ def filters_to_points(lanes, vectors, flipped):
     ):  # fmt: skip
         panel, chunk = piece // chunks, piece % chunks
         first = chunk % channel_chunks * chunk_channels
-        taps = _taps_of_chunk(chunk, chunks, channel_chunks, flipped)
+        taps = _taps_of_chunk(chunk, chunks, channel_chunks, order)
         _transform_filters(
-            w, points.at(piece * POINTS * plane), lanes, vectors, flipped, panel * width, filters, filter_stride,
+            w, points.at(piece * POINTS * plane), lanes, vectors, order, panel * width, filters, filter_stride,
             first * channel_stride + taps, channel_stride, minimum(chunk_channels, channels - first), plane,
         )  # fmt: skip
 
@@ -57,7 +61,7 @@ def winograd(lanes, vectors, group, depth, filters_from, layout, dilated):
 
     ``filters_from`` is "points" where :func:`filters_to_points` ran before: then the inputs' points of all channels are
     there, and panels pass by, each with its 36 sums. U is 4 times as large as the weights: where that is too much,
-    "taps" and "flipped taps" keep the sums of all panels of the part instead, and chunks of channels pass by.
+    the other orders of taps keep the sums of all panels of the part instead, and chunks of channels pass by.
     """
     width = lanes * vectors
 
@@ -107,11 +111,10 @@ def winograd(lanes, vectors, group, depth, filters_from, layout, dilated):
                     strip_to_points(strip, tiles, lanes, input_column, SPAN, columns, depth, input_plane, number)
 
         def transform_filters(panel, chunk):
-            flipped = filters_from == "flipped taps"
             first, count = channels_of(chunk)
-            start = first * channel_stride + _taps_of_chunk(chunk, chunks, channel_chunks, flipped)
+            start = first * channel_stride + _taps_of_chunk(chunk, chunks, channel_chunks, filters_from)
             _transform_filters(
-                w, own_filters, lanes, vectors, flipped, panel * width, filters, filter_stride, start, channel_stride, count,
+                w, own_filters, lanes, vectors, filters_from, panel * width, filters, filter_stride, start, channel_stride, count,
                 filter_plane,
             )  # fmt: skip
 
@@ -156,9 +159,9 @@ def winograd(lanes, vectors, group, depth, filters_from, layout, dilated):
     return text, dict.fromkeys(("x", "w", "bias", "y", "points", "slots"), "float32")
 
 
-def _taps_of_chunk(chunk, chunks, channel_chunks, flipped):
+def _taps_of_chunk(chunk, chunks, channel_chunks, order):
     """Where the 3 x 3 taps of a chunk's plane lie among a filter's: planes of a 3-D kernel are summed like channels."""
-    return ((chunks - 1 - chunk if flipped else chunk) // channel_chunks) * (TAPS * TAPS)
+    return ((chunks - 1 - chunk if order == "flipped taps" else chunk) // channel_chunks) * (TAPS * TAPS)
 
 
 def _add_products(values, taps, plane, sums, count, depth, group, lanes, vectors, kept):
@@ -183,28 +186,49 @@ def _add_products(values, taps, plane, sums, count, depth, group, lanes, vectors
 
 
 def _transform_filters(
-    w, points, lanes, vectors, flipped, first, filters, filter_stride, start, channel_stride, count, plane
+    w, points, lanes, vectors, order, first, filters, filter_stride, start, channel_stride, count, plane
 ):
     """``points[point, c, filters] = G w G^T`` for the filters of a panel and ``count`` channels.
 
-    A filter's 9 taps are read as vectors and transposed: a tenth of the time that gathering each tap takes. Lanes past
-    the last filter repeat it.
+    Taps are read as vectors and transposed: a tenth of the time that gathering each takes. Lanes past the last filter repeat
+    it.
     """
-    number, taps = constants(w.zero(lanes)), TAPS * TAPS
-
+    number, cells = constants(w.zero(lanes)), TAPS * TAPS
     for j in loop(vectors):
         sources = [minimum(first + j * lanes + i, filters - 1) * filter_stride + start for i in range(lanes)]
-        coming = [sources[0] + t for t in range(0, lanes * taps + LINE, LINE)] if flipped else sources
+        if order == "taps":
+            _gather_taps(w, points.at(j * lanes), lanes, lanes * vectors, sources, count, plane)
+        coming = [sources[0] + t for t in range(0, lanes * cells + LINE, LINE)] if order == "flipped taps" else sources
         for c in loop(count):
-            # Taps to come. Unasked for: 1.3-1.5 times the time for one image of 512@7, 3.2 times for its gradient, whose
-            # channels lie a filter apart.
-            for line in coming:
-                w.prefetch(line + (c + AHEAD) * channel_stride)
-            values = []
-            for t in range(0, taps, lanes):
-                values += transpose([w.vec(s + c * channel_stride + t, lanes, count=taps - t) for s in sources])
-            values = values[:taps][:: -1 if flipped else 1]
+            to = points.at((c * vectors + j) * lanes)
+            if order == "taps":
+                values = [to.vec(t * plane, lanes) for t in range(cells)]
+            else:
+                # Taps to come. Unasked for, one image of 512@7 takes 3.2 times as long: its channels lie a filter apart.
+                for line in coming:
+                    w.prefetch(line + (c + AHEAD) * channel_stride)
+                values = []
+                for t in range(0, cells, lanes):
+                    values += transpose([w.vec(s + c * channel_stride + t, lanes, count=cells - t) for s in sources])
+                values = values[:cells][:: -1 if order == "flipped taps" else 1]
             rows = [values[TAPS * i : TAPS * (i + 1)] for i in range(TAPS)]
             for i, row in enumerate(both_axes(filter_column, rows, number)):
                 for k, value in enumerate(row):
-                    points.put((SPAN * i + k) * plane + (c * vectors + j) * lanes, value)
+                    to.put((SPAN * i + k) * plane, value)
+
+
+def _gather_taps(w, taps, lanes, width, sources, count, plane):
+    """``taps[tap, c, lane] = w[filter of the lane, c, tap]``: in the places of the first points, which will overwrite them.
+
+    A filter's taps of ``lanes`` channels lie together: all lanes of what is read are used.
+    """
+    cells = TAPS * TAPS
+    for block in loop((count + (lanes - 1)) // lanes):
+        to, start = taps.at(block * lanes * width), block * lanes * cells
+        for q in range(0, lanes * cells, lanes):
+            for s in sources:
+                w.prefetch(s + start + (lanes * cells + q))
+            rows = [w.vec(s + start + q, lanes, count=count * cells - start - q) for s in sources]
+            for k, column in enumerate(transpose(rows)):
+                c, tap = (q + k) // cells, (q + k) % cells
+                to.put(tap * plane + c * width, column)

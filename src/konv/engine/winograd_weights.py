@@ -17,7 +17,7 @@ from konv.engine import memory
 from konv.engine.launch import Job, address
 from konv.engine.machine import machine
 from konv.engine.threads import get_threads, width
-from konv.engine.winograd_cuts import Axes, evenly
+from konv.engine.winograd_cuts import LEAST_MEMORY, MEMORY, Axes, evenly
 from konv.engine.winograd_formulas import POINTS, SPAN, TAPS
 from konv.engine.winograd_kernels import SPREAD
 from konv.engine.winograd_outer import add_parts, tiles_to_weights
@@ -27,7 +27,6 @@ BLOCK_TILES, FEW_TILES = 32, 512  # in one sum; half as many below FEW_TILES til
 BLOCKS = ((64, 64), (64, 32), (32, 32), (32, 16), (16, 16))  # channels by filters: the first that fits into MEMORY
 # Where all tiles are one block, a piece keeps its upstream gradients while channels pass by.
 PASSING = ((64, 64), (32, 64), (16, 64), (16, 32), (16, 16))
-MEMORY = 0.15  # of the im2col matrix
 PARTS = 16  # into which the tiles are cut, that threads have something to do: sums of their own, added at the end
 PART_MEMORY = 0.03  # of the im2col matrix, that the parts' sums may take
 ADDED = TAPS * TAPS * 512  # weights in a piece of the addition
@@ -62,7 +61,7 @@ def prepare(g: Geometry, layout: str, threads: int) -> Prepared:
     candidates = PASSING if tiles <= BLOCK_TILES else BLOCKS
     for block in candidates:
         prepared = _prepare(g, axes, layout, *block)
-        if block == candidates[-1] or prepared.size <= MEMORY * columns_matrix * 4:
+        if block == candidates[-1] or prepared.size <= max(LEAST_MEMORY, MEMORY * columns_matrix * 4):
             return prepared
     raise AssertionError
 
