@@ -113,8 +113,8 @@ class Grid:
 
     @property
     def taps(self) -> int:
-        """Cells of a window in a row, 0 where :attr:`stride` is."""
-        return self.kernel[2] if self.stride else 0
+        """Cells of a window in a row if kernels are compiled for them, else 0."""
+        return self.kernel[2] if self.stride or self.kernel[2] == 1 else 0
 
     @property
     def rows(self) -> int:
@@ -177,7 +177,7 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
     if transposed:  # whole vectors of w
         row_group = max(row_group, lanes)
     row_groups = -(-row_count // row_group)
-    panel_size = reduction * panel_width
+    panel_size = (reduction + (0 if source.taps else lanes)) * panel_width
     block_panels = max(2 if transposed else 1, min(BLOCK_BYTES // (panel_size * itemsize), -(-pixels // panel_width)))
     while block_panels > 1 and -(-pixels // (panel_width * block_panels)) < 4 * threads:
         block_panels = -(-block_panels // 2)
@@ -187,7 +187,13 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
         part_groups = -(-part_groups // 2)
     parts = -(-row_groups // part_groups)
     copied = 0 if not transposed and x_dtype == wide else -(-row_group // lanes) * lanes * reduction
-    slot_size = -(-(panel_size * block_panels + row_group * panel_width + lanes + copied) // lanes) * lanes
+    slot_size = (
+        -(
+            -(panel_size * block_panels + (row_group + (0 if target.taps else lanes)) * panel_width + lanes + copied)
+            // lanes
+        )
+        * lanes
+    )
     fills = {
         f"y_fill_{name}": step if kernel == 1 else 1
         for name, step, kernel in zip(("depth", "height"), target.step, target.kernel)
@@ -239,16 +245,20 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient
     row_count, reduction, pixels = y.rows, x.rows, math.prod(y.spatial)
     vectors = min((vectors, vectors - 1), key=lambda n: -(-reduction // (lanes * n)) * n)
     row_regions, region_rows = _even(row_count, REGION[0], rows)
-    column_regions, region_columns = _even(reduction, REGION[1], lanes * vectors)
-    block_pixels = min(pixels, BLOCK_PIXELS)
+    # Windows of a length that kernels are not compiled for are copied whole, into one region
+    column_regions, region_columns = _even(
+        reduction, REGION[1] if x.taps else reduction + lanes * vectors, lanes * vectors
+    )
+    most_pixels = BLOCK_PIXELS if x.taps else max(8, min(BLOCK_PIXELS, BLOCK_BYTES // (region_columns * itemsize)))
+    block_pixels = min(pixels, most_pixels)
     image_blocks = -(-pixels // block_pixels)
-    block_images = max(1, min(g.batch, BLOCK_PIXELS // pixels))
+    block_images = max(1, min(g.batch, most_pixels // pixels))
     blocks = -(-g.batch // block_images) * image_blocks
     pieces = g.groups * row_regions * column_regions
     cells = g.groups * row_count * reduction
     most = max(PARTS_BYTES, math.prod(g.x_shape) * itemsize // 16) // (cells * itemsize)
     parts = max(1, min(-(-8 // pieces), most, blocks))
-    packed = block_images * block_pixels * region_columns + lanes * lanes * vectors
+    packed = block_images * block_pixels * (region_columns + lanes) + lanes * lanes * vectors
     numbers = region_rows * block_images * block_pixels + lanes if dtype != wide else 0
     slot_size = -(-(region_rows * region_columns + packed + numbers) // lanes) * lanes
     sums = Job(

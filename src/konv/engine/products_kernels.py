@@ -86,9 +86,9 @@ def in_vectors(count: Any, whole: Any, lanes: int) -> Iterator[tuple[Any, Any]]:
 
 
 def read_windows(
-    cells: Any, step: Any, stride: int, taps: Any, lanes: int, used: Any, row_cells: Any
+    cells: Any, step: Any, stride: int, taps: int, length: Any, lanes: int, used: Any, row_cells: Any, left: Any = 0
 ) -> Iterator[tuple[Any, Any]]:
-    """For each tap a vector of ``used`` neighbouring pixels, in a row that has ``row_cells`` more."""
+    """For each tap a vector of ``used`` neighbouring pixels, in a row with ``row_cells`` more, an array with ``left`` more."""
     if stride:
         counts = [None] * stride
         if used is not None:
@@ -96,13 +96,31 @@ def read_windows(
             counts = [used - lanes * i for i in range(stride)]
         vectors = [cells.vec(lanes * i, lanes, count=count) for i, count in enumerate(counts)]
         yield from enumerate(deinterleave(vectors, lanes)[:taps])
-    else:
-        for t in loop(taps):
-            yield t, cells.at(t).gather(0, step, lanes, lanes if used is None else minimum(used, lanes))
+    elif taps:  # one
+        yield 0, cells.gather(0, step, lanes, lanes if used is None else minimum(used, lanes))
+    else:  # the windows as vectors, transposed. Rows past the last tap are written too, and again by the next channel
+        last = lanes - 1 if used is None else minimum(used, lanes) - 1
+        for block in loop((length + (lanes - 1)) // lanes):
+            first = block * lanes
+            starts = [minimum(last, i) * step + first for i in range(lanes)]
+            inside = within(starts[-1] + (lanes - 1), left)
+            for count in (None, length - first):  # without masks, but at the array's end: a quarter of the time
+                for _ in loop(inside if count is None else 1 - inside):
+                    for t, numbers in enumerate(transpose([cells.vec(start, lanes, count=count) for start in starts])):
+                        yield first + t, numbers
 
 
 def write_windows(
-    cells: Any, step: Any, stride: int, taps: Any, lanes: int, used: Any, row_cells: Any, source: Any, pitch: Any
+    cells: Any,
+    step: Any,
+    stride: int,
+    taps: int,
+    length: Any,
+    lanes: int,
+    used: Any,
+    row_cells: Any,
+    source: Any,
+    pitch: Any,
 ) -> None:
     """Write ``used`` neighbouring pixels; those of tap t begin at ``source[pitch * t]``.
 
@@ -111,9 +129,15 @@ def write_windows(
     if stride:
         vectors = [source.vec(pitch * t, lanes) for t in range(taps)] + [cells.zero(lanes)] * (stride - taps)
         _put(cells, interleave(vectors, lanes), lanes, used, row_cells)
+    elif taps:  # one
+        cells.scatter(0, step, source.vec(0, lanes), lanes if used is None else minimum(used, lanes))
     else:
-        for t in loop(taps):
-            cells.at(t).scatter(0, step, source.vec(pitch * t, lanes), lanes if used is None else minimum(used, lanes))
+        for block in loop((length + (lanes - 1)) // lanes):
+            first = block * lanes
+            windows = transpose([source.vec((first + t) * pitch, lanes) for t in range(lanes)])
+            for i, window in enumerate(windows):
+                for _ in loop(1 if used is None else within(i, used)):
+                    cells.put(i * step + first, window, count=length - first)
 
 
 def write_zeros(cells: Any, stride: int, lanes: int, used: Any, row_cells: Any) -> None:
@@ -156,6 +180,7 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, turned, x_stride, x_
         group, first = rest % groups, rest // groups * block_panels * width
         last = minimum(first + block_panels * width, pixels)
         panels = (last - first + (width - 1)) // width
+        x_size = pixels // (image_lines * line_pixels) * x_image
         packed = workspace.at(slot * slot_size)
         result = packed.at(panel_size * block_panels)
         copies = result.at(row_group * width + lanes)
@@ -174,26 +199,29 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, turned, x_stride, x_
             * within(block_pixels * x_step, row_cells + 1)
         )
         image, depth, height = located(line)
-        source = x.at(
+        start = (
             image * x_image + group * x_channels * x_channel + depth * x_step_depth * x_depth
             + height * x_step_height * x_row + column * x_step
         )  # fmt: skip
         for c in loop(x_channels * alone):
             for d in loop(x_kernel_depth):
                 for h in loop(x_kernel_height):
-                    cells = source.at(c * x_channel + d * x_depth + h * x_row)
+                    cell = start + c * x_channel + d * x_depth + h * x_row
                     q = ((c * x_kernel_depth + d) * x_kernel_height + h) * x_kernel_width
                     for panel in loop(panels):
                         target = packed.at(panel * panel_size + q * width)
                         for j in range(vectors):
-                            lane = cells.at((panel * width + lanes * j) * x_step)
-                            for t, numbers in read_windows(lane, x_step, x_stride, x_kernel_width, lanes, None, None):
+                            at = cell + (panel * width + lanes * j) * x_step
+                            taps = read_windows(
+                                x.at(at), x_step, x_stride, x_taps, x_kernel_width, lanes, None, None, x_size - at
+                            )
+                            for t, numbers in taps:
                                 target.put(t * width + lanes * j, numbers)
         for panel in loop(panels * (1 - alone)):
             begin = first + panel * width
             for pixel, line, column, count in runs(begin, minimum(begin + width, last), most_runs, line_pixels):
                 image, depth, height = located(line)
-                source = x.at(
+                start = (
                     image * x_image + group * x_channels * x_channel + depth * x_step_depth * x_depth
                     + height * x_step_height * x_row + column * x_step
                 )  # fmt: skip
@@ -203,11 +231,12 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, turned, x_stride, x_
                     for c in loop(x_channels):
                         for d in loop(x_kernel_depth):
                             for h in loop(x_kernel_height):
-                                cells = source.at(c * x_channel + d * x_depth + h * x_row + j * x_step)
+                                cell = start + c * x_channel + d * x_depth + h * x_row + j * x_step
                                 q = ((c * x_kernel_depth + d) * x_kernel_height + h) * x_kernel_width
                                 taps = read_windows(
-                                    cells, x_step, x_stride, x_kernel_width, lanes, used, row_cells - j * x_step
-                                )
+                                    x.at(cell), x_step, x_stride, x_taps, x_kernel_width, lanes, used,
+                                    row_cells - j * x_step, x_size - cell,
+                                )  # fmt: skip
                                 for t, numbers in taps:
                                     target.put((q + t) * width, numbers, count=used)
 
@@ -270,7 +299,7 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, turned, x_stride, x_
                                 + (column + j) * y_step
                             )  # fmt: skip
                             write_windows(
-                                target, y_step, y_stride, y_kernel_width, lanes, used, row_cells - j * y_step,
+                                target, y_step, y_stride, y_taps, y_kernel_width, lanes, used, row_cells - j * y_step,
                                 result.at(k * y_kernel_width * width + (pixel - begin) + j), width,
                             )  # fmt: skip
                             for other in loop(y_fill_depth * y_fill_height - 1):  # lines that no window reads
@@ -311,8 +340,12 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
 
         sums = workspace.at(slot * slot_size)
         packed = sums.at(region_rows * region_columns)
-        panel_size = block_images * block_pixels * width
-        numbers = packed.at(panel_size * (region_columns // width) + lanes * width)  # dy, where it must be widened
+        if x_taps:  # packed[panel, pixel, columns of a panel]
+            pitch, panel_size = width, block_images * block_pixels * width
+            numbers = packed.at(panel_size * (region_columns // width) + lanes * width)  # dy, where it must be widened
+        else:  # packed[pixel, columns]
+            pitch, panel_size = region_columns + lanes, width
+            numbers = packed.at(block_images * block_pixels * pitch)
         for i in loop(used_rows * (region_columns // lanes)):
             sums.put(i * lanes, sums.zero(lanes))
 
@@ -324,38 +357,50 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
             count = minimum(block_pixels, pixels - first_pixel)
             upstream = dy.at(((first_image * groups + group) * row_count + first_row) * pixels + first_pixel)
 
-            # What a full vector writes past a run's end is written again by the next run, image, or panel
-            for part_ in loop((used_columns + (lanes - 1)) // lanes):
-                q = first_column + part_ * lanes
-                for z in loop(used_images):
-                    for pixel, line, column, run in runs(first_pixel, first_pixel + count, most_runs, line_pixels):
-                        image, depth, height = first_image + z, line // depth_lines, line % depth_lines
-                        source = x.at(
-                            image * x_image + group * x_channels * x_channel + depth * x_step_depth * x_depth
-                            + height * x_step_height * x_row + column * x_step
-                        )  # fmt: skip
-                        to = z * count + (pixel - first_pixel)
-                        target = packed.at(part_ // vectors * panel_size + to * width + part_ % vectors * lanes)
-                        row_cells = x_cells - column * x_step
-                        for j, used in in_vectors(run, row_cells // x_step, lanes):
-                            lines = []
-                            for i in range(0, lanes, x_taps or 1):
-                                # Past the last q comes the last again, in columns that are not used
-                                tap = 0 if x_taps else minimum(q + i, reduction - 1) % x_kernel_width
-                                number = minimum(q + i, reduction - (x_taps or 1)) // x_kernel_width
-                                h, rest = number % x_kernel_height, number // x_kernel_height
-                                d, c = rest % x_kernel_depth, rest // x_kernel_depth
-                                cells = source.at(c * x_channel + d * x_depth + h * x_row + j * x_step)
-                                if x_taps:
+            def each_run(z, first_image=first_image, first_pixel=first_pixel, count=count):
+                """Where the windows of a run lie in x, its first row in ``packed``, its pixels, the cells left in the row."""
+                for pixel, line, column, run in runs(first_pixel, first_pixel + count, most_runs, line_pixels):
+                    image, depth, height = first_image + z, line // depth_lines, line % depth_lines
+                    source = x.at(
+                        image * x_image + group * x_channels * x_channel + depth * x_step_depth * x_depth
+                        + height * x_step_height * x_row + column * x_step
+                    )  # fmt: skip
+                    yield source, z * count + (pixel - first_pixel), run, x_cells - column * x_step
+
+            # What a full vector writes past a run's end is written again by the next run, image, or panel;
+            # what one writes past a window's row, by the next row
+            if x_taps:
+                for vector in loop((used_columns + (lanes - 1)) // lanes):
+                    q = first_column + vector * lanes
+                    for z in loop(used_images):
+                        for source, row, run, row_cells in each_run(z):
+                            target = packed.at(vector // vectors * panel_size + row * pitch + vector % vectors * lanes)
+                            for j, used in in_vectors(run, row_cells // x_step, lanes):
+                                lines = []
+                                for i in range(0, lanes, x_taps):
+                                    # Past the last q comes the last again, in columns that are not used
+                                    number = minimum(q + i, reduction - x_taps) // x_taps
+                                    h, rest = number % x_kernel_height, number // x_kernel_height
+                                    d, c = rest % x_kernel_depth, rest // x_kernel_depth
+                                    cells = source.at(c * x_channel + d * x_depth + h * x_row + j * x_step)
                                     taps = read_windows(
-                                        cells, x_step, x_stride, x_taps, lanes, used, row_cells - j * x_step
+                                        cells, x_step, x_stride, x_taps, x_taps, lanes, used, row_cells - j * x_step
                                     )
-                                    lines += [numbers_ for _, numbers_ in taps]
-                                else:
-                                    count_ = lanes if used is None else minimum(used, lanes)
-                                    lines.append(cells.gather(tap, x_step, lanes, count_))
-                            for i, line_ in enumerate(transpose(lines)):
-                                target.put((j + i) * width, line_)
+                                    lines += [tap for _, tap in taps]
+                                for i, line in enumerate(transpose(lines)):
+                                    target.put((j + i) * pitch, line)
+            else:
+                for z in loop(used_images):
+                    for source, row, run, _ in each_run(z):
+                        for number in loop(reduction // x_kernel_width):
+                            h, rest = number % x_kernel_height, number // x_kernel_height
+                            d, c = rest % x_kernel_depth, rest // x_kernel_depth
+                            cells = source.at(c * x_channel + d * x_depth + h * x_row)
+                            target = packed.at(row * pitch + number * x_kernel_width)
+                            for block in loop((x_kernel_width + (lanes - 1)) // lanes):
+                                for i in loop(run):
+                                    taps = cells.vec(i * x_step + block * lanes, lanes, x_kernel_width - block * lanes)
+                                    target.put(i * pitch + block * lanes, taps)
 
             if half:
                 for r in loop(used_rows):
@@ -376,7 +421,7 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
                         else:
                             lines = [upstream.at((z * groups * row_count + r) * pixels) for r in places]
                         multiply_tile(
-                            lines, 1, packed.at(panel * panel_size + z * count * width), width, count, lanes, totals
+                            lines, 1, packed.at(panel * panel_size + z * count * pitch), pitch, count, lanes, totals
                         )
                     for i, target in enumerate(targets):
                         for j in range(vectors):
