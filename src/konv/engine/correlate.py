@@ -92,10 +92,10 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
                 f = (first_panel + p) * width + lanes * j
                 space.put(bias_start + p * width + lanes * j, bias.vec(group * filters + f, lanes, count=filters - f))
 
-        check = Variable(checks.vec(slot * lanes, lanes))
         for s in loop(slices):
             first_channel = s * slice_channels
             here_channels = minimum(slice_channels, channels - first_channel)
+            check = Variable(checks.vec(slot * lanes, lanes))  # not kept in a register while tiles are computed
             for i in loop(here_images):
                 for r in loop(rows):
                     for j in loop(depth_taps):
@@ -109,6 +109,7 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
                             check if y_layout == "joined" else None,
                         )  # fmt: skip
 
+            checks.put(slot * lanes, check.get())
             later = minimum(s, 1)  # the first slice is added to the bias, the others to the sums
             last = within(s - (slices - 1), 1)
             for p in loop(here_panels):
@@ -118,6 +119,7 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
                     + first_row * phase_rows * y_row + first_column * phase_columns * y_cell
                 )  # fmt: skip
                 source = group * group_step + f * filter_step + first_channel * channel_step
+                check = Variable(checks.vec(slot * lanes, lanes))
                 if taps:
                     panel_of_taps(
                         w,
@@ -140,6 +142,7 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
                         rows_of_weights * 4 * channel_step + (1 - rows_of_weights) * 64,
                         places_here, panel, lanes, vectors, check,
                     )  # fmt: skip
+                checks.put(slot * lanes, check.get())
                 bias_row, sums = bias_start + p * width, sums_start + p * panel_sums
                 for phase in loop(phase_count):
                     n = [phases_here[phase * PHASE + i] for i in range(PHASE)]
@@ -175,7 +178,6 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
                             filters - f, y_filter if y_layout == "first" else y_cell,
                             y.at(corner_y + i * y_image + r * y_row), lanes, vectors,
                         )  # fmt: skip
-        checks.put(slot * lanes, check.get())
 
     pointers = {"x": x_dtype, "w": x_dtype, "bias": x_dtype, "y": y_dtype, "workspace": wide, "checks": wide}
     return text, pointers | dict.fromkeys(

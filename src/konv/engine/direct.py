@@ -135,11 +135,15 @@ class Correlation:
     runs_start: int
 
 
-def tile_for(host: Machine, lanes: int, filters: int, columns: int) -> Tile:
-    """The shape that leaves the fewest lanes empty, and cuts a row of so many outputs into runs with the least left over."""
+def tile_for(host: Machine, lanes: int, filters: int, columns: int, transposed: bool) -> Tile:
+    """The shape that leaves the fewest lanes empty, and cuts a row of so many outputs into runs with the least left over.
+
+    14 pixels x 2 vectors leave one register free; beside the code that does not transpose outputs LLVM moves sums about then.
+    """
+    few, many = ((4, 7), (7, 4)), ((3, 4), (4, 3), (2, 6))
     shapes = {
-        32: {1: ((4, 7), (7, 4)), 2: ((2, 7), (3, 4)), 3: ((2, 4), (1, 8))},
-        16: {1: ((3, 4), (4, 3)), 2: ((2, 3), (3, 2))},
+        32: {1: few, 2: ((2, 7), (3, 4)) if transposed else many, 3: ((2, 4), (1, 8))},
+        16: {1: ((2, 4), (3, 3)), 2: ((2, 3), (3, 2))},
     }
     by_vectors = shapes[host.registers]
     vectors = min(by_vectors, key=lambda n: (-(-filters // (n * lanes)) * n, abs(n - 2)))
@@ -185,7 +189,7 @@ def _correlation(
     channels, filters = g.channels // g.groups, g.filters // g.groups
     if gradient:
         channels, filters = filters, channels
-    tile = tile_for(machine(), lanes, filters, row.worthwhile_block)
+    tile = tile_for(machine(), lanes, filters, row.worthwhile_block, y_layout == "first")
     panels = -(-filters // tile.filters)
 
     kernel = (1,) * (3 - g.axes) + g.kernel
