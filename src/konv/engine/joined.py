@@ -130,4 +130,4 @@ def _joined(g: Geometry) -> tuple[Geometry, Join]:
         padding=tuple((-first, 0) for first, _ in reach), dilation=(1,) * g.axes,
         output=tuple(-(-length // n) for length, n in zip(g.spatial, sizes)), itemsize=g.itemsize,
     )  # fmt: skip
-    return inner, Join(g.channels, rows, width, g.spatial, math.prod(g.kernel))
+    return inner, Join(g.channels, rows, width, g.spatial, math.prod(-(-k // s) for k, s in zip(g.kernel, g.stride)))
