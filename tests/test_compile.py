@@ -1,6 +1,7 @@
-"""The cache of compiled kernels: what its keys depend on."""
+"""The cache of compiled kernels: what its keys depend on, and folders that cannot be read or written."""
 
 import importlib
+import os
 import pkgutil
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 import konv.engine
 from konv.engine import compile as compiling
+from programs import finish_program, run_program, start_program
 
 MODULES = [f"konv.engine.{info.name}" for info in pkgutil.iter_modules(konv.engine.__path__)]
 
@@ -65,3 +67,92 @@ def test_imports_are_found_in_every_form(line, found):
 
 def test_every_module_has_a_key():
     assert len({key(module) for module in MODULES if importlib.import_module(module)}) > 1
+
+
+# Folders
+
+
+USE = """
+    import warnings
+    import numpy as np
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        import konv
+        from konv.engine import compile as compiling
+{before}
+        for shape in ((2, 3, 9, 9), (1, 9, 20)):
+            x, w = np.ones(shape), np.ones((5, shape[1], *[3] * (len(shape) - 2)))
+            y = konv.conv(x, w)
+            assert (y == shape[1] * 3 ** (len(shape) - 2)).all()
+            konv.conv_backward(y, x, w)
+            konv.max_pool(x, 2)
+    print(len(caught), *(str(warning.message) for warning in caught))
+"""
+
+
+def use(folder, before=""):
+    """What a program warns of that compiles into ``folder``."""
+    return run_program(USE.format(before=before), KONV_CACHE=folder).strip()
+
+
+def kernels(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_later_program_compiles_nothing(tmp_path):
+    assert use(tmp_path) == "0"
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(made) >= 4 and all(path.suffix == ".o" for path in made)
+    assert use(tmp_path, "        compiling.compile_ir = None") == "0"
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == made
+
+
+def test_a_folder_that_cannot_be_made_costs_one_warning(tmp_path):
+    (tmp_path / "file").write_text("")
+    told = use(tmp_path / "file" / "kernels")
+    assert told.startswith("1 konv cannot keep compiled kernels in") and "set KONV_CACHE" in told
+
+
+FULL = """
+        import tempfile
+        class Full:
+            def __init__(self, *arguments, **options):
+                self.file = real(*arguments, **options)
+                self.name = self.file.name
+            def __enter__(self):
+                return self
+            def __exit__(self, *error):
+                self.file.close()
+            def write(self, content):
+                self.file.write(content[:100])
+                raise OSError(28, "No space left on device")
+        real, tempfile.NamedTemporaryFile = tempfile.NamedTemporaryFile, Full
+"""
+
+
+def test_a_full_disk_costs_one_warning_and_leaves_no_half_files(tmp_path):
+    told = use(tmp_path, FULL)
+    assert told.startswith("1 konv cannot keep") and "No space left on device" in told
+    assert kernels(tmp_path) == []
+
+
+def test_a_damaged_file_is_made_again(tmp_path):
+    use(tmp_path)
+    whole = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for number, (path, content) in enumerate(whole.items()):
+        path.write_bytes([b"", content[:-1], content[:32] + b"\0" + content[33:], content[:40]][number % 4])
+    assert use(tmp_path) == "0"
+    assert {path: path.read_bytes()[:32] for path in whole} == {path: c[:32] for path, c in whole.items()}
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_read(tmp_path):
+    use(tmp_path)
+    tmp_path.chmod(0o500)
+    assert use(tmp_path) == "0"
+
+
+def test_two_programs_at_once(tmp_path):
+    programs = [start_program(USE.format(before=""), KONV_CACHE=tmp_path) for _ in range(3)]
+    assert [finish_program(program).strip() for program in programs] == ["0"] * 3
+    assert all(name.endswith(".o") for name in kernels(tmp_path))

@@ -17,6 +17,7 @@ Nothing in the cache can go stale.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -42,6 +43,7 @@ Text = Callable[..., None]
 Factory = Callable[..., tuple[Text, dict[str, str]]]
 
 compiling = threading.RLock()  # LLVM is used by one thread at a time, and never while the process forks: see below
+_warned: set[Path] = set()  # cache folders that could not be written
 _loaded: list[Any] = []  # LLVM's engines own the code: they live as long as the process
 
 
@@ -170,14 +172,27 @@ def stored(name: str, module: str, make: Callable[[], bytes]) -> bytes:
         return code
     _announce()
     code = make()
+    _keep(path, code)
+    return code
+
+
+def _keep(path: Path, code: bytes) -> None:
+    """Put object code into the cache folder, whole or not at all. A folder that takes none costs one warning."""
+    part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            part = file.name
             file.write(hashlib.sha256(code).digest() + code)
-        os.replace(file.name, path)
+        os.replace(part, path)
     except OSError as error:
-        _warn_unwritable(str(path.parent), str(error))
-    return code
+        if part is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+        if path.parent not in _warned:
+            _warned.add(path.parent)
+            why = error.strerror or type(error).__name__
+            warnings.warn(f"konv cannot keep compiled kernels in {path.parent} ({why}); set KONV_CACHE", stacklevel=2)
 
 
 def _read(path: Path) -> bytes | None:
@@ -194,11 +209,6 @@ def _read(path: Path) -> bytes | None:
 def _announce() -> None:
     if sys.stderr.isatty():
         print(f"konv: compiling kernels for this CPU (once; kept in {cache_folder()})", file=sys.stderr, flush=True)
-
-
-@functools.cache
-def _warn_unwritable(folder: str, error: str) -> None:
-    warnings.warn(f"konv cannot keep compiled kernels in {folder} ({error}); set KONV_CACHE", stacklevel=2)
 
 
 def _target() -> Any:
