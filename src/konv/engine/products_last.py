@@ -18,7 +18,7 @@ from konv.engine import memory
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.products import overlap, tile_shape
-from konv.engine.products_last_kernels import filter_panels, multiply_rows, window_panels
+from konv.engine.products_last_kernels import multiply_rows
 from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 NAME = "products_last"
 BLOCK_BYTES = 384 << 10  # the panels of a piece stay in L2
-BLOCK_PIXELS = 256  # that they are used for
+BLOCK_PIXELS = 512  # that they are used for
 
 __all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
 
@@ -85,7 +85,6 @@ def _in_place(out: np.ndarray, run: Callable[[np.ndarray], None]) -> None:
 class Product:
     """A forward or an input gradient, prepared."""
 
-    pack: Job
     multiply: Job
     no_bias: np.ndarray
     x_segments: np.ndarray
@@ -117,28 +116,22 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
     if transposed:
         source, target, x_segments, y_segments = grid_y, grid_x, single, windows
         segment_length = g.filters
-        pack = Job(
-            window_panels(x_dtype, lanes, vectors), run_panels * len(windows), filters=g.filters, segments=len(windows),
-            cells=window, segment_panels=run_panels,
-        )  # fmt: skip
     else:
         source, target, x_segments, y_segments = grid_x, grid_y, windows, single
         segment_length = window
-        pack = Job(
-            filter_panels(x_dtype, lanes, vectors), run_panels, filters=g.filters, reduction=window * len(windows)
-        )
     reduction, all_panels = segment_length * len(x_segments), run_panels * len(y_segments)
     block_pixels = BLOCK_PIXELS
     all_pixels = g.batch * pixels
     part_panels = max(1, min(all_panels, BLOCK_BYTES // (reduction * panel_width * itemsize)))
-    while block_pixels > 4 * rows and -(-all_pixels // block_pixels) * -(-all_panels // part_panels) < 4 * threads:
-        block_pixels //= 2
     while part_panels > 1 and -(-all_pixels // block_pixels) * -(-all_panels // part_panels) < 4 * threads:
         part_panels = -(-part_panels // 2)
+    while block_pixels > 4 * rows and -(-all_pixels // block_pixels) * -(-all_panels // part_panels) < 4 * threads:
+        block_pixels //= 2
     parts = -(-all_panels // part_panels)
     plain = math.prod(step) == 1 and spatial == output
     multiply = Job(
-        multiply_rows(x_dtype, y_dtype, lanes, vectors, rows, plain), -(-all_pixels // block_pixels) * parts,
+        multiply_rows(x_dtype, y_dtype, lanes, vectors, rows, transposed, plain), -(-all_pixels // block_pixels) * parts,
+        slot_size=part_panels * reduction * panel_width,
         pixels=all_pixels, block_pixels=block_pixels, parts=parts, part_panels=part_panels, all_panels=all_panels,
         segments=len(x_segments), segment_length=segment_length, run=run, run_panels=run_panels, line_pixels=output[2],
         depth_lines=output[1], image_lines=output[0] * output[1], **{f"x_{name}": n for name, n in source.items()},
@@ -146,9 +139,8 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
     )  # fmt: skip
     used = width(multiply.pieces, all_pixels * reduction * all_panels * panel_width)
     no_bias = np.zeros(run_panels * panel_width, wide)
-    return Product(
-        pack, multiply, no_bias, x_segments, y_segments, used, all_panels * reduction * panel_width * itemsize
-    )
+    size = used * part_panels * reduction * panel_width * itemsize
+    return Product(multiply, no_bias, x_segments, y_segments, used, size)
 
 
 def _run(g: Geometry, transposed: bool, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> None:
@@ -162,8 +154,7 @@ def _run(g: Geometry, transposed: bool, x: np.ndarray, w: np.ndarray, b: Any, ou
         bias = np.zeros_like(bias)
         bias[: len(b)] = b
     with memory.workspace(job.size) as space:
-        job.pack.run(width(job.pack.pieces, w.size), w=address(w), out=space)
         job.multiply.run(
-            job.threads, panels=space, x=address(x), bias=address(bias), y=address(out),
+            job.threads, w=address(w), x=address(x), bias=address(bias), y=address(out), workspace=space,
             x_segments=address(job.x_segments), y_segments=address(job.y_segments),
         )  # fmt: skip
