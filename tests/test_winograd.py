@@ -16,7 +16,7 @@ from konv import textbook
 from konv.arrays import empty, laid_out
 from konv.engine import winograd as algorithm
 from konv.engine import winograd_cuts
-from konv.engine.plan import Problem
+from konv.engine.plan import KINDS, Problem
 from konv.engine.simd import ArrayPointer
 from konv.engine.winograd_formulas import (
     OUTPUTS,
@@ -32,7 +32,7 @@ from konv.engine.winograd_formulas import (
 )
 from konv.engine.winograd_kernels import filters_to_points, winograd
 from konv.geometry import geometry
-from strategies import seeds
+from strategies import BFLOAT16, seeds
 from test_guard_page import guarded
 
 UNIT = np.finfo(np.float32).eps / 2
@@ -262,6 +262,23 @@ def test_channels_last(shape, filters):
     back[...] = np.nan
     algorithm.input_gradient(out, w, g, back)
     assert_same_bits(back.copy(order="C"), dx)
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16])
+def test_half_types_are_computed_in_float32_and_rounded_once(dtype, layout):
+    rng = np.random.default_rng(0)
+    x, w, b, dy = (
+        normal(rng, *shape).astype(dtype) for shape in ((2, 20, 14, 18), (33, 20, 3, 3), (33,), (2, 33, 14, 18))
+    )
+    x, dy = laid_out(x, layout), laid_out(dy, layout)
+    kinds = [konv.plan(x.shape, w.shape, padding=1, kind=kind, dtype=dtype, layout=layout) for kind in KINDS]
+    assert {plan.algorithm for plan in kinds} == {algorithm}
+    wide_x, wide_w, wide_b, wide_dy = (a.astype(np.float32) for a in (x, w, b, dy))
+    assert_same_bits(konv.conv(x, w, b, padding=1), konv.conv(wide_x, wide_w, wide_b, padding=1).astype(dtype))
+    right = konv.conv_backward(wide_dy, wide_x, wide_w, padding=1)
+    for gradient, expected in zip(konv.conv_backward(dy, x, w, padding=1), right):
+        assert_same_bits(gradient, expected.astype(dtype))
 
 
 @pytest.mark.parametrize("shape, filters", [((3, 130, 7, 9), 70), ((2, 20, 14, 18), 33)])

@@ -1,4 +1,4 @@
-"""Winograd's algorithm F(4x4, 3x3) for 3 x 3 convolutions with stride 1: a quarter of the multiplications, float32 only.
+"""Winograd's algorithm F(4x4, 3x3) for 3 x 3 convolutions with stride 1: a quarter of the multiplications, computed in float32.
 
 A dilated convolution is one of each phase: tiles of cells that lie ``dilation`` apart. A 3-D one sums planes of 3 x 3 taps
 as it sums channels.
@@ -27,6 +27,7 @@ import numpy as np
 
 from konv.engine import memory, winograd_weights
 from konv.engine.launch import Job, address
+from konv.engine.machine import dtype_name
 from konv.engine.threads import get_threads, width
 from konv.engine.winograd_cuts import Axes, Sizes, best
 from konv.engine.winograd_formulas import OUTPUTS, TAPS
@@ -61,8 +62,8 @@ def declines(problem: Problem) -> str | None:
     g, gradient = problem.geometry, problem.kind == "input_gradient"
     if getattr(problem, "exact", False):
         return "an exact sum is asked for: its error is up to three times a direct sum's, and one NaN may fill a 4 x 4 tile"
-    if problem.dtype != "float32":
-        return f"computes in float32, not {problem.dtype}"
+    if problem.dtype == "float64":
+        return "computes in float32, not float64"
     if g.axes < 2 or g.kernel[-2:] != (TAPS, TAPS):
         return f"its kernels are 3 x 3 along the last axes, not {' x '.join(map(str, g.kernel))}"
     for name, value in [("stride", g.stride), ("groups", (g.groups,))]:
@@ -87,8 +88,9 @@ def declines(problem: Problem) -> str | None:
 def workspace(problem: Problem) -> int:
     """Bytes borrowed while it runs."""
     if problem.kind == "weight_gradient":
-        return winograd_weights.workspace(problem.geometry, problem.layout)
-    return _prepare(problem.geometry, problem.kind == "input_gradient", problem.layout, get_threads()).size
+        return winograd_weights.workspace(problem.geometry, problem.dtype, problem.layout)
+    g, dtype = problem.geometry, problem.dtype
+    return _prepare(g, problem.kind == "input_gradient", dtype, dtype, problem.layout, get_threads()).size
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
@@ -124,7 +126,7 @@ class Prepared:
 
 
 @functools.lru_cache(maxsize=512)
-def _prepare(g: Geometry, transposed: bool, layout: str, threads: int) -> Prepared:
+def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, layout: str, threads: int) -> Prepared:
     axes, sizes, cut = Axes.of(g, transposed), Sizes.of(g, transposed), best(g, transposed, threads)
     taps = math.prod(g.kernel)
     shared = {
@@ -140,7 +142,7 @@ def _prepare(g: Geometry, transposed: bool, layout: str, threads: int) -> Prepar
     if cut.ahead:
         kernel, source = filters_to_points(sizes.lanes, sizes.vectors, source), "points"
         transform = Job(kernel, sizes.panels * sizes.chunks, plane=cut.numbers["filter_plane"], **shared)
-    kernel = winograd(sizes.lanes, sizes.vectors, cut.group, sizes.depth, source, layout, axes.dilated)
+    kernel = winograd(dtype, out, sizes.lanes, sizes.vectors, cut.group, sizes.depth, source, layout, axes.dilated)
     multiply = Job(kernel, cut.pieces, **axes.numbers(), **cut.numbers, **shared)
     no_bias = np.zeros(sizes.panels * sizes.lanes * sizes.vectors, np.float32)
     return Prepared(transform, multiply, no_bias, cut.filter_cells, cut.threads, cut.size)
@@ -149,7 +151,8 @@ def _prepare(g: Geometry, transposed: bool, layout: str, threads: int) -> Prepar
 def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transposed: bool, out: np.ndarray) -> None:
     if out.size == 0:
         return
-    job = _prepare(g, transposed, layout_of(x, out), get_threads())
+    job = _prepare(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), layout_of(x, out), get_threads())
+    w = np.ascontiguousarray(w, np.float32)
     bias = job.no_bias
     if b is not None:
         bias = np.zeros_like(bias)

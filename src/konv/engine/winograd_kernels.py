@@ -53,7 +53,7 @@ def filters_to_points(lanes, vectors, order):
 
 
 @kernel
-def winograd(lanes, vectors, group, depth, filters_from, layout, dilated):
+def winograd(dtype, out, lanes, vectors, group, depth, filters_from, layout, dilated):
     """The convolution of a block of tiles with a part of the panels of filters, which are a piece.
 
     A block is ``block_rows`` rows (of all images, one after the other) by ``block_columns`` columns of tiles. Three steps,
@@ -156,7 +156,7 @@ def winograd(lanes, vectors, group, depth, filters_from, layout, dilated):
             for p in loop(own_panels):
                 transform_sums(first_panel + p, all_sums.at(p * POINTS * sums_plane))
 
-    return text, dict.fromkeys(("x", "w", "bias", "y", "points", "slots"), "float32")
+    return text, dict.fromkeys(("w", "bias", "points", "slots"), "float32") | {"x": dtype, "y": out}
 
 
 def _taps_of_chunk(chunk, chunks, channel_chunks, order):

@@ -21,7 +21,7 @@ from konv.engine.winograd_tiles import Images, Strip, constants, first_cell, rea
 
 
 @kernel
-def tiles_to_weights(lanes, vectors, rows, layout, dilated):
+def tiles_to_weights(dtype, lanes, vectors, rows, layout, dilated):
     """The weights of a block of filters and some blocks of channels, from a part of the tiles, which are a piece.
 
     Inputs and upstream gradients of a block of tiles are transformed, then multiplied point by point; the sums of all
@@ -110,7 +110,7 @@ def tiles_to_weights(lanes, vectors, rows, layout, dilated):
                     source, width, sums_plane, inputs, dw.at(to), channels, filters - first, own_channels, lanes, number
                 )
 
-    return text, dict.fromkeys(("x", "dy", "dw", "slots"), "float32")
+    return text, {"x": dtype, "dy": dtype, "dw": "float32", "slots": "float32"}
 
 
 def _add_outer_products(a, a_step, a_plane, d, d_step, d_plane, sums, tiles, rows, lanes, vectors, kept):

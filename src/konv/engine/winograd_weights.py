@@ -15,7 +15,7 @@ import numpy as np
 
 from konv.engine import memory
 from konv.engine.launch import Job, address
-from konv.engine.machine import machine
+from konv.engine.machine import dtype_name, machine
 from konv.engine.threads import get_threads, width
 from konv.engine.winograd_cuts import LEAST_MEMORY, MEMORY, Axes, evenly
 from konv.engine.winograd_formulas import POINTS, SPAN, TAPS
@@ -53,20 +53,20 @@ class Prepared:
 
 
 @functools.lru_cache(maxsize=256)
-def prepare(g: Geometry, layout: str, threads: int) -> Prepared:
+def prepare(g: Geometry, dtype: str, layout: str, threads: int) -> Prepared:
     """The jobs of a geometry's weight gradient. Sums are cut by shapes alone, so their bits do not depend on the threads."""
     columns_matrix = math.prod(g.output) * g.batch * g.channels * math.prod(g.kernel)
     axes = Axes.of(g, False)
     tiles = g.batch * axes.output[0] * axes.tile_rows * axes.tile_columns
     candidates = PASSING if tiles <= BLOCK_TILES else BLOCKS
     for block in candidates:
-        prepared = _prepare(g, axes, layout, *block)
+        prepared = _prepare(g, axes, dtype, layout, *block)
         if block == candidates[-1] or prepared.size <= max(LEAST_MEMORY, MEMORY * columns_matrix * 4):
             return prepared
     raise AssertionError
 
 
-def _prepare(g: Geometry, axes: Axes, layout: str, most_channels: int, most_filters: int) -> Prepared:
+def _prepare(g: Geometry, axes: Axes, dtype: str, layout: str, most_channels: int, most_filters: int) -> Prepared:
     host = machine()
     lanes, (vectors, rows) = host.lanes("float32"), host.tile
     vectors = min(vectors, -(-g.filters // lanes), -(-most_filters // lanes))
@@ -95,7 +95,7 @@ def _prepare(g: Geometry, axes: Axes, layout: str, most_channels: int, most_filt
     strip_at = sums_at + POINTS * sums_plane
     slot_size = strip_at + SPAN * pitch * lanes
     multiply = Job(
-        tiles_to_weights(lanes, vectors, rows, layout, axes.dilated), parts * channel_pieces * filter_blocks,
+        tiles_to_weights(dtype, lanes, vectors, rows, layout, axes.dilated), parts * channel_pieces * filter_blocks,
         slot_size=slot_size, upstream_at=upstream_at, sums_at=sums_at, strip_at=strip_at, channels=g.channels,
         filters=g.filters, blocks=blocks, part_blocks=part_blocks, parts=parts, plane_blocks=plane_blocks,
         channel_blocks=channel_blocks, piece_blocks=piece_blocks, channel_pieces=channel_pieces,
@@ -117,9 +117,9 @@ def layout_of(*arrays: np.ndarray) -> str:
     return "first" if all(array.flags.c_contiguous for array in arrays) else "last"
 
 
-def workspace(g: Geometry, layout: str) -> int:
+def workspace(g: Geometry, dtype: str, layout: str) -> int:
     """Bytes borrowed while :func:`weight_gradient` runs."""
-    return prepare(g, layout, get_threads()).size if g.batch else 0
+    return prepare(g, dtype, layout, get_threads()).size if g.batch else 0
 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
@@ -127,9 +127,14 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
     if g.batch == 0:
         out[...] = 0
         return
-    job = prepare(g, layout_of(dy, x), get_threads())
+    job = prepare(g, dtype_name(x.dtype), layout_of(dy, x), get_threads())
+    target = out if out.dtype == np.float32 else np.empty(out.shape, np.float32)
     with memory.workspace(job.size) as parts:
-        dw = address(out) if job.add is None else parts
-        job.multiply.run(job.threads, x=address(x), dy=address(dy), dw=dw, slots=parts + job.part_cells * out.itemsize)
+        dw = address(target) if job.add is None else parts
+        job.multiply.run(
+            job.threads, x=address(x), dy=address(dy), dw=dw, slots=parts + job.part_cells * target.itemsize
+        )
         if job.add is not None:
-            job.add.run(width(job.add.pieces, job.part_cells), sums=parts, dw=address(out))
+            job.add.run(width(job.add.pieces, job.part_cells), sums=parts, dw=address(target))
+    if target is not out:
+        out[...] = target
