@@ -134,9 +134,14 @@ def _gradient(g: Geometry, dtype: str, layout: str, kind: str, threads: int) -> 
     x_cells, lanes, wide = math.prod(g.spatial), machine().lanes(dtype), wide_type(dtype)
     if layout == "last":
         lanes = _lanes(dtype, g.channels)
-        runs, slot_size = -(-g.channels // lanes), x_cells * lanes if dtype != wide else 0
+        # All channels of an image together, cut where there are fewer images than threads want.
+        runs = min(-(-g.channels // lanes), -(-2 * threads // max(1, g.batch)) if threads > 1 else 1)
+        run_channels = -(-g.channels // (runs * lanes)) * lanes
+        runs, slot_size = -(-g.channels // run_channels), x_cells * run_channels if dtype != wide else 0
         kernel = pool_last_gradient(is_mean, dtype, index, lanes)
-        job = Job(kernel, g.batch * runs, channels=g.channels, runs=runs, slot_size=slot_size, **numbers)
+        job = Job(
+            kernel, g.batch * runs, channels=g.channels, runs=runs, run_channels=run_channels, slot_size=slot_size, **numbers
+        )  # fmt: skip
         return _plan(g, kind, dtype, job, slot_size)
     if is_mean and _whole(g):
         return _plan(
