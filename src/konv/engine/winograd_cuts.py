@@ -16,11 +16,14 @@ from konv.engine.winograd_kernels import SPREAD
 from konv.geometry import Geometry
 
 MEMORY, LEAST_MEMORY = 0.15, 800_000  # of the im2col matrix; bytes that may always be borrowed
-AHEAD_TILES, PASSING_TILES = (42, 28, 14), (98, 64, 56, 42, 32, 28, 16)  # tiles of a block that are tried
+AHEAD_TILES, PASSING_TILES = (112, 84, 56, 42, 28, 14), (98, 64, 56, 42, 32, 28, 16)  # tiles of a block that are tried
 MOST_PANELS = 8  # of a piece, where channels pass by
-FAST_CELLS = 1 << 18  # that fit into L2
-# Nanoseconds on one core: a product of a channel, a filter and a tile; a tile of inputs, for each channel; a filter's taps.
-PRODUCT, INPUT, FILTER = 0.32, 4.5, 2.5
+FAST_CELLS, SPILLED = 1 << 18, 0.5  # cells that fit into L2; what products lose for as many beyond
+# Nanoseconds on one core: a product of a channel, a filter and a tile; a tile of inputs, for each channel; a filter's taps;
+# its 36 points from L3, from L2; a tile's inputs in lines of some cells beside which other blocks lie: they come from
+# memory, short lines unasked for (64@224: 34 ms in lines of 56 cells, 26 of 112, 22 of 224).
+PRODUCT, INPUT, FILTER, FAR_POINTS, NEAR_POINTS, SHORT_LINES = 0.32, 4.5, 2.5, 0.8, 0.5, 1500
+LONG_LINE = 224
 
 
 @dataclass(frozen=True)
@@ -208,8 +211,12 @@ def _cut(batch: int, axes: Axes, s: Sizes, threads: int, most_tiles: int, part_p
     channels = s.channels * axes.planes
     products = blocks * tiles * channels * s.filters
     used = width(pieces, products * POINTS)
-    cost = products * PRODUCT * (1 if slot_size <= FAST_CELLS else 1.1 if slot_size <= 2 * FAST_CELLS else 1.3)
-    cost += blocks * tiles * parts * channels * INPUT + (1 if ahead else blocks) * channels * s.filters * FILTER
+    cost = products * PRODUCT * (1 + min(0.6, SPILLED * max(0, slot_size / FAST_CELLS - 1)))
+    line = block_columns * OUTPUTS
+    inputs = INPUT + (SHORT_LINES * max(0, 1 / line - 1 / LONG_LINE) if tiled["column_blocks"] > 1 else 0)
+    points = FAR_POINTS if slot_size + filter_cells > FAST_CELLS else NEAR_POINTS
+    filters = FILTER + blocks * points if ahead else blocks * FILTER
+    cost += blocks * tiles * parts * channels * inputs + channels * s.filters * filters
     idle = -(-pieces // used) * used / pieces + (used - 1) / pieces / 4  # threads do not end together
     return Cut(
         ahead, group, pieces, used, filter_cells, slot_size, cost * idle,
