@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 
 NAME = "direct"
 BLOCK_BYTES = 224 << 10  # the sums of a block, and its input of a slice of channels, each
-BLOCK_CELLS = 448  # outputs that a panel of weights, once transposed, is used for
+BLOCK_CELLS, LEAST_CELLS = 448, 112  # outputs that a panel of weights, once transposed, is used for
+SMALL_BYTES = 512 << 10  # may be borrowed, or 15 % of the matrix that im2col would make
 FEW_TAPS = 4
 SPEEDS = {1: 0.84, 2: 1.0, 3: 1.0, 5: 0.92}  # of tiles of so many vectors
 MOST_STRIDES = 16  # strides that kernels are compiled for; others are told at run time
@@ -164,12 +165,17 @@ def correlations(
     skip: bool,
     join: Join | None = None,
 ) -> list[Correlation]:
-    """One, or one for each phase of the depth."""
-    depth = sweeps(g, gradient)[0]
-    return [
-        _correlation(g, gradient, phase, x_dtype, y_dtype, x_layout, y_layout, threads, skip, join)
-        for phase in range(depth.phases)
-    ]
+    """One, or one for each phase of the depth; their blocks as large as the memory they may borrow allows."""
+    matrix = math.prod(g.output) * g.batch * g.channels * math.prod(g.kernel) * np.dtype(wide_type(x_dtype)).itemsize
+    cells = BLOCK_CELLS
+    while True:
+        plans = [
+            _correlation(g, gradient, phase, x_dtype, y_dtype, x_layout, y_layout, threads, skip, join, cells)
+            for phase in range(sweeps(g, gradient)[0].phases)
+        ]
+        if cells <= LEAST_CELLS or max(plan.size for plan in plans) <= max(SMALL_BYTES, matrix * 15 // 100):
+            return plans
+        cells //= 2
 
 
 def _correlation(
@@ -183,6 +189,7 @@ def _correlation(
     threads: int,
     skip: bool,
     join: Join | None,
+    most_cells: int,
 ) -> Correlation:
     depth, height, row = sweeps(g, gradient)
     wide = wide_type(x_dtype)
@@ -201,7 +208,7 @@ def _correlation(
     slice_channels = -(-channels // min(slices, channels))
     slices = -(-channels // slice_channels)
 
-    block = _block(g.batch, depth, height, row, tile, slice_channels * max(1, len(depth_taps)) * itemsize)
+    block = _block(g.batch, depth, height, row, tile, slice_channels * max(1, len(depth_taps)) * itemsize, most_cells)
     block_images, block_rows, block_columns = block
     rows = (block_rows - 1) * height.stride + height.window
     row_runs = -(-block_columns // tile.run)
@@ -211,7 +218,9 @@ def _correlation(
     blocks = -(-g.batch // block_images) * g.groups * out_depth * row_blocks * column_blocks
 
     sum_cells = block_images * block_rows * height.phases * row_runs * tile.run * row.phases
-    panel_sums = (sum_cells + (tile.runs + 1) * height.phases * row_runs * tile.run * row.phases + lanes) * tile.filters
+    # beyond them what the last tile computes too much, and what is read of the last cells' vectors
+    spare = (height.phases - 1) * row_runs * tile.run * row.phases + (tile.runs * tile.run + 1) * row.phases + lanes
+    panel_sums = (sum_cells + spare) * tile.filters
     parts = 1
     while parts < panels and (
         blocks * parts < 4 * threads or sum_cells * -(-panels // parts) * tile.filters * itemsize > BLOCK_BYTES
@@ -286,13 +295,15 @@ def _strides(channels: int, spatial: tuple[int, ...], layout: str) -> tuple[int,
     return channels * cells, 1, height * row * channels, row * channels, channels
 
 
-def _block(batch: int, depth: Sweep, height: Sweep, row: Sweep, tile: Tile, line_bytes: int) -> tuple[int, int, int]:
-    """Images, rows and columns of a block: about ``BLOCK_CELLS`` sums of a phase, whose input fits ``BLOCK_BYTES``."""
+def _block(
+    batch: int, depth: Sweep, height: Sweep, row: Sweep, tile: Tile, line_bytes: int, most_cells: int
+) -> tuple[int, int, int]:
+    """Images, rows and columns of a block: at most so many sums of a phase, whose input fits ``BLOCK_BYTES``."""
 
     def even(whole: int, most: int) -> int:
         return -(-whole // -(-whole // max(1, most)))
 
-    cells = max(1, BLOCK_CELLS // max(1, height.phases * row.phases // 2))
+    cells = max(1, most_cells // max(1, height.phases * row.phases // 2))
     cells = max(tile.run, min(cells, BLOCK_BYTES // (line_bytes * height.stride * row.stride)))
     most_rows, most_columns = height.worthwhile_block, row.worthwhile_block
     columns = row.sums
