@@ -12,7 +12,7 @@ import itertools
 
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
-from konv.engine.simd import Variable, bits, fma, loop, minimum, pick, shuffle, splat, within
+from konv.engine.simd import Variable, bits, fma, loop, minimum, pick, pinned, shuffle, splat, within
 
 AHEAD = (
     2048  # elements: what lies so far on is asked for, hundreds of cycles before it is needed; without it half as fast
@@ -84,7 +84,7 @@ def correlate_planes(x_dtype, y_dtype, lanes, tile, taps_high, taps_wide, stride
                 for v in range(vectors if met else 0):
                     pixels = read[v](u, line)
                     for (r, k), f in itertools.product(met, range(filters)):
-                        sums[f, r, v].set(fma(factors[k][f], pixels, sums[f, r, v].get()))
+                        sums[f, r, v].set(pinned(fma(factors[k][f], pixels, sums[f, r, v].get())))
 
         def add(sums, s, column, factors, factors_kept, source, lines_read):
             """Add the products of one source to the sums of one set of columns."""
