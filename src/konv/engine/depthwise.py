@@ -19,8 +19,8 @@ from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
 
 PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one row
-MOST_TAPS = 8  # of a row of the kernel, taken together
-MOST_SUMS = 24  # of a weight gradient, taken together in small groups
+MOST_TAPS = 32  # of a row of the kernel, taken together
+MOST_SUMS = 8, 24  # of a weight gradient, taken together: depthwise, in small groups
 SHORT = 14  # outputs of a row that is one tile, where there are 32 registers
 LEAST_PARTS = 16  # of a weight gradient: each is summed by itself
 
@@ -66,7 +66,7 @@ def correlation(g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: in
     """The job of a correlation."""
     depth, height, row = map(_ascending, axes_of(g, phase))
     apart = row.taps[1] - row.taps[0] if len(row.taps) > 1 else 1
-    cut = len(row.taps) > MOST_TAPS
+    cut = len(row.taps) * g.channels // g.groups > MOST_TAPS
     sources = _sources((depth, height, row), 1 if cut else len(row.taps))
     kernel = (1,) * (3 - g.axes) + g.kernel
     taps = [
@@ -102,7 +102,7 @@ def accumulation(g: Geometry, dtype: str) -> Depthwise:
     depth, height, row = forward_axes(g)
     apart, neighbours = g.dilation[-1], all(b == a + 1 for a, b in itertools.pairwise(height.taps))
     group = g.channels // g.groups
-    wide_tile = min(len(row.taps), MOST_TAPS if group == 1 else max(1, MOST_SUMS // group))
+    wide_tile = min(len(row.taps), max(1, MOST_SUMS[group > 1] // group))
     high_tile = len(height.taps) if neighbours and len(height.taps) * wide_tile * group <= 9 else 1
     sources = _sources((depth, dataclasses.replace(height, taps=height.taps[::high_tile]), row), len(row.taps))
     tile = row.out if tile_of(row.out) == row.out and group == 1 else min(4, row.out)
