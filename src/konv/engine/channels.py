@@ -83,7 +83,8 @@ def correlate_channels(x_dtype, y_dtype, lanes, group, tile, taps, stride, apart
         def fetch(image, depth, row, column, to_row, channel):
             """Ask for the lines that lie ``AHEAD`` of those that a tile reads first, its last row's, and of its outputs."""
             bottom = row * row_step + sources[source_count * 3 - 2]
-            at = (((image * x_depth + depth) * x_height + bottom) * x_width + column * stride) * channels + channel
+            last = column * stride + shift + (cells_of(tile, taps, stride, apart)[-1] - tile * stride + 1)
+            at = (((image * x_depth + depth) * x_height + bottom) * x_width + last) * channels + channel
             for u in range(stride):  # as many rows as columns are new, commonly
                 for q in range(tile * stride):
                     x.prefetch(at + (q - u * x_width) * channels + AHEAD)
@@ -116,14 +117,15 @@ def correlate_channels(x_dtype, y_dtype, lanes, group, tile, taps, stride, apart
 def accumulate_channels(dtype, lanes, group, tile, taps_high, taps_wide, stride, apart, short):
     """``sums[part, tap, turn, channel] += sum of dy * x``, ``biases[part, channel] += sum of dy``. A piece is a part: rows of dy.
 
-    ``taps_high`` x ``taps_wide`` x ``group`` sums are kept while a row of dy goes by, then added to those in memory.
+    ``taps_high`` x ``taps_wide`` x ``group`` sums are kept while a ``segment`` of a row of dy goes by, then added to those in
+    memory.
     """
     wide = wide_type(dtype)
 
     def text(
         piece, slot, x, dy, sums, biases, zeros, sources,
         lines, chunk, source_count, channels, x_depth, x_height, x_width, depth_step, row_step, shift,
-        out_depth, out_height, out_width, taps, tap_tiles,
+        out_depth, out_height, out_width, taps, tap_tiles, segment, x_ahead, dy_ahead,
     ):  # fmt: skip
         first_line = piece * chunk
         halves = 1 if taps_high * taps_wide * group >= 8 else 2  # enough sums to keep the multipliers busy
@@ -132,10 +134,10 @@ def accumulate_channels(dtype, lanes, group, tile, taps_high, taps_wide, stride,
         def add(row_sums, some, channel, dy_row, corners, first_cell, column, count, whole):
             """Add the products of ``count`` neighbouring outputs; ``whole``: no cell of theirs lies outside a row."""
             for q in range(count):
-                dy_row.prefetch((column + q) * channels + channel + AHEAD)
+                dy_row.prefetch((column + q) * channels + channel + dy_ahead)
             for corner, _ in corners[-stride:]:  # as many rows as columns are new, commonly
                 for q in range(count * stride):
-                    corner.prefetch((column * stride + q) * channels + channel + AHEAD)
+                    corner.prefetch((column * stride + q) * channels + channel + x_ahead)
             upstream = [dy_row.vec((column + q) * channels + channel, lanes, bits=some) for q in range(count)]
             for q, values in enumerate(upstream):
                 row_sums[q % 2].set(row_sums[q % 2].get() + values)
@@ -159,50 +161,63 @@ def accumulate_channels(dtype, lanes, group, tile, taps_high, taps_wide, stride,
             row, rest = line % out_height, line // out_height
             depth, image = rest % out_depth, rest // out_depth
             dy_row = dy.at(line * out_width * channels)
-            for source in loop(source_count):
-                d = depth * depth_step + sources[source * 3]
-                corners = []
-                for k in range(taps_high):
-                    h = row * row_step + sources[source * 3 + 1] + k
-                    exists = within(d, x_depth) * within(h, x_height)
-                    corners.append((x.at(((image * x_depth + d) * x_height + h) * x_width * channels), exists))
-                for tap_tile in loop(tap_tiles):
-                    first_tap = tap_tile * taps_wide
-                    first_cell = first_tap * apart + shift
-                    for block in loop((channels + (lanes - 1)) // lanes):
-                        channel = block * lanes
-                        some = bits(0, channels - channel)
-                        row_sums: dict[Any, Variable] = {
-                            (*name, half): Variable(sums.zero(lanes)) for name in names for half in range(halves)
-                        }
-                        row_sums.update({half: Variable(sums.zero(lanes)) for half in range(2)})  # of the bias
-                        tiles = out_width // tile
-                        for q in loop(tiles):
-                            place = dy_row, corners, first_cell, q * tile, tile
-                            if short:
-                                add(row_sums, some, channel, *place, True)
-                            else:
-                                first = first_cell + q * tile * stride
-                                last = first + (tile - 1) * stride + (taps_wide - 1) * apart
-                                whole = within(first, x_width) * within(last, x_width)
-                                for _ in loop(whole):
+            for part in loop((out_width + (segment - 1)) // segment):
+                start = part * segment
+                columns = minimum(segment, out_width - start)
+                for source in loop(source_count):
+                    d = depth * depth_step + sources[source * 3]
+                    corners = []
+                    for k in range(taps_high):
+                        h = row * row_step + sources[source * 3 + 1] + k
+                        exists = within(d, x_depth) * within(h, x_height)
+                        corners.append((x.at(((image * x_depth + d) * x_height + h) * x_width * channels), exists))
+                    for tap_tile in loop(tap_tiles):
+                        first_tap = tap_tile * taps_wide
+                        first_cell = first_tap * apart + shift
+                        for block in loop((channels + (lanes - 1)) // lanes):
+                            channel = block * lanes
+                            some = bits(0, channels - channel)
+                            row_sums: dict[Any, Variable] = {
+                                (*name, half): Variable(sums.zero(lanes)) for name in names for half in range(halves)
+                            }
+                            row_sums.update({half: Variable(sums.zero(lanes)) for half in range(2)})  # of the bias
+                            tiles = columns // tile
+                            for q in loop(tiles):
+                                place = dy_row, corners, first_cell, start + q * tile, tile
+                                if short:
                                     add(row_sums, some, channel, *place, True)
-                                for _ in loop(1 - whole):
-                                    add(row_sums, some, channel, *place, False)
-                        for q in loop(out_width % tile if tile > 1 and not short else 0):
-                            add(row_sums, some, channel, dy_row, corners, first_cell, tiles * tile + q, 1, False)
-                        for k, t, r in names:
-                            tap = ((piece * source_count + source) * taps_high + k) * taps + first_tap + t
-                            tap = tap * group + r
-                            used = (channels - channel) * within(first_tap + t, taps)
-                            total = sums.vec(tap * channels + channel, lanes, count=used)
-                            for half in range(halves):
-                                total = total + row_sums[k, t, r, half].get()
-                            sums.put(tap * channels + channel, total, used)
-                        used = (channels - channel) * within(source + tap_tile, 1)  # once a row
-                        to = piece * channels + channel
-                        total = biases.vec(to, lanes, count=used) + row_sums[0].get() + row_sums[1].get()
-                        biases.put(to, total, used)
+                                else:
+                                    first = first_cell + (start + q * tile) * stride
+                                    last = first + (tile - 1) * stride + (taps_wide - 1) * apart
+                                    whole = within(first, x_width) * within(last, x_width)
+                                    for _ in loop(whole):
+                                        add(row_sums, some, channel, *place, True)
+                                    for _ in loop(1 - whole):
+                                        add(row_sums, some, channel, *place, False)
+                            for q in loop(columns % tile if tile > 1 and not short else 0):
+                                add(
+                                    row_sums,
+                                    some,
+                                    channel,
+                                    dy_row,
+                                    corners,
+                                    first_cell,
+                                    start + tiles * tile + q,
+                                    1,
+                                    False,
+                                )
+                            for k, t, r in names:
+                                tap = ((piece * source_count + source) * taps_high + k) * taps + first_tap + t
+                                tap = tap * group + r
+                                used = (channels - channel) * within(first_tap + t, taps)
+                                total = sums.vec(tap * channels + channel, lanes, count=used)
+                                for half in range(halves):
+                                    total = total + row_sums[k, t, r, half].get()
+                                sums.put(tap * channels + channel, total, used)
+                            used = (channels - channel) * within(source + tap_tile, 1)  # once a segment
+                            to = piece * channels + channel
+                            total = biases.vec(to, lanes, count=used) + row_sums[0].get() + row_sums[1].get()
+                            biases.put(to, total, used)
 
     return text, {"x": dtype, "dy": dtype, "sums": wide, "biases": wide, "zeros": dtype, "sources": "int64"}
 

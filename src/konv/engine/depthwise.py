@@ -15,6 +15,7 @@ from konv.engine.axes import FORWARD, Axes, Axis, axes_of, forward_axes
 from konv.engine.channels import AHEAD, accumulate_channels, correlate_channels
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.simd import ITEMSIZE
 from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
 
@@ -22,6 +23,7 @@ PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one row
 MOST_TAPS = 32  # of a row of the kernel, taken together
 MOST_SUMS = 8, 24  # of a weight gradient, taken together: depthwise, in small groups
 SHORT = 14  # outputs of a row that is one tile, where there are 32 registers
+CHUNK_BYTES = 64 << 10  # of dy: what is read for every block of channels stays in the cache
 LEAST_PARTS = 16  # of a weight gradient: each is summed by itself
 
 
@@ -108,6 +110,7 @@ def accumulation(g: Geometry, dtype: str) -> Depthwise:
     tile = row.out if tile_of(row.out) == row.out and group == 1 else min(4, row.out)
     lines = g.batch * depth.out * height.out
     chunk = max(1, min(depth.out * height.out, lines // LEAST_PARTS))
+    segment = min(row.out, max(1, CHUNK_BYTES // (g.channels * ITEMSIZE[dtype] * tile)) * tile)
     job = Job(
         accumulate_channels(
             dtype, machine().lanes(dtype), group, tile, high_tile, wide_tile, row.stride, apart,
@@ -116,7 +119,8 @@ def accumulation(g: Geometry, dtype: str) -> Depthwise:
         -(-lines // chunk), lines=lines, chunk=chunk, source_count=len(sources), channels=g.channels, x_depth=depth.length,
         x_height=height.length, x_width=row.length, depth_step=depth.stride, row_step=height.stride, shift=-row.pad,
         out_depth=depth.out, out_height=height.out, out_width=row.out, taps=len(row.taps),
-        tap_tiles=-(-len(row.taps) // wide_tile),
+        tap_tiles=-(-len(row.taps) // wide_tile), segment=segment, dy_ahead=segment * g.channels,
+        x_ahead=(height.stride * row.length if segment == row.out else segment * row.stride) * g.channels,
     )  # fmt: skip
     tables = {"zeros": np.zeros(g.channels * 8, np.uint8), "sources": sources}
     addresses = {name: address(table) for name, table in tables.items()}

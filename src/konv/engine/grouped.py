@@ -31,7 +31,7 @@ MOST_FILTERS = 8  # of 32 that the other tile computes at once
 MOST_ROWS, MOST_COLUMNS = 7, 7  # of a kernel whose taps are unrolled
 MOST_NEIGHBOURS = 32  # columns whose masks are made together
 PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one plane
-PART_BYTES, LEAST_PIECES = 64 << 10, 32  # of a weight gradient: what it reads several times stays in L2
+BLOCK_BYTES, LEAST_PIECES = 64 << 10, 32  # of a weight gradient: what it reads several times stays in L2
 PRODUCTS = 192  # summed in one accumulator before they are added to another: the error falls
 
 
@@ -306,7 +306,7 @@ def _accumulation(g: Geometry, dtype: str, threads: int) -> Accumulation:
     image_bytes = (channels * math.prod(g.spatial) + filters * math.prod(g.output)) * ITEMSIZE[dtype]
     part_images = max(1, min(g.batch, g.batch * g.groups // LEAST_PIECES))
     if filters * len(sources) > 1 or len(row.taps) > columns:
-        part_images = max(1, min(part_images, PART_BYTES // image_bytes))
+        part_images = max(1, min(part_images, BLOCK_BYTES // image_bytes))
     parts = max(1, -(-g.batch // part_images))
     group_chunk = max(1, g.groups * parts // (8 * threads))
     # What comes next: the next image's plane, or after the last one the next channel's of the first. In small groups, which
