@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from konv.engine.plan import Problem
 
 NAME = "products"
-BLOCK_BYTES = 384 << 10  # the packed pixels of a piece stay in L2
+BLOCK_BYTES = 384 << 10  # the packed pixels of a piece stay in L2; at most 1/16 of the textbook's matrix,
+LEAST_BYTES = 96 << 10  # or so much
 SMALL_GROUP = 4  # channels and filters
 BLOCK_PIXELS = 192  # of the weight gradient: a panel of them stays in L1
 REGION = (256, 192)  # its sums, (filters, numbers of a window), stay in L2 beside those panels
-PARTS_BYTES = 256 << 10  # what sums over parts of the pixels may take, or a sixteenth of x
+PARTS_BYTES = 256 << 10  # what sums over parts of the pixels may take, or 1/16 of the textbook's matrix
+PIECES = 8  # so many, that threads share them evenly
 
 __all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
 
@@ -178,8 +180,9 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
         row_group = max(row_group, lanes)
     row_groups = -(-row_count // row_group)
     panel_size = (reduction + (0 if source.taps else lanes)) * panel_width
-    block_panels = max(2 if transposed else 1, min(BLOCK_BYTES // (panel_size * itemsize), -(-pixels // panel_width)))
-    while block_panels > 1 and -(-pixels // (panel_width * block_panels)) < 4 * threads:
+    block_bytes = max(LEAST_BYTES, min(BLOCK_BYTES, columns_bytes(g, itemsize) // 16))
+    block_panels = max(2 if transposed else 1, min(block_bytes // (panel_size * itemsize), -(-pixels // panel_width)))
+    while block_panels > 2 and -(-pixels // (panel_width * block_panels)) < 4 * threads:
         block_panels = -(-block_panels // 2)
     blocks = -(-pixels // (panel_width * block_panels)) * g.groups
     part_groups = row_groups
@@ -244,7 +247,6 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient
     x, y = _grids(g, lanes)
     row_count, reduction, pixels = y.rows, x.rows, math.prod(y.spatial)
     vectors = min((vectors, vectors - 1), key=lambda n: -(-reduction // (lanes * n)) * n)
-    row_regions, region_rows = _even(row_count, REGION[0], rows)
     # Windows of a length that kernels are not compiled for are copied whole, into one region
     column_regions, region_columns = _even(
         reduction, REGION[1] if x.taps else reduction + lanes * vectors, lanes * vectors
@@ -254,10 +256,14 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient
     image_blocks = -(-pixels // block_pixels)
     block_images = max(1, min(g.batch, most_pixels // pixels))
     blocks = -(-g.batch // block_images) * image_blocks
-    pieces = g.groups * row_regions * column_regions
     cells = g.groups * row_count * reduction
-    most = max(PARTS_BYTES, math.prod(g.x_shape) * itemsize // 16) // (cells * itemsize)
-    parts = max(1, min(-(-8 // pieces), most, blocks))
+    most = max(PARTS_BYTES, columns_bytes(g, itemsize) // 16) // (cells * itemsize)
+    for region in (REGION[0], REGION[0] // 2, REGION[0] // 4):  # smaller ones lay out x more often
+        row_regions, region_rows = _even(row_count, region, rows)
+        pieces = g.groups * row_regions * column_regions
+        parts = max(1, min(-(-PIECES // pieces), most, blocks))
+        if pieces * parts >= PIECES:
+            break
     packed = block_images * block_pixels * (region_columns + lanes) + lanes * lanes * vectors
     numbers = region_rows * block_images * block_pixels + lanes if dtype != wide else 0
     slot_size = -(-(region_rows * region_columns + packed + numbers) // lanes) * lanes
@@ -276,6 +282,11 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient
         part_cells = -(-parts * cells // lanes) * lanes
     used = width(sums.pieces, g.batch * pixels * cells)
     return Gradient(sums, add, part_cells, used, (part_cells + used * slot_size) * itemsize)
+
+
+def columns_bytes(g: Geometry, itemsize: int) -> int:
+    """Bytes of the textbook's matrix of all windows."""
+    return g.batch * math.prod(g.output) * g.channels * math.prod(g.kernel) * itemsize
 
 
 def _even(count: int, most: int, unit: int) -> tuple[int, int]:
