@@ -60,7 +60,7 @@ def page(trainer: Trainer, reading: Reading, pictures: dict[str, str], command: 
         (f"{parameters:,}", "parameters"),
     ]
     layers = " → ".join(type(layer).__name__ for layer in trainer.model.layers)
-    shown = min(wrong, 40)
+    shown = len(reading.shown)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

@@ -61,6 +61,11 @@ class Reading:
         wrong = np.flatnonzero(self.read != self.true)
         return wrong[np.argsort(-self.probabilities[wrong, self.read[wrong]], kind="stable")]
 
+    @property
+    def shown(self) -> np.ndarray:
+        """Those of :attr:`misread` that the report has pictures of, at most :data:`MOST_MISREAD`."""
+        return self.misread[:MOST_MISREAD]
+
 
 def write(trainer: Trainer, folder: Path, command: str) -> Path:
     """Write the pictures and the page of a run into ``folder``, over those of an earlier report.
@@ -178,7 +183,7 @@ def confusion(counts: np.ndarray, classes: tuple[str, ...]) -> Figure:
 
 def misread(reading: Reading, images: np.ndarray, classes: tuple[str, ...]) -> Figure:
     """The misread test images, the surest mistakes first, each with what was read and what it is."""
-    shown = reading.misread[:MOST_MISREAD]
+    shown = reading.shown
     if not len(shown):
         figure = _figure(10, 1.2)
         figure.text(0.5, 0.5, "No test image was misread.", ha="center", va="center", fontsize=13, color=GREY)
