@@ -16,7 +16,7 @@ import threadpoolctl
 from PIL import Image, ImageDraw
 from rich.console import Console
 
-from konv.layers import Convolution, DownConv, Dropout, ReLU, Sequential
+from konv.layers import Convolution, DownConv, Dropout, ReLU, Sequential, SoftmaxWithLoss
 from konv.training import checkpoint as checkpoints
 from konv.training import report
 from konv.training.config import Config
@@ -249,6 +249,16 @@ def test_each_epoch_has_its_own_order_and_dropout(small):
     assert not np.array_equal(masks[0][0], masks[4][0]) and not np.array_equal(masks[0][0][:, :10], masks[0][1])
 
 
+def test_training_loss_and_accuracy_are_means_over_the_images(small):
+    """With steps too small to change a weight, they are those of the first model, whatever a short last batch weighs."""
+    trainer = Trainer(config(lr=1e-30, optimizer="sgd", augment=False), small)
+    scores = trainer.model.forward(small.train_images)
+    expected = SoftmaxWithLoss().forward(scores, small.train_labels)
+    entry = trainer.train_epoch()
+    assert abs(entry["loss"] - expected) <= 1e-5 * expected  # a short batch that counted in full: 1e-1
+    assert entry["accuracy"] == (scores.argmax(axis=1) == small.train_labels).mean()
+
+
 def test_learning_rate_halves(small):
     trainer = trained(config(lr=0.5, optimizer="sgd"), small, epochs=0)
     trainer.history = [{}] * 12  # as if 12 epochs were finished
@@ -256,11 +266,14 @@ def test_learning_rate_halves(small):
     assert trainer.optimizer.lr == 0.25
 
 
-def test_reported_accuracy_is_the_models(small):
-    trainer = trained(config(epochs=2), small)
+@pytest.mark.parametrize("model", ["simple", "deep"])  # with deep, dropout shows whether the test is in inference mode
+def test_reported_accuracy_is_the_models(small, model):
+    trainer = trained(config(model=model, epochs=2), small)
     read = trainer.model.eval().forward(small.test_images).argmax(axis=1)
     assert trainer.history[-1]["test_accuracy"] == (read == small.test_labels).mean()
-    assert report.Reading.of(trainer).confusion.trace() == (read == small.test_labels).sum()
+    reading = report.Reading.of(trainer)
+    assert np.array_equal(reading.read, read) and np.array_equal(reading.true, small.test_labels)
+    assert reading.confusion.trace() == (read == small.test_labels).sum()
 
 
 @pytest.mark.parametrize("lr", [1e30, 1e8])
@@ -537,9 +550,18 @@ def test_pictures_of_any_number_of_mistakes(mistakes, classes):
     counts = np.zeros((len(classes), len(classes)), np.int64)
     counts[0, :2] = 80 - mistakes, mistakes
     reading = report.Reading(probabilities, read, true, counts)
+    assert len(reading.shown) == min(mistakes, report.MOST_MISREAD)
     assert len(report.misread(reading, np.zeros((80, 1, 8, 8)), classes).axes) >= min(mistakes, 40)
     report.misread(reading, np.zeros((80, 1, 8, 8)), classes).savefig(os.devnull, format="png")
     report.confusion(counts, classes).savefig(os.devnull, format="png")
+
+
+def test_the_page_says_how_many_mistakes_it_shows(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MOST_MISREAD", 3)
+    trainer = trained(config(epochs=1), small)
+    wrong = len(report.Reading.of(trainer).misread)
+    assert wrong > 3
+    assert f"3 of {wrong}, the surest mistakes first" in report.write(trainer, tmp_path, "").read_text(encoding="utf-8")
 
 
 def test_duration():
