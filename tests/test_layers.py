@@ -859,6 +859,24 @@ def test_a_state_that_is_no_dict_is_refused(state):
         Sequential(affine()).load_state_dict(state)
 
 
+def test_a_state_for_a_read_only_parameter_is_refused_before_anything_is_written():
+    net = Sequential(affine(), batch_normalization())
+    net.layers[1].beta = np.broadcast_to(net.layers[1].beta[:1], net.layers[1].beta.shape)
+    before = net.state_dict()
+    with pytest.raises(ValueError, match=r"the layer's '1\.beta' is read-only"):
+        net.load_state_dict({name: array + 1 for name, array in before.items()})
+    assert all(np.array_equal(array, before[name]) for name, array in net.state_dict().items())
+
+
+@pytest.mark.parametrize("mode", ["no", 0, None])
+def test_a_mode_that_is_no_flag_is_refused(mode):
+    for layer in (affine(), Sequential(affine()), konv.DownConv()):
+        with pytest.raises(TypeError, match=f"mode={mode!r}: expected True or False"):
+            layer.train(mode)
+        assert layer.training
+        assert not layer.train(np.bool_(False)).training
+
+
 def test_sequential_modes_reach_every_layer():
     dropout = Dropout(0.5, rng=0)
     net = Sequential(ReLU(), Sequential(dropout))

@@ -8,6 +8,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from konv.arrays import check_flag
+
 
 class Layer:
     """A layer with an explicit ``forward`` and ``backward``.
@@ -43,7 +45,14 @@ class Layer:
     _backwards: int = 0  # since the last forward
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training (or, with ``mode=False``, to inference) and return the layer."""
+        """Switch to training (or, with ``mode=False``, to inference) and return the layer.
+
+        Raises
+        ------
+        TypeError
+            ``mode`` is neither True nor False.
+        """
+        check_flag("mode", mode)
         self.training = bool(mode)
         if not self.training:
             self._saved = None
@@ -81,7 +90,7 @@ class Layer:
         TypeError
             ``state`` is no dict, or an array is not of real numbers.
         ValueError
-            An array has another shape than the layer's. Nothing is written in any of these cases.
+            An array has another shape than the layer's, or the layer's is read-only. Nothing is written in any of these cases.
         """
         own = {**self.params(), **self.buffers()}
         if not isinstance(state, Mapping):
@@ -97,6 +106,8 @@ class Layer:
                 raise ValueError(f"state[{name!r}] has shape {array.shape}, the layer's is {own[name].shape}")
             if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
                 raise TypeError(f"state[{name!r}] has dtype {array.dtype}, not of real numbers")
+            if not own[name].flags.writeable:
+                raise ValueError(f"the layer's {name!r} is read-only, and state cannot be copied into it")
         for name, array in own.items():
             array[...] = arrays[name]
 
