@@ -184,7 +184,10 @@ def conv_transpose(
     x : (N, C, *spatial)
     w : (C, F // groups, *kernel)
     b : (F,) or None
-    stride, padding, output_padding, dilation, groups : see :func:`konv.geometry.transposed_geometry`
+    stride, dilation : int, or one int per spatial axis, at least 1
+    padding : cells cut from each end of the result: int, one per axis, a (low, high) pair per axis, or "valid"
+    output_padding : int or one per axis, less than ``max(stride, dilation)``: cells added at the end of the result
+    groups : int that divides C
 
     Returns
     -------

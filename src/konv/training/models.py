@@ -1,7 +1,8 @@
 """The networks of ``konv train``, built from konv's layers: two of the book's, and one that reads an image row by row.
 
-All take images (N, 1, H, W) and give scores (N, classes), before the softmax. Weights in front of a ReLU are drawn from a
-normal distribution of deviation ``sqrt(2 / fan_in)`` and biases are 0 (He et al., *Delving Deep into Rectifiers*, 2015).
+All take images (N, 1, H, W) and give scores (N, classes), before the softmax. Weights are drawn from a normal distribution of
+deviation ``sqrt(2 / fan_in)`` and biases are 0 (He et al., *Delving Deep into Rectifiers*, 2015), in the last layer, too, as in
+the book's DeepConvNet; :class:`konv.DownConv` draws its own.
 """
 
 from __future__ import annotations
