@@ -221,3 +221,10 @@ def test_ties_in_pytorch_are_the_first_too():
     tensor = torch.zeros(x.shape, dtype=torch.float64, requires_grad=True)
     F.max_pool2d(tensor, 2).backward(torch.tensor(dy))
     assert_equal(konv.max_pool_backward(dy, x, 2), tensor.grad.numpy())
+
+
+def test_a_layers_gradients_have_the_layout_of_its_input():
+    x = np.moveaxis(np.random.default_rng(0).standard_normal((2, 6, 8, 3)), -1, 1)
+    for layer in (konv.Pooling(2, 2), konv.AveragePooling(2, 2), konv.ReLU()):
+        out = layer.forward(x)
+        assert layout_of(out) == layout_of(layer.backward(out)) == "last"

@@ -194,7 +194,8 @@ def avg_pool_backward(
     check_flag("count_include_pad", count_include_pad)
     g = pooling_geometry(x.shape, kernel_size, stride=stride, padding=padding, dilation=dilation, dtype=x.dtype)
     check_upstream(dy, g.output_shape)
-    return _engine().mean_gradient(dy, g, count_include_pad, layout_of(x))
+    told_by = dy if 0 in x.strides else x  # a layer keeps the shape of x only
+    return _engine().mean_gradient(dy, g, count_include_pad, layout_of(told_by))
 
 
 def _engine() -> Any:
