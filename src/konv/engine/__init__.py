@@ -12,8 +12,9 @@
     sweeps.py                 what an output reads, axis by axis, as tables
     joined.py                 few channels: neighbouring cells in the lanes
     axes.py                   the phases of an axis
-    products.py               windows apart: jobs          products_kernels.py      its kernels
+    products.py               windows apart: jobs          products_kernels.py, products_weights.py   its kernels
     products_last.py          channels last: jobs          products_last_kernels.py   its kernels
+    windows.py                their tile, and windows that are taken apart and put together
     grouped.py                pixels in lanes: jobs        planes.py                its kernels
     winograd.py               3 x 3, F(4x4, 3x3)           winograd_kernels.py      its kernels
     winograd_weights.py       its weight gradient          winograd_outer.py        its kernels

@@ -18,7 +18,8 @@ import numpy as np
 from konv.engine import memory
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
-from konv.engine.products_kernels import add_sums, multiply_pixels, weight_sums
+from konv.engine.products_kernels import multiply_pixels
+from konv.engine.products_weights import add_sums, weight_sums
 from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
 
@@ -248,9 +249,7 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient
     row_count, reduction, pixels = y.rows, x.rows, math.prod(y.spatial)
     vectors = min((vectors, vectors - 1), key=lambda n: -(-reduction // (lanes * n)) * n)
     # Windows of a length that kernels are not compiled for are copied whole, into one region
-    column_regions, region_columns = _even(
-        reduction, REGION[1] if x.taps else reduction + lanes * vectors, lanes * vectors
-    )
+    column_regions, region_columns = _even(reduction, reduction + lanes * vectors, lanes * vectors)
     most_pixels = BLOCK_PIXELS if x.taps else max(8, min(BLOCK_PIXELS, BLOCK_BYTES // (region_columns * itemsize)))
     block_pixels = min(pixels, most_pixels)
     image_blocks = -(-pixels // block_pixels)
@@ -258,8 +257,11 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient
     blocks = -(-g.batch // block_images) * image_blocks
     cells = g.groups * row_count * reduction
     most = max(PARTS_BYTES, columns_bytes(g, itemsize) // 16) // (cells * itemsize)
-    for region in (REGION[0], REGION[0] // 2, REGION[0] // 4):  # smaller ones lay out x more often
-        row_regions, region_rows = _even(row_count, region, rows)
+    most_rows, most_columns = REGION
+    for narrower, shorter in ((1, 1), (2, 1), (4, 1), (4, 2)):  # shorter ones lay out x more often
+        row_regions, region_rows = _even(row_count, most_rows // shorter, rows)
+        if x.taps:
+            column_regions, region_columns = _even(reduction, most_columns // narrower, lanes * vectors)
         pieces = g.groups * row_regions * column_regions
         parts = max(1, min(-(-PIECES // pieces), most, blocks))
         if pieces * parts >= PIECES:

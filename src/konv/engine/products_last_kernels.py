@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from konv.engine.compile import kernel
-from konv.engine.products_kernels import in_vectors, multiply_tile
 from konv.engine.simd import Variable, loop, minimum, transpose, within
+from konv.engine.windows import in_vectors, multiply_tile
 
 
 def lay_filters(w: Any, out: Any, first: Any, filters: Any, reduction: Any, lanes: int, vectors: int) -> None:

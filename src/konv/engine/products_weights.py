@@ -1,0 +1,148 @@
+"""Weight gradient of convolutions that are matrix products; see :mod:`konv.engine.windows`."""
+
+from __future__ import annotations
+
+from konv.engine.compile import kernel
+from konv.engine.simd import Variable, loop, minimum, transpose
+from konv.engine.windows import in_vectors, multiply_tile, read_windows, runs
+
+
+@kernel
+def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
+    """Weight gradient: ``out[f, q] = sum over pixels of dy[f, pixel] * x[q, pixel]``, q = (channel, kernel index).
+
+    A piece is (part of the pixels, group, region of filters, region of q). Block by block of pixels, x is turned into
+    ``packed[pixel, q]``, and a tile's products are added to the region's sums, which stay in L2.
+    """
+    wide = "float64" if dtype == "float64" else "float32"
+    half = dtype != wide
+    width = lanes * vectors
+
+    def text(
+        piece, slot, dy, x, out, workspace, slot_size, groups, parts, row_count, region_rows, row_regions, reduction,
+        region_columns, column_regions, images, pixels, blocks, image_blocks, block_images, block_pixels, line_pixels,
+        depth_lines, image_lines, most_runs,
+        x_image, x_channels, x_channel, x_depth, x_row, x_cells, x_kernel_depth, x_kernel_height, x_kernel_width,
+        x_step_depth, x_step_height, x_step,
+    ):  # fmt: skip
+        x_kernel_width, x_step = x_taps or x_kernel_width, x_stride or x_step
+        column_region, rest = piece % column_regions, piece // column_regions
+        row_region, rest = rest % row_regions, rest // row_regions
+        group, part = rest % groups, rest // groups
+        first_row, first_column = row_region * region_rows, column_region * region_columns
+        used_rows = minimum(region_rows, row_count - first_row)
+        used_columns = minimum(region_columns, reduction - first_column)
+        tiles, panels = (used_rows + (rows - 1)) // rows, (used_columns + (width - 1)) // width
+
+        sums = workspace.at(slot * slot_size)
+        packed = sums.at(region_rows * region_columns)
+        if x_taps:  # packed[panel, pixel, columns of a panel]
+            pitch, panel_size = width, block_images * block_pixels * width
+            numbers = packed.at(panel_size * (region_columns // width) + lanes * width)  # dy, where it must be widened
+        else:  # packed[pixel, columns]
+            pitch, panel_size = region_columns + lanes, width
+            numbers = packed.at(block_images * block_pixels * pitch)
+        for i in loop(used_rows * (region_columns // lanes)):
+            sums.put(i * lanes, sums.zero(lanes))
+
+        first_block = part * blocks // parts
+        for b in loop((part + 1) * blocks // parts - first_block):
+            block = first_block + b
+            first_image, first_pixel = block // image_blocks * block_images, block % image_blocks * block_pixels
+            used_images = minimum(block_images, images - first_image)
+            count = minimum(block_pixels, pixels - first_pixel)
+            upstream = dy.at(((first_image * groups + group) * row_count + first_row) * pixels + first_pixel)
+
+            def each_run(z, first_image=first_image, first_pixel=first_pixel, count=count):
+                """Where the windows of a run lie in x, its first row in ``packed``, its pixels, the cells left in the row."""
+                for pixel, line, column, run in runs(first_pixel, first_pixel + count, most_runs, line_pixels):
+                    image, depth, height = first_image + z, line // depth_lines, line % depth_lines
+                    source = x.at(
+                        image * x_image + group * x_channels * x_channel + depth * x_step_depth * x_depth
+                        + height * x_step_height * x_row + column * x_step
+                    )  # fmt: skip
+                    yield source, z * count + (pixel - first_pixel), run, x_cells - column * x_step
+
+            # What a full vector writes past a run's end is written again by the next run, image, or panel;
+            # what one writes past a window's row, by the next row
+            if x_taps:
+                for vector in loop((used_columns + (lanes - 1)) // lanes):
+                    q = first_column + vector * lanes
+                    for z in loop(used_images):
+                        for source, row, run, row_cells in each_run(z):
+                            target = packed.at(vector // vectors * panel_size + row * pitch + vector % vectors * lanes)
+                            for j, used in in_vectors(run, row_cells // x_step, lanes):
+                                lines = []
+                                for i in range(0, lanes, x_taps):
+                                    # Past the last q comes the last again, in columns that are not used
+                                    number = minimum(q + i, reduction - x_taps) // x_taps
+                                    h, rest = number % x_kernel_height, number // x_kernel_height
+                                    d, c = rest % x_kernel_depth, rest // x_kernel_depth
+                                    cells = source.at(c * x_channel + d * x_depth + h * x_row + j * x_step)
+                                    taps = read_windows(
+                                        cells, x_step, x_stride, x_taps, x_taps, lanes, used, row_cells - j * x_step
+                                    )
+                                    lines += [tap for _, tap in taps]
+                                for i, line in enumerate(transpose(lines)):
+                                    target.put((j + i) * pitch, line)
+            else:
+                for z in loop(used_images):
+                    for source, row, run, _ in each_run(z):
+                        for number in loop(reduction // x_kernel_width):
+                            h, rest = number % x_kernel_height, number // x_kernel_height
+                            d, c = rest % x_kernel_depth, rest // x_kernel_depth
+                            cells = source.at(c * x_channel + d * x_depth + h * x_row)
+                            target = packed.at(row * pitch + number * x_kernel_width)
+                            for block in loop((x_kernel_width + (lanes - 1)) // lanes):
+                                for i in loop(run):
+                                    taps = cells.vec(i * x_step + block * lanes, lanes, x_kernel_width - block * lanes)
+                                    target.put(i * pitch + block * lanes, taps)
+
+            if half:
+                for r in loop(used_rows):
+                    for z in loop(used_images):
+                        for j in loop((count + (lanes - 1)) // lanes):
+                            line = upstream.at((z * groups * row_count + r) * pixels + j * lanes)
+                            numbers.put(
+                                (r * block_images + z) * count + j * lanes, line.vec(0, lanes, count=count - j * lanes)
+                            )
+            for panel in loop(panels):
+                for tile in loop(tiles):
+                    places = [minimum(tile * rows + i, used_rows - 1) for i in range(rows)]
+                    targets = [sums.at(r * region_columns + panel * width) for r in places]
+                    totals = [Variable(target.vec(lanes * j, lanes)) for target in targets for j in range(vectors)]
+                    for z in loop(used_images):
+                        if half:
+                            lines = [numbers.at((r * block_images + z) * count) for r in places]
+                        else:
+                            lines = [upstream.at((z * groups * row_count + r) * pixels) for r in places]
+                        multiply_tile(
+                            lines, 1, packed.at(panel * panel_size + z * count * pitch), pitch, count, lanes, totals
+                        )
+                    for i, target in enumerate(targets):
+                        for j in range(vectors):
+                            target.put(lanes * j, totals[vectors * i + j].get())
+
+        for r in loop(used_rows):
+            target = out.at(((part * groups + group) * row_count + first_row + r) * reduction + first_column)
+            for j in loop((used_columns + (lanes - 1)) // lanes):
+                line = sums.vec(r * region_columns + j * lanes, lanes)
+                target.put(j * lanes, line, count=used_columns - j * lanes)
+
+    return text, {"dy": dtype, "x": dtype, "out": out_dtype, "workspace": wide}
+
+
+@kernel
+def add_sums(wide, dtype, lanes):
+    """``out[i] = sum over parts of sums[part, i]``, a vector a time. A piece is ``chunk`` numbers."""
+
+    def text(piece, slot, sums, out, parts, numbers, chunk):
+        first = piece * chunk
+        for block in loop((minimum(chunk, numbers - first) + (lanes - 1)) // lanes):
+            i = first + block * lanes
+            total = Variable(sums.vec(i, lanes, count=numbers - i))
+            for part in loop(parts - 1):
+                total.set(total.get() + sums.vec((part + 1) * numbers + i, lanes, count=numbers - i))
+            out.put(i, total.get(), count=numbers - i)
+
+    return text, {"sums": wide, "out": dtype}
