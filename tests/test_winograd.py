@@ -281,6 +281,20 @@ def test_half_types_are_computed_in_float32_and_rounded_once(dtype, layout):
         assert_same_bits(gradient, expected.astype(dtype))
 
 
+@pytest.mark.parametrize("layout", ["first", "last"])
+def test_float64(layout):
+    """Its rounding is that of its type."""
+    rng = np.random.default_rng(0)
+    x, w, b, dy = (rng.standard_normal(shape) for shape in ((2, 20, 14, 18), (33, 20, 3, 3), (33,), (2, 33, 14, 18)))
+    right = [textbook.conv(x, w, b, padding=1), *textbook.conv_backward(dy, x, w, padding=1)]
+    x, dy = laid_out(x, layout), laid_out(dy, layout)
+    plans = [konv.plan(x.shape, w.shape, padding=1, kind=kind, dtype=x.dtype, layout=layout) for kind in KINDS]
+    assert {plan.algorithm for plan in plans} == {algorithm}
+    for actual, expected in zip([konv.conv(x, w, b, padding=1), *konv.conv_backward(dy, x, w, padding=1)], right):
+        assert actual.dtype == np.float64
+        assert (np.abs(actual - expected) <= 1e-14 * np.abs(expected).max()).all()
+
+
 @pytest.mark.parametrize("shape, filters", [((3, 130, 7, 9), 70), ((2, 20, 14, 18), 33)])
 def test_bits_do_not_depend_on_the_cut(monkeypatch, shape, filters):
     """However it is cut into pieces, every sum has its order."""
@@ -288,7 +302,7 @@ def test_bits_do_not_depend_on_the_cut(monkeypatch, shape, filters):
     x, w, b = normal(rng, *shape), normal(rng, filters, shape[1], TAPS, TAPS), normal(rng, filters)
     y, dx = run(x, w, b, 1), run_gradient(run(x, w, b, 1), w, shape, 1)
     g = geometry(shape, w.shape, padding=1)
-    cuts = list(every_cut(2, winograd_cuts.Axes.of(g, False), winograd_cuts.Sizes.of(g, False), 2))
+    cuts = list(every_cut(2, winograd_cuts.Axes.of(g, False), winograd_cuts.Sizes.of(g, False, "float32"), 2))
     for i in range(0, len(cuts), 3):
         monkeypatch.setattr(
             winograd_cuts, "_cuts", lambda *given, i=i: list(every_cut(*given))[i:][:1] or every_cut(*given)
@@ -308,8 +322,8 @@ def test_workspace_is_small(threads, shape, filters):
     threads(2)
     g = geometry(shape, (filters, shape[1], TAPS, TAPS), padding=1)
     columns = g.batch * np.prod(g.output) * TAPS * TAPS * 4
-    assert winograd_cuts.best(g, False, 2).size <= 0.15 * columns * g.channels
-    assert winograd_cuts.best(g, True, 2).size <= 0.15 * columns * g.filters
+    assert winograd_cuts.best(g, False, "float32", 2).size <= 0.15 * columns * g.channels
+    assert winograd_cuts.best(g, True, "float32", 2).size <= 0.15 * columns * g.filters
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -351,7 +365,7 @@ def test_filters_on_numpy(lanes, order):
     w = normal(np.random.default_rng(0), filters, channels, TAPS, TAPS)
     out = np.full(2 * POINTS * plane, np.nan, np.float32)
     for piece in range(2):
-        filters_to_points.text(lanes, 2, order)(
+        filters_to_points.text("float32", lanes, 2, order)(
             piece, 0, ArrayPointer(w.ravel()), ArrayPointer(out), filter_stride=channels * 9, channel_stride=9,
             filters=filters, channels=channels, chunks=2, channel_chunks=2, chunk_channels=chunk_channels, plane=plane,
         )  # fmt: skip
@@ -420,7 +434,7 @@ def test_text_on_numpy_equals_compiled(monkeypatch, shape, filters, ahead):
 
 
 @pytest.mark.parametrize("change, reason", [
-    (dict(dtype="float64"), "float64"), (dict(stride=2), "stride"), (dict(groups=2), "groups"),
+    (dict(stride=2), "stride"), (dict(groups=2), "groups"),
     (dict(w_shape=(16, 16, 3, 5)), "3 x 3"), (dict(x_shape=(1, 16, 9), w_shape=(16, 16, 3)), "3 x 3"),
     (dict(dilation=9), "outputs"), (dict(dilation=6, padding=3, kind="weight_gradient"), "outputs"),
     (dict(x_shape=(3, 16, 10, 10), kind="weight_gradient"), "tiles"),

@@ -190,4 +190,4 @@ def test_workspace_is_small(threads, shape, filters):
     threads(2)
     g = geometry(shape, (filters, shape[1], TAPS, TAPS), padding=1)
     matrix_bytes = g.batch * np.prod(g.output) * g.channels * TAPS * TAPS * 4
-    assert winograd_weights.prepare(g, "first", 2).size <= 0.15 * matrix_bytes
+    assert winograd_weights.prepare(g, "float32", "first", 2).size <= 0.15 * matrix_bytes

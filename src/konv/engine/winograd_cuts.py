@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from konv.engine.machine import machine
 from konv.engine.threads import width
 from konv.engine.winograd_formulas import OUTPUTS, POINTS, SPAN, TAPS
@@ -18,7 +20,7 @@ from konv.geometry import Geometry
 MEMORY, LEAST_MEMORY = 0.15, 800_000  # of the im2col matrix; bytes that may always be borrowed
 AHEAD_TILES, PASSING_TILES = (112, 84, 56, 42, 28, 14), (98, 64, 56, 42, 32, 28, 16)  # tiles of a block that are tried
 MOST_PANELS = 8  # of a piece, where channels pass by
-FAST_CELLS, SPILLED = 1 << 18, 0.5  # cells that fit into L2; what products lose for as many beyond
+FAST_BYTES, SPILLED = 1 << 20, 0.5  # what fits into L2; what products lose for as many beyond
 # Nanoseconds on one core: a product of a channel, a filter and a tile; a tile of inputs, for each channel; a filter's taps;
 # its 36 points from L3, from L2; a tile's inputs in lines of some cells beside which other blocks lie: they come from
 # memory, short lines unasked for (64@224: 34 ms in lines of 56 cells, 26 of 112, 22 of 224).
@@ -103,6 +105,7 @@ class Sizes:
     Attributes
     ----------
     channels, filters : summed, computed; of an input gradient w's filters and channels
+    wide, lanes : the type it computes in, and how many a vector has
     depth : channels that are summed before they are added up: 128 is no faster than 64, and the error 1.4 times as large
     channel_chunks, chunk_channels : parts of at most ``depth`` channels
     chunks : parts of the sum, those of all planes of a kernel
@@ -111,6 +114,7 @@ class Sizes:
 
     channels: int
     filters: int
+    wide: str
     lanes: int
     depth: int
     chunks: int
@@ -120,17 +124,17 @@ class Sizes:
     panels: int
 
     @staticmethod
-    def of(g: Geometry, transposed: bool) -> Sizes:
+    def of(g: Geometry, transposed: bool, wide: str) -> Sizes:
         """Those of a convolution, or of its input gradient."""
         host = machine()
-        lanes = host.lanes("float32")
+        lanes = host.lanes(wide)
         channels, filters = (g.filters, g.channels) if transposed else (g.channels, g.filters)
         vectors = min(host.tile[0], -(-filters // lanes))  # 16 filters: 1.6 times as fast as half a panel of zeros
         depth = 64 if channels <= 128 else 32  # where filters are many, memory is short
         chunks, chunk_vectors = evenly(-(-channels // lanes), depth // lanes)
         planes = g.kernel[0] if g.axes == 3 else 1
         return Sizes(
-            channels, filters, lanes, depth, planes * chunks, chunks, chunk_vectors * lanes, vectors,
+            channels, filters, wide, lanes, depth, planes * chunks, chunks, chunk_vectors * lanes, vectors,
             -(-filters // (lanes * vectors)),
         )  # fmt: skip
 
@@ -145,6 +149,7 @@ class Cut:
     group : tiles in registers
     pieces, threads : of the job
     filter_cells, slot_size : cells of the filters that are transformed ahead, and of each thread's own
+    itemsize : bytes of a cell
     cost : about how many nanoseconds it takes one core
     numbers : the kernel's arguments
     """
@@ -155,19 +160,20 @@ class Cut:
     threads: int
     filter_cells: int
     slot_size: int
+    itemsize: int
     cost: float
     numbers: dict[str, int]
 
     @property
     def size(self) -> int:
         """Bytes of the workspace."""
-        return (self.filter_cells + self.threads * self.slot_size) * 4
+        return (self.filter_cells + self.threads * self.slot_size) * self.itemsize
 
 
-def best(g: Geometry, transposed: bool, threads: int) -> Cut:
+def best(g: Geometry, transposed: bool, wide: str, threads: int) -> Cut:
     """The cheapest that fits into the memory; where none does, the best product of both."""
-    axes, sizes = Axes.of(g, transposed), Sizes.of(g, transposed)
-    matrix = g.batch * math.prod(axes.output) * sizes.channels * math.prod(g.kernel) * 4
+    axes, sizes = Axes.of(g, transposed), Sizes.of(g, transposed, wide)
+    matrix = g.batch * math.prod(axes.output) * sizes.channels * math.prod(g.kernel) * np.dtype(wide).itemsize
     cuts = list(_cuts(g.batch, axes, sizes, threads))
     fitting = [cut for cut in cuts if cut.size <= max(LEAST_MEMORY, MEMORY * matrix)]
     return min(fitting, key=lambda cut: cut.cost) if fitting else min(cuts, key=lambda cut: cut.cost * cut.size)
@@ -209,17 +215,18 @@ def _cut(batch: int, axes: Axes, s: Sizes, threads: int, most_tiles: int, part_p
     filter_cells = s.panels * s.chunks * POINTS * filter_plane if ahead else 0
 
     channels = s.channels * axes.planes
+    itemsize = np.dtype(s.wide).itemsize
     products = blocks * tiles * channels * s.filters
     used = width(pieces, products * POINTS)
-    cost = products * PRODUCT * (1 + min(0.6, SPILLED * max(0, slot_size / FAST_CELLS - 1)))
+    cost = products * PRODUCT * (1 + min(0.6, SPILLED * max(0, slot_size * itemsize / FAST_BYTES - 1)))
     line = block_columns * OUTPUTS
     inputs = INPUT + (SHORT_LINES * max(0, 1 / line - 1 / LONG_LINE) if tiled["column_blocks"] > 1 else 0)
-    points = FAR_POINTS if slot_size + filter_cells > FAST_CELLS else NEAR_POINTS
+    points = FAR_POINTS if (slot_size + filter_cells) * itemsize > FAST_BYTES else NEAR_POINTS
     filters = FILTER + blocks * points if ahead else blocks * FILTER
     cost += blocks * tiles * parts * channels * inputs + channels * s.filters * filters
     idle = -(-pieces // used) * used / pieces + (used - 1) / pieces / 4  # threads do not end together
     return Cut(
-        ahead, group, pieces, used, filter_cells, slot_size, cost * idle,
+        ahead, group, pieces, used, filter_cells, slot_size, itemsize, cost * idle,
         dict(
             slot_size=slot_size, strip_at=strip_at, sums_at=sums_at, filters_at=filters_at, part_panels=part_panels,
             panels=s.panels, parts=parts, input_plane=input_plane, sums_plane=sums_plane, filter_plane=filter_plane,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from konv.engine.compile import kernel
+from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, fma, loop, minimum, splat, transpose
 from konv.engine.winograd_formulas import (
     OUTPUTS,
@@ -25,12 +26,11 @@ from konv.engine.winograd_tiles import (
 )
 
 AHEAD = 8  # channels between asking for taps and using them
-LINE = 16  # float32 numbers in a cache line
 SPREAD = 16  # cells between the planes of the points beyond their size: at powers of two they would evict each other
 
 
 @kernel
-def filters_to_points(lanes, vectors, order):
+def filters_to_points(wide, lanes, vectors, order):
     """``U[point, channel, filters] = G w G^T`` for a panel of filters and a chunk of channels, which are a piece.
 
     ``order`` is "taps" where a filter's taps lie together; "flipped taps" those of an input gradient; "taps of planes" those
@@ -49,7 +49,7 @@ def filters_to_points(lanes, vectors, order):
             first * channel_stride + taps, channel_stride, minimum(chunk_channels, channels - first), plane,
         )  # fmt: skip
 
-    return text, {"w": "float32", "points": "float32"}
+    return text, {"w": wide, "points": wide}
 
 
 @kernel
@@ -156,7 +156,7 @@ def winograd(dtype, out, lanes, vectors, group, depth, filters_from, layout, dil
             for p in loop(own_panels):
                 transform_sums(first_panel + p, all_sums.at(p * POINTS * sums_plane))
 
-    return text, dict.fromkeys(("w", "bias", "points", "slots"), "float32") | {"x": dtype, "y": out}
+    return text, dict.fromkeys(("w", "bias", "points", "slots"), wide_type(dtype)) | {"x": dtype, "y": out}
 
 
 def _taps_of_chunk(chunk, chunks, channel_chunks, order):
@@ -172,8 +172,8 @@ def _add_products(values, taps, plane, sums, count, depth, group, lanes, vectors
     width = lanes * vectors
     accumulators = [Variable(sums.zero(lanes)) for _ in range(group * vectors)]
     for c in loop(count):
-        values.prefetch(group * depth + c * LINE)  # the next group's
-        for j in range(0, width, LINE):
+        values.prefetch(group * depth + c * lanes)  # the next group's
+        for j in range(0, width, lanes):
             taps.prefetch(plane + c * width + j)  # the next point's
         row = [taps.vec(c * width + lanes * j, lanes) for j in range(vectors)]
         for i in range(group):
@@ -198,7 +198,9 @@ def _transform_filters(
         sources = [minimum(first + j * lanes + i, filters - 1) * filter_stride + start for i in range(lanes)]
         if order == "taps":
             _gather_taps(w, points.at(j * lanes), lanes, lanes * vectors, sources, count, plane)
-        coming = [sources[0] + t for t in range(0, lanes * cells + LINE, LINE)] if order == "flipped taps" else sources
+        coming = (
+            [sources[0] + t for t in range(0, lanes * cells + lanes, lanes)] if order == "flipped taps" else sources
+        )
         for c in loop(count):
             to = points.at((c * vectors + j) * lanes)
             if order == "taps":

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from konv.engine.compile import kernel
+from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, fma, loop, minimum, splat, transpose, within
 from konv.engine.winograd_formulas import (
     OUTPUTS,
@@ -110,7 +111,7 @@ def tiles_to_weights(dtype, lanes, vectors, rows, layout, dilated):
                     source, width, sums_plane, inputs, dw.at(to), channels, filters - first, own_channels, lanes, number
                 )
 
-    return text, {"x": dtype, "dy": dtype, "dw": "float32", "slots": "float32"}
+    return text, {"x": dtype, "dy": dtype, "dw": wide_type(dtype), "slots": wide_type(dtype)}
 
 
 def _add_outer_products(a, a_step, a_plane, d, d_step, d_plane, sums, tiles, rows, lanes, vectors, kept):
@@ -149,7 +150,7 @@ def _write_weights(sums, step, plane, taps, dw, channels, filters, own_channels,
 
 
 @kernel
-def add_parts(lanes):
+def add_parts(wide, lanes):
     """``dw[pair, plane, tap] = sum over parts of sums[part, plane, pair, tap]``, in their order, for pairs of filter and channel.
 
     A piece is ``cells`` numbers of a plane, whole pairs; where there is one plane, they are added as they lie.
@@ -170,4 +171,4 @@ def add_parts(lanes):
                 to = (first // taps + p) * (taps * planes) + plane * taps + q * lanes
                 dw.put(to, total.get(), count=count)
 
-    return text, dict.fromkeys(("sums", "dw"), "float32")
+    return text, dict.fromkeys(("sums", "dw"), wide)

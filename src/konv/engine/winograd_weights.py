@@ -15,7 +15,7 @@ import numpy as np
 
 from konv.engine import memory
 from konv.engine.launch import Job, address
-from konv.engine.machine import dtype_name, machine
+from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.threads import get_threads, width
 from konv.engine.winograd_cuts import LEAST_MEMORY, MEMORY, Axes, evenly
 from konv.engine.winograd_formulas import POINTS, SPAN, TAPS
@@ -61,14 +61,16 @@ def prepare(g: Geometry, dtype: str, layout: str, threads: int) -> Prepared:
     candidates = PASSING if tiles <= BLOCK_TILES else BLOCKS
     for block in candidates:
         prepared = _prepare(g, axes, dtype, layout, *block)
-        if block == candidates[-1] or prepared.size <= max(LEAST_MEMORY, MEMORY * columns_matrix * 4):
+        if block == candidates[-1] or prepared.size <= max(
+            LEAST_MEMORY, MEMORY * columns_matrix * np.dtype(wide_type(dtype)).itemsize
+        ):
             return prepared
     raise AssertionError
 
 
 def _prepare(g: Geometry, axes: Axes, dtype: str, layout: str, most_channels: int, most_filters: int) -> Prepared:
     host = machine()
-    lanes, (vectors, rows) = host.lanes("float32"), host.tile
+    lanes, (vectors, rows) = host.lanes(dtype), host.tile
     vectors = min(vectors, -(-g.filters // lanes), -(-most_filters // lanes))
     rows = min(rows, 8)  # 8 divides what layers have; 13 and 14 are as fast for 64 channels
     few = BLOCK_TILES < g.batch * axes.output[0] * axes.tile_rows * axes.tile_columns <= FEW_TILES
@@ -106,10 +108,12 @@ def _prepare(g: Geometry, axes: Axes, dtype: str, layout: str, most_channels: in
     if parts * axes.planes > 1:
         plane = weights // axes.planes
         pieces = -(-plane // ADDED) * axes.planes
-        add = Job(add_parts(lanes), pieces, size=plane, parts=parts, planes=axes.planes, cells=ADDED)
+        add = Job(add_parts(wide_type(dtype), lanes), pieces, size=plane, parts=parts, planes=axes.planes, cells=ADDED)
         part_cells = parts * weights
     used = width(multiply.pieces, blocks * tiles * POINTS * channel_blocks * block_channels * g.filters)
-    return Prepared(multiply, add, used, part_cells, (part_cells + used * slot_size) * 4)
+    return Prepared(
+        multiply, add, used, part_cells, (part_cells + used * slot_size) * np.dtype(wide_type(dtype)).itemsize
+    )
 
 
 def layout_of(*arrays: np.ndarray) -> str:
@@ -128,7 +132,8 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
         out[...] = 0
         return
     job = prepare(g, dtype_name(x.dtype), layout_of(dy, x), get_threads())
-    target = out if out.dtype == np.float32 else np.empty(out.shape, np.float32)
+    wide = wide_type(dtype_name(x.dtype))
+    target = out if out.dtype == wide else np.empty(out.shape, wide)
     with memory.workspace(job.size) as parts:
         dw = address(target) if job.add is None else parts
         job.multiply.run(
