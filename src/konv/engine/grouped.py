@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 NAME = "grouped"
 MOST_FILTERS = 8  # of 32 that the other tile computes at once
-MOST_ROWS, MOST_COLUMNS = 7, 7  # of a kernel whose taps are unrolled
+MOST_ROWS, MOST_COLUMNS = 7, 32  # of a kernel whose taps are unrolled
 MOST_NEIGHBOURS = 32  # columns whose masks are made together
 PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one plane
 BLOCK_BYTES, LEAST_PIECES = 64 << 10, 32  # of a weight gradient: what it reads several times stays in L2

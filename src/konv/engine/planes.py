@@ -9,6 +9,7 @@ all the outputs of the tile that meet it.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
@@ -18,6 +19,7 @@ AHEAD = (
     2048  # elements: what lies so far on is asked for, hundreds of cycles before it is needed; without it half as fast
 )
 ANYWHERE, NEIGHBOURS = -1, -2
+APART = 16  # columns of a kernel that follow each other: a vector of x serves the outputs here and so many cells before
 KEPT_FACTORS = 9  # stay in registers for a row of tiles
 
 
@@ -103,9 +105,22 @@ def correlate_planes(x_dtype, y_dtype, lanes, tile, taps_high, taps_wide, stride
             elif taps_wide[s]:
                 first = sum(taps_wide[:s])
                 read = readers(shifts[first])
-                for t in range(first, first + taps_wide[s]):
-                    factor = factors_kept[t] if kept else factors_of(factors, source, t)
-                    multiply(sums, factor, lines_read, [r(t - first) for r in read])
+                for start in range(min(taps_wide[s], APART)):
+                    seen: dict[Any, Any] = {}
+                    for t in range(start, taps_wide[s], APART):
+                        factor = factors_kept[first + t] if kept else factors_of(factors, source, first + t)
+                        multiply(sums, factor, lines_read, [sharing(seen, v, t, read[v](t)) for v in range(vectors)])
+
+        def sharing(seen, v, t, read):
+            """As ``read``, but what another vector met with another tap is not read again."""
+
+            def cells(u, line):
+                place = u, v * lanes + t
+                if stride_wide != 1 or place not in seen:
+                    seen[place] = read(u, line)
+                return seen[place]
+
+            return cells
 
         def store(sums, to_row, column):
             for f, r, v in cells:
