@@ -53,7 +53,11 @@ SPEEDS = {1: 0.84, 2: 1.0, 3: 1.0, 5: 0.92}  # of tiles of so many vectors
 MOST_STRIDES = 16  # strides that kernels are compiled for; others are told at run time
 LONG_SUM = 96
 MOST_PHASES = 64
-SLICE_TAPS = 288  # products that are summed before they are added to the others: the error falls 2-4 times
+SLICE_TAPS = 200  # products that are summed before they are added to the others: the error falls 2-4 times
+SLICE_TAPS_LARGE, LARGE_WEIGHTS = (
+    288,
+    1 << 21,
+)  # where weights come from memory, longer pieces of them: 432 is slower again
 
 __all__ = [
     "FORWARD", "FORWARD_ONLY", "NAME", "Axes", "axes_of", "compiled_stride", "declines", "forward", "forward_axes",
@@ -204,7 +208,8 @@ def _correlation(
     depth_taps = depth.taps[depth_phase]
     phases = list(itertools.product(range(height.phases), range(row.phases)))
     taps = [len(depth_taps) * len(height.taps[h]) * len(row.taps[v]) for h, v in phases]
-    slices = -(-channels * (join.taps if join else max(*taps, 1)) // SLICE_TAPS)
+    slice_taps = SLICE_TAPS if channels * filters * math.prod(kernel) < LARGE_WEIGHTS else SLICE_TAPS_LARGE
+    slices = -(-channels * (join.taps if join else max(*taps, 1)) // slice_taps)
     slice_channels = -(-channels // min(slices, channels))
     slices = -(-channels // slice_channels)
 
