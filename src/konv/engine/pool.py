@@ -20,6 +20,7 @@ from konv.engine.pool_kernels import (
     pool_first,
     pool_last,
     pool_last_gradient,
+    tiles,
     tiles_gradient,
 )
 from konv.engine.threads import get_threads, width
@@ -107,6 +108,11 @@ def _pooling(g: Geometry, dtype: str, layout: str, kind: str, threads: int) -> P
             **planes,
         )
         return _plan(g, kind, dtype, job)
+    if _tiled(g):
+        job = Job(
+            tiles(is_mean, dtype, index, _lanes(dtype, g.output[-1])), _pieces(planes), **planes, **_sizes(numbers)
+        )
+        return _plan(g, kind, dtype, job)
     stride, lanes = g.stride[-1], _lanes(dtype, g.output[-1])
     cells = np.arange(g.output[-1]) * stride - g.padding[-1][0]
     window = g.dilation[-1] * (g.kernel[-1] - 1) + 1
@@ -147,10 +153,9 @@ def _gradient(g: Geometry, dtype: str, layout: str, kind: str, threads: int) -> 
         return _plan(
             g, kind, dtype, Job(mean_of_planes_gradient(dtype, lanes), _pieces(planes), cells=x_cells, **planes)
         )
-    if g.kernel == g.stride == (2, 2) and g.dilation == (1, 1) and not any(map(any, g.padding)):
+    if _tiled(g):
         kernel = tiles_gradient(is_mean, dtype, index, _lanes(dtype, g.output[-1]))
-        sizes = {name: numbers[name] for name in ("x_height", "x_width", "out_height", "out_width")}
-        return _plan(g, kind, dtype, Job(kernel, _pieces(planes), **planes, **sizes))
+        return _plan(g, kind, dtype, Job(kernel, _pieces(planes), **planes, **_sizes(numbers)))
     if is_mean:
         slot_size = math.prod(g.output)
         lanes = _lanes(dtype, -(-g.spatial[-1] // min(stride, 2)))
@@ -205,6 +210,15 @@ def _pieces(planes: dict[str, int]) -> int:
 def _whole(g: Geometry) -> bool:
     """Whether the only window is the image."""
     return g.kernel == g.spatial and g.dilation == (1,) * g.axes and not any(map(any, g.padding))
+
+
+def _tiled(g: Geometry) -> bool:
+    """Whether windows are 2 x 2 cells beside each other."""
+    return g.kernel == g.stride == (2, 2) and g.dilation == (1, 1) and not any(map(any, g.padding))
+
+
+def _sizes(numbers: dict[str, int]) -> dict[str, int]:
+    return {name: numbers[name] for name in ("x_height", "x_width", "out_height", "out_width")}
 
 
 def _lanes(dtype: str, length: int) -> int:

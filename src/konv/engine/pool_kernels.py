@@ -181,6 +181,36 @@ def pool_last(mean, dtype, index, lanes, vectors):
 
 
 @kernel
+def tiles(mean, dtype, index, lanes):
+    """Windows of 2 x 2 cells beside each other, channels first: each cell is read once. A piece is ``together`` planes."""
+
+    def text(piece, slot, x, y, winners, planes, together, x_height, x_width, out_height, out_width):
+        for p in loop(minimum(together, planes - piece * together)):
+            plane = piece * together + p
+            for i in loop(out_height):
+                row, out = (plane * x_height + 2 * i) * x_width, (plane * out_height + i) * out_width
+                for q in loop(steps(out_width, lanes)):
+                    column, count = q * lanes, out_width - q * lanes
+                    cells = []
+                    for u in range(2):
+                        at, n = row + u * x_width + 2 * column, 2 * count
+                        runs = [x.vec(at + k * lanes, lanes, count=n - k * lanes) for k in range(2)]
+                        cells += deinterleave(runs, lanes)
+                    if mean:
+                        total = cells[0] + cells[1] + cells[2] + cells[3]
+                        y.put(out + column, total * y.full(lanes, 0.25), count)
+                        continue
+                    best, winner = cells[0], whole(0, lanes)
+                    for tap, values in enumerate(cells[1:], 1):
+                        better = beats(values, best)
+                        best, winner = select(better, values, best), select(better, whole(tap, lanes), winner)
+                    y.put(out + column, best, count)
+                    winners.put(out + column, winner, count)
+
+    return text, {"x": dtype, "y": dtype, "winners": index}
+
+
+@kernel
 def tiles_gradient(mean, dtype, index, lanes):
     """dL/dx of windows of 2 x 2 cells beside each other, channels first: all is written once. A piece is ``together`` planes."""
 
