@@ -198,6 +198,11 @@ def geometry(
     padding_mode : "zeros" | "reflect" (``cb|abc|ba``) | "replicate" (``aa|abc|cc``) | "circular" (``bc|abc|ab``)
     dtype : element type, for byte counts only
 
+    Returns
+    -------
+    Geometry
+        The shapes as checked numbers, one for each axis; as text a table of shapes, work, unread cells and padding.
+
     Raises
     ------
     TypeError

@@ -240,6 +240,10 @@ def conv_transpose_backward(
     stride, padding, output_padding, dilation, groups : those of the forward call
     need : which of "x", "w", "b" to compute
 
+    Returns
+    -------
+    (dx, dw, db) : shapes of x, w and (F,); None where not needed
+
     Raises
     ------
     TypeError, ValueError

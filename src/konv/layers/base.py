@@ -23,6 +23,26 @@ class Layer:
     training : bool
         True after construction and :meth:`train`, False after :meth:`eval`. In training ``forward`` keeps what
         ``backward`` needs; otherwise it keeps nothing.
+
+    Examples
+    --------
+    A layer of your own, with one parameter:
+
+    >>> class Scale(Layer):
+    ...     parameter_names = ("W",)
+    ...     def __init__(self, W):
+    ...         self.W, self.dW, self.x = W, None, None
+    ...     def forward(self, x):
+    ...         self.x = x if self.training else None
+    ...         return x * self.W
+    ...     def backward(self, dout):
+    ...         self.dW = (dout * self.x).sum(axis=0)
+    ...         return dout * self.W
+    >>> scale = Scale(np.array([1.0, 10.0]))
+    >>> scale.forward(np.array([[2.0, 3.0]]))
+    array([[ 2., 30.]])
+    >>> scale.backward(np.ones((1, 2))), scale.grads()
+    (array([[ 1., 10.]]), {'W': array([2., 3.])})
     """
 
     parameter_names: tuple[str, ...] = ()
