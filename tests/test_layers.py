@@ -877,6 +877,16 @@ def test_a_mode_that_is_no_flag_is_refused(mode):
         assert not layer.train(np.bool_(False)).training
 
 
+def test_a_layer_of_several_outputs_is_refused_by_name():
+    W, x = normal(3, 2, 4), normal(2, 2, 9)
+    with pytest.raises(
+        TypeError, match=r"layer 1, a CausalConv1d, returned 2 values.*Convolution\(W, b, pad='causal'\)"
+    ):
+        Sequential(ReLU(), konv.CausalConv1d(W, None), ReLU()).forward(x)
+    whole, _ = konv.CausalConv1d(W, None).forward(x)
+    assert np.allclose(Sequential(konv.Convolution(W, None, pad="causal")).forward(x), whole, rtol=1e-12, atol=1e-12)
+
+
 def test_sequential_modes_reach_every_layer():
     dropout = Dropout(0.5, rng=0)
     net = Sequential(ReLU(), Sequential(dropout))

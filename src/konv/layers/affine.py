@@ -41,7 +41,7 @@ class Affine(Layer):
     -----
     The layer calculates in x's dtype, in float32 for float16 and bfloat16; W and b may have another, and their gradients
     have theirs. In training the layer keeps a reference to x and a copy of W, so that an update of W in place between
-    ``forward`` and ``backward`` does not change dx.
+    ``forward`` and ``backward`` does not change dx. W is the transpose of the weight of PyTorch's ``Linear``.
 
     Examples
     --------

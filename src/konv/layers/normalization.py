@@ -64,6 +64,9 @@ class BatchNormalization(Layer):
     A training batch of one value per feature is refused, since its variance is 0 and its output would be beta whatever x
     is. An empty batch gives an empty output, leaves the running averages as they are, and has gradients of zero.
 
+    PyTorch's ``BatchNorm`` calls ``momentum`` what is 1 - momentum here, adds 1e-5, and divides the variance that it averages
+    (not the one it normalizes by) by one less than the number of values.
+
     Examples
     --------
     >>> import numpy as np

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from konv.layers.base import Layer
+from konv.layers.causal import CausalConv1d
 
 
 class Sequential(Layer):
@@ -78,9 +79,21 @@ class Sequential(Layer):
                     yield f"{index}.{name}", inner
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        """``x`` through all layers, first to last."""
-        for layer in self.layers:
+        """``x`` through all layers, first to last.
+
+        Raises
+        ------
+        TypeError
+            A layer returns several values, as :class:`konv.CausalConv1d` does, or refuses what the one before returned.
+        """
+        for index, layer in enumerate(self.layers):
             x = layer.forward(x)
+            if isinstance(x, tuple):
+                hint = "; without a state, Convolution(W, b, pad='causal') computes the same"
+                raise TypeError(
+                    f"layer {index}, a {type(layer).__name__}, returned {len(x)} values, and Sequential hands on one array"
+                    + hint * isinstance(layer, CausalConv1d)
+                )
         return x
 
     def backward(self, dout: np.ndarray) -> np.ndarray:
