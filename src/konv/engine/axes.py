@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from konv.geometry import Geometry
 
 FORWARD = -1  # a phase number: those of the input gradient count from 0
-FORWARD_ONLY = (FORWARD,)
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,6 @@ def gradient_phases(g: Geometry) -> tuple[int, ...]:
 def leaves_cells(g: Geometry) -> bool:
     """Whether some phase of the input gradient has no tap, so that its cells are zero."""
     return not all(axis.taps for axes in gradient_axes(g) for axis in axes)
-
-
-def compiled_stride(row: Axis) -> int:
-    """The stride that a kernel is compiled for: one of the usual ones, or 0 for any (told at run time)."""
-    return row.stride if row.stride <= 2 else 0
 
 
 def axes_of(g: Geometry, phase: int) -> Axes:

@@ -22,16 +22,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from konv.engine import columns, memory, weights
-from konv.engine.axes import (
-    FORWARD,
-    FORWARD_ONLY,
-    Axes,
-    axes_of,
-    compiled_stride,
-    forward_axes,
-    gradient_phases,
-    leaves_cells,
-)
 from konv.engine.correlate import RUN, correlate
 from konv.engine.launch import Job, address
 from konv.engine.machine import Machine, dtype_name, machine, wide_type
@@ -48,21 +38,17 @@ NAME = "direct"
 BLOCK_BYTES = 224 << 10  # the sums of a block, and its input of a slice of channels, each
 BLOCK_CELLS, LEAST_CELLS = 448, 112  # outputs that a panel of weights, once transposed, is used for
 SMALL_BYTES = 512 << 10  # may be borrowed, or 15 % of the matrix that im2col would make
-FEW_TAPS = 4
+FEW_TAPS = 4  # of a kernel whose weights are sorted into lanes; more are transposed
 SPEEDS = {1: 0.84, 2: 1.0, 3: 1.0, 5: 0.92}  # of tiles of so many vectors
 MOST_STRIDES = 16  # strides that kernels are compiled for; others are told at run time
-LONG_SUM = 96
 MOST_PHASES = 64
+LONG_SUM = 96  # products: beside fewer, asking for the lines of the output costs more than waiting for them
 SLICE_TAPS = 200  # products that are summed before they are added to the others: the error falls 2-4 times
-SLICE_TAPS_LARGE, LARGE_WEIGHTS = (
-    288,
-    1 << 21,
-)  # where weights come from memory, longer pieces of them: 432 is slower again
+LARGE_WEIGHTS = 1 << 21  # these come from memory, where longer pieces are faster; 432 products are slower again
+SLICE_TAPS_LARGE = 288
 
 __all__ = [
-    "FORWARD", "FORWARD_ONLY", "NAME", "Axes", "axes_of", "compiled_stride", "declines", "forward", "forward_axes",
-    "gradient_phases", "in_place", "input_gradient", "leaves_cells", "weight_and_bias_gradient",
-    "weight_gradient", "workspace",
+    "NAME", "declines", "forward", "in_place", "input_gradient", "weight_and_bias_gradient", "weight_gradient", "workspace",
 ]  # fmt: skip
 
 
