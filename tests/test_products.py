@@ -1,0 +1,93 @@
+"""Windows that lie apart: products on views, in both layouts, and the words that take windows apart."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import konv
+from compare import assert_equal, assert_same_bits
+from konv import textbook
+from konv.engine.plan import KINDS, Problem, choose, prefer
+from konv.engine.simd import deinterleave, interleave
+from strategies import LAYOUTS, dtypes, integers, seeds
+from texts import both
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("s", [1, 2, 4, 8])
+@pytest.mark.parametrize("word", [interleave, deinterleave])
+def test_the_words(word, s, lanes):
+    def text(piece, slot, x, y):
+        for i, vector in enumerate(word([x.vec(lanes * i, lanes) for i in range(s)], lanes)):
+            y.put(lanes * i, vector)
+
+    x = np.arange(s * lanes, dtype=np.float32)
+    made = both(text, {"x": "float32", "y": "float32"}, x=x, y=np.zeros_like(x))["y"]
+    assert_equal(made, x.reshape((s, lanes) if word is interleave else (lanes, s)).T.ravel())
+
+
+@st.composite
+def apart(draw):
+    """x, w and options of windows that do not overlap: a kernel of one cell, or as long as the stride, axis by axis."""
+    axes = draw(st.integers(1, 3))
+    most = (1, 40, 10, 5)[axes]
+    strides = [draw(st.sampled_from([1, 2, 3, 4, 5, 8, 10, 16, 26]).filter(lambda s: s <= most)) for _ in range(axes)]
+    kernel = [draw(st.sampled_from([1, s])) for s in strides]
+    spatial = [
+        k + s * draw(st.integers(0, 70 if axes == 1 else 8)) + draw(st.integers(0, s - 1))
+        for k, s in zip(kernel, strides)
+    ]
+    groups = draw(st.sampled_from([1, 1, 2]))
+    channels, filters = draw(st.integers(1, 20)), draw(st.integers(1, 20))
+    x = (draw(st.integers(0, 3)), groups * channels, *spatial)
+    return x, (groups * filters, channels, *kernel), dict(stride=tuple(strides), groups=groups)
+
+
+@settings(max_examples=60)
+@given(apart(), seeds, dtypes, st.sampled_from(["C", "channels last"]))
+def test_any_windows_that_lie_apart(case, seed, dtype, layout):
+    x_shape, w_shape, options = case
+    rng = np.random.default_rng(seed)
+    x, w, b = integers(rng, x_shape, dtype, 2), integers(rng, w_shape, dtype, 2), integers(rng, w_shape[:1], dtype, 2)
+    dy = integers(rng, konv.geometry(x_shape, w_shape, **options).output_shape, dtype, 2)
+    wide = [a.astype(np.float64) for a in (x, w, b, dy)]
+    lie = LAYOUTS[layout]
+    with prefer("products" if layout == "C" else "products_last"):
+        y = konv.conv(lie(x), w, b, **options)
+        gradients = konv.conv_backward(lie(dy), lie(x), w, **options)
+    assert_equal(y, textbook.conv(*wide[:3], **options).astype(dtype))
+    for gradient, right in zip(gradients, textbook.conv_backward(wide[3], *wide[:2], **options)):
+        assert_equal(gradient, right.astype(dtype))
+
+
+@pytest.mark.parametrize("layout", ["C", "channels last"])
+@pytest.mark.parametrize(
+    "x_shape, w_shape, stride",
+    [((5, 70, 9, 7), (40, 70, 1, 1), 1), ((5, 30, 14, 15), (70, 30, 1, 1), 2), ((5, 6, 40, 36), (50, 6, 4, 4), 4)],
+)
+def test_bits_depend_neither_on_the_threads_nor_on_the_batch(x_shape, w_shape, stride, layout):
+    rng = np.random.default_rng(0)
+    lie = LAYOUTS[layout]
+    x, w = rng.standard_normal(x_shape, np.float32), rng.standard_normal(w_shape, np.float32)
+    g = konv.geometry(x_shape, w_shape, stride=stride)
+    dy = rng.standard_normal(g.output_shape, np.float32)
+    name = "products" if layout == "C" else "products_last"
+    plan = choose(Problem(KINDS[0], g, "float32", False, "first" if layout == "C" else "last"))
+    assert plan.algorithm.NAME == name
+    before, results = konv.get_threads(), []
+    try:
+        for threads in (1, 2, 7):
+            konv.set_threads(threads)
+            results.append(
+                (konv.conv(lie(x), w, stride=stride), *konv.conv_backward(lie(dy), lie(x), w, stride=stride))
+            )
+    finally:
+        konv.set_threads(before)
+    for other in results[1:]:
+        for a, b in zip(other, results[0]):
+            assert_same_bits(a, b)
+    for n in range(len(x)):
+        assert_same_bits(konv.conv(lie(x[n : n + 1]), w, stride=stride), results[0][0][n : n + 1])
+        dx, _, _ = konv.conv_backward(lie(dy[n : n + 1]), lie(x[n : n + 1]), w, stride=stride, need="x")
+        assert_same_bits(dx, results[0][1][n : n + 1])
