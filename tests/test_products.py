@@ -74,7 +74,7 @@ def test_bits_depend_neither_on_the_threads_nor_on_the_batch(x_shape, w_shape, s
     dy = rng.standard_normal(g.output_shape, np.float32)
     name = "products" if layout == "C" else "products_last"
     plan = choose(Problem(KINDS[0], g, "float32", False, "first" if layout == "C" else "last"))
-    assert plan.algorithm.NAME == name
+    assert name == plan.algorithm.NAME
     before, results = konv.get_threads(), []
     try:
         for threads in (1, 2, 7):
