@@ -15,7 +15,7 @@
     products.py               windows apart: jobs          products_kernels.py, products_weights.py   its kernels
     products_last.py          channels last: jobs          products_last_kernels.py   its kernels
     windows.py                their tile, and windows that are taken apart and put together
-    grouped.py                pixels in lanes: jobs        planes.py                its kernels
+    grouped.py                pixels in lanes: jobs        planes.py, planes_outer.py   its kernels
     depthwise.py              the same, channels last      channels.py              its kernels
     winograd.py               3 x 3, F(4x4, 3x3)           winograd_kernels.py      its kernels
     winograd_weights.py       its weight gradient          winograd_outer.py        its kernels

@@ -18,7 +18,8 @@ from konv.engine import columns, depthwise, direct
 from konv.engine.axes import FORWARD, Axis, forward_axes, gradient_axes, gradient_phases, leaves_cells
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
-from konv.engine.planes import ANYWHERE, NEIGHBOURS, accumulate_planes, correlate_planes
+from konv.engine.planes import ANYWHERE, NEIGHBOURS, correlate_planes
+from konv.engine.planes_outer import accumulate_planes
 from konv.engine.simd import ITEMSIZE
 from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
