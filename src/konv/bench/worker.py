@@ -32,6 +32,9 @@ from konv.bench.peers import PEERS, REFERENCE, Built, Declined
 
 REUSE = "4000000000"  # malloc returns nothing to the system below this: a first touch of fresh memory costs more than a layer
 
+# A group of its own for each: the system ends stopped processes whose parent dies, and with them whoever shares their group.
+GROUP: dict[str, Any] = {"process_group": 0} if hasattr(os, "setpgid") else {}
+
 
 def environment(threads: int) -> dict[str, str]:
     """A worker's environment: memory is reused, every library uses so many threads, this very konv is imported."""
@@ -60,7 +63,7 @@ class Worker:
         self.said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
             [*self.PROGRAM, peer, str(threads)], env=environment(threads), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self.said, text=True,
+            stderr=self.said, text=True, **GROUP,
         )  # fmt: skip
         self.versions: dict[str, str] = {}
 
