@@ -17,7 +17,7 @@ run: $(VENV)/.run
 	$(BIN)/konv train digits
 
 test: $(VENV)/.test
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
