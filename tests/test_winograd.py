@@ -474,3 +474,12 @@ def test_empty_batch():
     x, w = np.zeros((0, 8, 9, 9), np.float32), np.ones((4, 8, TAPS, TAPS), np.float32)
     assert run(x, w, None, 1).shape == (0, 4, 9, 9)
     assert run_gradient(np.zeros((0, 4, 9, 9), np.float32), w, x.shape, 1).shape == x.shape
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+def test_an_empty_batch_is_planned_and_computed(layout):
+    x, w = empty((0, 16, 8, 7), np.dtype(np.float32), layout), np.ones((16, 16, TAPS, TAPS), np.float32)
+    assert konv.plan(x.shape, w.shape, padding=1, layout=layout).algorithm.NAME == "winograd"
+    y = konv.conv(x, w, padding=1)
+    dx, dw, db = konv.conv_backward(y, x, w, padding=1)
+    assert y.shape == dx.shape == x.shape and not dw.any() and not db.any()

@@ -174,7 +174,7 @@ def best(g: Geometry, transposed: bool, wide: str, threads: int) -> Cut:
     """The cheapest that fits into the memory; where none does, the best product of both."""
     axes, sizes = Axes.of(g, transposed), Sizes.of(g, transposed, wide)
     matrix = g.batch * math.prod(axes.output) * sizes.channels * math.prod(g.kernel) * np.dtype(wide).itemsize
-    cuts = list(_cuts(g.batch, axes, sizes, threads))
+    cuts = list(_cuts(max(1, g.batch), axes, sizes, threads))  # of no images as of one
     fitting = [cut for cut in cuts if cut.size <= max(LEAST_MEMORY, MEMORY * matrix)]
     return min(fitting, key=lambda cut: cut.cost) if fitting else min(cuts, key=lambda cut: cut.cost * cut.size)
 
