@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 NAME = "products"
 BLOCK_BYTES = 384 << 10  # the packed pixels of a piece stay in L2; at most 1/16 of the textbook's matrix,
-LEAST_BYTES = 96 << 10  # or so much
+LEAST_BYTES = 192 << 10  # or so much: w is read again for every block of pixels
+ROWS_BYTES = 16 << 10  # rows of w that stay in L1 beside a panel
 SMALL_GROUP = 4  # channels and filters
 BLOCK_PIXELS = 192  # of the weight gradient: a panel of them stays in L1
 REGION = (256, 192)  # its sums, (filters, numbers of a window), stay in L2 beside those panels
@@ -170,13 +171,18 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
     host, wide = machine(), wide_type(x_dtype)
     lanes, (rows, vectors) = host.lanes(x_dtype), tile_shape()
     itemsize = np.dtype(wide).itemsize
-    panel_width = lanes * vectors
     source, target = _grids(g, lanes)
     pixel_lines = target.spatial
     if transposed:
         source, target = target, source
     reduction, row_count, pixels = source.rows, target.rows, g.batch * math.prod(pixel_lines)
+    narrower = vectors - 1  # few pixels may leave most of the last panel empty: 49 fill one of 48, and begin another
+    if _rounded(pixels, lanes * narrower) < 0.9 * _rounded(pixels, lanes * vectors):
+        vectors = narrower
+    panel_width = lanes * vectors
     row_group = math.lcm(rows, target.kernel[2])
+    if not transposed and pixel_lines[2] < panel_width:  # what pieces of lines cost is paid once for more rows
+        row_group *= max(1, min(8, -(-row_count // row_group), ROWS_BYTES // (row_group * reduction * itemsize)))
     if transposed:  # whole vectors of w
         row_group = max(row_group, lanes)
     row_groups = -(-row_count // row_group)
@@ -214,6 +220,10 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
     )  # fmt: skip
     used = width(job.pieces, pixels * g.groups * row_count * reduction)
     return Product(job, np.zeros(g.groups * row_count, wide), used, used * slot_size * itemsize)
+
+
+def _rounded(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
 
 
 def tile_shape() -> tuple[int, int]:

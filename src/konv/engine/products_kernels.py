@@ -145,10 +145,11 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, turned, x_stride, x_
                     row_cells = y_cells - column * y_step
                     for j, used in in_vectors(count, row_cells // y_step, lanes):
                         for k in loop(used_rows // y_kernel_width):
-                            number = first_row // y_kernel_width + k
-                            h, rest = number % y_kernel_height, number // y_kernel_height
-                            d, c = rest % y_kernel_depth, rest // y_kernel_depth
-                            h, d = height * y_step_height + h, depth * y_step_depth + d
+                            c, d, h = first_row // y_kernel_width + k, depth, height
+                            if turned:  # y has windows; divisions are slow
+                                h, rest = c % y_kernel_height, c // y_kernel_height
+                                d, c = rest % y_kernel_depth, rest // y_kernel_depth
+                                h, d = height * y_step_height + h, depth * y_step_depth + d
                             target = y.at(
                                 image * y_image + (group * y_channels + c) * y_channel + d * y_depth + h * y_row
                                 + (column + j) * y_step
