@@ -64,7 +64,13 @@ def test_any_windows_that_lie_apart(case, seed, dtype, layout):
 @pytest.mark.parametrize("layout", ["C", "channels last"])
 @pytest.mark.parametrize(
     "x_shape, w_shape, stride",
-    [((5, 70, 9, 7), (40, 70, 1, 1), 1), ((5, 30, 14, 15), (70, 30, 1, 1), 2), ((5, 6, 40, 36), (50, 6, 4, 4), 4)],
+    [
+        ((5, 70, 9, 7), (40, 70, 1, 1), 1),
+        ((5, 30, 14, 15), (70, 30, 1, 1), 2),
+        ((5, 6, 40, 36), (50, 6, 4, 4), 4),
+        ((5, 200, 7, 7), (40, 200, 1, 1), 1),  # one image has a panel of another width
+        ((5, 4, 20), (70, 4, 5), 5),  # lines of 4 pixels
+    ],
 )
 def test_bits_depend_neither_on_the_threads_nor_on_the_batch(x_shape, w_shape, stride, layout):
     rng = np.random.default_rng(0)

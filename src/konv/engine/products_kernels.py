@@ -81,7 +81,18 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, turned, x_stride, x_
                     + height * x_step_height * x_row + column * x_step
                 )  # fmt: skip
                 row_cells = x_cells - column * x_step
-                for j, used in in_vectors(count, row_cells // x_step, lanes):
+                few = 0 if x_taps else within(line_pixels, lanes // 2 + 1)  # would leave most of a transpose empty
+                if not x_taps:
+                    for j in loop(count * few):
+                        target = packed.at(panel * panel_size + (pixel - begin) + j)
+                        for c in loop(x_channels):
+                            for d in loop(x_kernel_depth):
+                                for h in loop(x_kernel_height):
+                                    cell = start + c * x_channel + d * x_depth + h * x_row + j * x_step
+                                    q = ((c * x_kernel_depth + d) * x_kernel_height + h) * x_kernel_width
+                                    for t in loop(x_kernel_width):
+                                        target[(q + t) * width] = x[cell + t]
+                for j, used in in_vectors(count * (1 - few), row_cells // x_step, lanes):
                     target = packed.at(panel * panel_size + (pixel - begin) + j)
                     for c in loop(x_channels):
                         for d in loop(x_kernel_depth):
