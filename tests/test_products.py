@@ -61,6 +61,32 @@ def test_any_windows_that_lie_apart(case, seed, dtype, layout):
         assert_equal(gradient, right.astype(dtype))
 
 
+@pytest.mark.parametrize(
+    "x_shape, w_shape, stride, padding",
+    [
+        ((3, 4, 100), (20, 4, 26), 26, 13),
+        ((40, 3, 1638), (9, 3, 26), 26, ((5, 30),)),  # more images than are computed together
+        ((2, 6, 21, 23), (10, 3, 5, 4), (5, 4), ((0, 2), (3, 0))),
+        ((2, 4, 6, 9, 7), (3, 4, 2, 3, 4), (2, 3, 4), 1),
+        ((0, 4, 100), (20, 4, 26), 26, 13),
+    ],
+)
+def test_an_input_gradient_whose_windows_see_padding(x_shape, w_shape, stride, padding):
+    options = dict(stride=stride, padding=padding, groups=x_shape[1] // w_shape[1])
+    g = konv.geometry(x_shape, w_shape, **options)
+    plan = choose(Problem("input_gradient", g, "float32"))
+    assert plan.algorithm.NAME == "products"
+    rng = np.random.default_rng(0)
+    for dtype in ("float32", "float16"):
+        x, w, dy = (integers(rng, shape, dtype, 2) for shape in (x_shape, w_shape, g.output_shape))
+        dx, _, _ = konv.conv_backward(dy, x, w, **options, need="x")
+        right = textbook.conv_backward(*(a.astype(np.float64) for a in (dy, x, w)), **options)[0]
+        assert_equal(dx, right.astype(dtype))
+        for n in range(min(2, len(x))):
+            alone, _, _ = konv.conv_backward(dy[n : n + 1], x[n : n + 1], w, **options, need="x")
+            assert_same_bits(alone, dx[n : n + 1])
+
+
 @pytest.mark.parametrize("layout", ["C", "channels last"])
 @pytest.mark.parametrize(
     "x_shape, w_shape, stride",

@@ -2,11 +2,13 @@
 
 Kernels of one cell, strided or not, and kernels as long as their stride (patches; their input gradient is the transposed
 convolution of U-Nets). Every cell of x belongs to one window at most, so forward, input gradient and weight gradient are
-plain products, and nothing is copied but blocks that stay in the cache.
+plain products, and nothing is copied but blocks that stay in the cache. Where windows see padding, the input gradient is
+still one: a few padded images of it are computed, and their middles copied.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -35,6 +37,8 @@ BLOCK_PIXELS = 192  # of the weight gradient: a panel of them stays in L1
 REGION = (256, 192)  # its sums, (filters, numbers of a window), stay in L2 beside those panels
 PARTS_BYTES = 256 << 10  # what sums over parts of the pixels may take, or 1/16 of the textbook's matrix
 PIECES = 8  # so many, that threads share them evenly
+PADDED_BYTES = 512 << 10  # of padded images that are computed together
+LEAST_CELLS = 4  # of a kernel whose windows see padding: fewer are few phases of the direct algorithm
 
 __all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
 
@@ -44,7 +48,8 @@ def declines(problem: Problem) -> str | None:
     g = problem.geometry
     if problem.layout == "last":
         return "channels last; it puts pixels in lanes"
-    if reason := overlap(g):
+    reason = overlap(dataclasses.replace(g, padding=((0, 0),) * g.axes) if _crops(problem) else g)
+    if reason:
         return reason
     if g.groups > 1 and max(g.filters, g.channels) // g.groups <= SMALL_GROUP:
         return f"{g.groups} groups of {g.channels // g.groups} x {g.filters // g.groups} leave most of a tile empty"
@@ -61,9 +66,30 @@ def overlap(g: Geometry) -> str | None:
     return None
 
 
+def _crops(problem: Problem) -> bool:
+    """Whether this is an input gradient whose windows see padding, and are large enough."""
+    g = problem.geometry
+    if problem.kind != "input_gradient" or not any(map(any, g.padding)):
+        return False
+    return math.prod(g.kernel) >= LEAST_CELLS and _image_bytes(g) <= PADDED_BYTES
+
+
+def _image_bytes(g: Geometry) -> int:
+    return g.channels * math.prod(g.padded) * g.itemsize
+
+
+def _padded(g: Geometry) -> Geometry:
+    """Of as many images as are computed together, their padding a part of them."""
+    images = max(1, min(g.batch, PADDED_BYTES // _image_bytes(g)))
+    return dataclasses.replace(g, batch=images, spatial=g.padded, padding=((0, 0),) * g.axes)
+
+
 def workspace(problem: Problem) -> int:
     """Bytes borrowed while it runs."""
     g, dtype = problem.geometry, problem.dtype
+    if _crops(problem):
+        g = _padded(g)
+        return _product(g, True, dtype, dtype, get_threads()).size + math.prod(g.x_shape) * g.itemsize
     if problem.kind == "weight_gradient":
         return _gradient(g, dtype, dtype, get_threads()).size
     return _product(g, problem.kind == "input_gradient", dtype, dtype, get_threads()).size
@@ -76,6 +102,9 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dx (N, C, *spatial) into ``out``."""
+    if any(map(any, g.padding)):
+        _crop_gradient(dy, w, g, out)
+        return
 
     def run(target: np.ndarray) -> None:
         if _leaves_cells(g, machine().lanes(dtype_name(dy.dtype))):
@@ -83,6 +112,17 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
         _run(g, True, dy, w, None, target)
 
     _in_place(out, run)
+
+
+def _crop_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    middle: tuple[Any, ...] = (..., *(slice(low, low + n) for (low, _), n in zip(g.padding, g.spatial)))
+    padded = _padded(g)
+    images = np.empty(padded.x_shape, out.dtype)
+    for first in range(0, g.batch, padded.batch):
+        some = dataclasses.replace(padded, batch=min(padded.batch, g.batch - first))
+        target = images[: some.batch]
+        input_gradient(dy[first : first + some.batch], w, some, target)
+        out[first : first + some.batch] = target[middle]
 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
