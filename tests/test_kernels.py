@@ -4,6 +4,7 @@ Both run with the numbers that the algorithms prepare (see ``plain_engine.py``) 
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from konv import textbook
 from konv.engine import direct, products_last, weights
 from konv.engine.bias import bias_gradient
 from konv.engine.plan import KINDS, Problem, algorithms
-from plain_engine import MACHINES, engine, factories, many_small_jobs
+from plain_engine import MACHINES, MODULES, engine, factories, many_small_jobs
 from strategies import BFLOAT16, convolutions, integers, seeds
 
 DTYPES = {"float16": np.float16, "bfloat16": BFLOAT16, "float32": np.float32, "float64": np.float64}
@@ -159,6 +160,20 @@ def test_in_plain_python(algorithm, case, host, dtype):
     """No text touches a cell outside its arrays, its tables, or its part of the workspace; and it is right."""
     with engine(MACHINES[host], plain=True):
         check(algorithm, CASES[case], dtype)
+
+
+@pytest.mark.usefixtures("small_jobs")
+@pytest.mark.parametrize("algorithm", COMPILED, ids=lambda a: a.NAME)
+def test_more_threads_set_meanwhile_find_no_slot_outside_the_workspace(algorithm, monkeypatch):
+    """``set_threads`` of another Python thread: each time that it is asked, ``get_threads`` tells another number."""
+    asked = itertools.cycle(range(1, 6))
+    for module in MODULES:
+        if hasattr(module, "get_threads"):
+            monkeypatch.setattr(module, "get_threads", lambda: next(asked))
+    for case in FEW_CASES:
+        if problems(algorithm, CASES[case]):
+            with engine(plain=True):
+                check(algorithm, CASES[case])
 
 
 @pytest.mark.usefixtures("small_jobs")

@@ -11,7 +11,7 @@ from konv.engine import memory
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.outer import add_weight_parts, sum_outer_products
-from konv.engine.threads import get_threads, width
+from konv.engine.threads import width
 from konv.engine.weights_cut import Layout, layout, three, wide_itemsize
 from konv.geometry import Geometry
 
@@ -20,7 +20,10 @@ FEW_CHANNELS = 4  # are interleaved, not transposed
 
 def workspace(g: Geometry, dtype: str, last: bool) -> int:
     """Bytes that :func:`weight_gradient` borrows, for arrays with channels last or first."""
-    return sum(_sizes(g, dtype, last)) * wide_itemsize(dtype) if g.batch else 0
+    if g.batch == 0:
+        return 0
+    cut = layout(g, dtype, last)
+    return sum(_sizes(cut, _threads(g, cut))) * wide_itemsize(dtype)
 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
@@ -40,11 +43,13 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
     dtype = dtype_name(x.dtype)
     cut = layout(g, dtype, last)
     main, finish = _jobs(g, dtype, dtype_name(out.dtype), last)
-    sums_size, _ = _sizes(g, dtype, last)
-    with memory.workspace(workspace(g, dtype, last)) as sums:
+    threads = _threads(g, cut)  # asked once: another thread may call set_threads meanwhile
+    sums_size, slots_size = _sizes(cut, threads)
+    itemsize = wide_itemsize(dtype)
+    with memory.workspace((sums_size + slots_size) * itemsize) as sums:
         main.run(
-            _threads(g, cut), x=_address(x, last), dy=_address(dy, last), sums=sums, dw=address(target), db=address(db),
-            space=sums + sums_size * wide_itemsize(dtype), lines=address(cut.pixels.lines), run_cells=address(cut.run_cells),
+            threads, x=address(x), dy=address(dy), sums=sums, space=sums + sums_size * itemsize, dw=address(target),
+            db=address(db), lines=address(cut.pixels.lines), run_cells=address(cut.run_cells),
             run_ranges=address(cut.run_ranges), places=address(cut.places),
         )  # fmt: skip
         if not cut.weights.whole:
@@ -95,16 +100,10 @@ def _threads(g: Geometry, cut: Layout) -> int:
     return width(cut.weights.pieces, g.flops // 2)
 
 
-def _sizes(g: Geometry, dtype: str, last: bool) -> tuple[int, int]:
+def _sizes(cut: Layout, threads: int) -> tuple[int, int]:
     """Elements of all sums, and of all slots' units."""
-    cut = layout(g, dtype, last)
-    threads = min(_threads(g, cut), get_threads())
     return cut.sums_size * (threads if cut.weights.whole else cut.weights.pieces), cut.slot_size * threads
 
 
 def _is_last(array: np.ndarray) -> bool:
     return np.moveaxis(array, 1, -1).flags.c_contiguous
-
-
-def _address(array: np.ndarray, last: bool) -> int:
-    return address(np.moveaxis(array, 1, -1) if last else array)
