@@ -34,6 +34,14 @@ def three_threads(monkeypatch):
     monkeypatch.setattr(threads, "_threads", 3)
 
 
+def test_a_system_that_cannot_tell_a_process_s_cores(monkeypatch):
+    """macOS and Windows have no ``sched_getaffinity``."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads, "_threads", None)
+    assert konv.get_threads() == os.cpu_count()
+
+
 @kernel
 def count_calls():
     """``counts[piece] += 1; slots[piece] = slot``"""

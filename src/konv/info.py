@@ -119,7 +119,7 @@ def info() -> Info:
                 "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
                 "cpu": name,
                 "features": features,
-                "cores_usable": _usable_cores(),
+                "cores_usable": usable_cores(),
                 "cores": os.cpu_count(),
                 "caches": MappingProxyType(_caches()),
                 "memory": _memory(),
@@ -168,7 +168,8 @@ def _cpu() -> tuple[str | None, tuple[str, ...]]:
     return (f"{name} ({llvm_name})" if name else llvm_name or None), features
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

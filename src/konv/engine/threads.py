@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from konv.geometry import checked_integer
+from konv.info import usable_cores
 
 SMALL_WORK = 1 << 21  # multiply-adds, 20 us: what is gained below is lost where a second thread has to wait for a core
 _threads: int | None = None
@@ -37,7 +38,7 @@ def get_threads() -> int:
     global _threads
     if _threads is None:
         wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-        _threads = int(wanted) if wanted.isdigit() and int(wanted) else len(os.sched_getaffinity(0))
+        _threads = int(wanted) if wanted.isdigit() and int(wanted) else usable_cores()
     return _threads
 
 
