@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from konv.geometry import Geometry
 
@@ -31,6 +31,12 @@ class Axis:
     def window(self) -> int:
         """Cells that one output spans."""
         return max(self.taps) + 1
+
+    @property
+    def ascending(self) -> Axis:
+        """The same, its taps in the order of the cells: those of an input gradient run backwards."""
+        pairs = sorted(zip(self.taps, self.weights))
+        return replace(self, taps=tuple(tap for tap, _ in pairs), weights=tuple(weight for _, weight in pairs))
 
 
 Axes = tuple[Axis, ...]

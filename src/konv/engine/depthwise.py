@@ -66,7 +66,7 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
 @functools.lru_cache(maxsize=512)
 def correlation(g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: int) -> Depthwise:
     """The job of a correlation."""
-    depth, height, row = map(_ascending, axes_of(g, phase))
+    depth, height, row = (axis.ascending for axis in axes_of(g, phase))
     apart = row.taps[1] - row.taps[0] if len(row.taps) > 1 else 1
     cut = len(row.taps) * g.channels // g.groups > MOST_TAPS
     sources = _sources((depth, height, row), 1 if cut else len(row.taps))
@@ -147,13 +147,6 @@ def _sources(axes: Axes, together: int) -> np.ndarray:
             for d, h, v in itertools.product(depth.taps, height.taps, row.taps[::together])
         ],
         np.int64,
-    )
-
-
-def _ascending(axis: Axis) -> Axis:
-    order = np.argsort(axis.taps)
-    return dataclasses.replace(
-        axis, taps=tuple(axis.taps[i] for i in order), weights=tuple(axis.weights[i] for i in order)
     )
 
 

@@ -5,7 +5,6 @@ The same axes and phases as in :mod:`konv.engine.direct`; another tile, in which
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -43,7 +42,7 @@ def declines(problem: Problem) -> str | None:
     if problem.layout == "last" and (filters != channels or machine().lanes(problem.dtype) % channels):
         return f"channels last, groups of {channels} x {filters}: it takes as many filters as channels, which divide the lanes"
     if problem.kind == "weight_gradient":
-        if g.groups < 4 or filters * channels > 64 or max(filters, channels) > MOST_FILTERS:
+        if g.groups < 4 or max(filters, channels) > MOST_FILTERS:
             return f"{g.groups} groups of {channels} x {filters}; it takes 4 or more of at most {MOST_FILTERS} x {MOST_FILTERS}"
         return None
     role = filters if problem.kind == "forward" else channels
@@ -152,7 +151,7 @@ def _correlations(g: Geometry, transposed: bool) -> tuple[Any, ...]:
     if not transposed:
         depth, height, row = forward_axes(g)
         return ((depth, height, (row,)),)
-    phases, stride = [tuple(map(_ascending, axes)) for axes in gradient_axes(g)], g.stride[-1]
+    phases, stride = [tuple(axis.ascending for axis in axes) for axes in gradient_axes(g)], g.stride[-1]
     found = []
     for i in range(0, len(phases), stride):
         depth, height, _ = phases[i]
@@ -186,7 +185,7 @@ def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype
         ],
         np.int64,
     )
-    columns = np.cumsum([0, *(len(a.taps) for a in row)])
+    columns = np.cumsum([0, *(len(a.taps) for a in row)], dtype=np.int64)
     shifts = np.array([tap - a.pad for a in row for tap in a.taps] + [0], np.int64)
     width_out = sum(a.out for a in row)
     lines = g.batch * g.groups * depth.out
@@ -214,10 +213,6 @@ def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype
     tables = {"zeros": np.zeros(first.length * 8, np.uint8), "shifts": shifts, "columns": columns, "sources": sources}
     addresses = {name: address(table) for name, table in tables.items()}
     return Correlation(job, width(job.pieces, work), taps, np.zeros(g.groups * filters, wide), tables, addresses)
-
-
-def _ascending(axis: Axis) -> Axis:
-    return dataclasses.replace(axis, taps=axis.taps[::-1], weights=axis.weights[::-1])
 
 
 def _neighbours(axis: Axis) -> bool:
