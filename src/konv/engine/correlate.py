@@ -12,6 +12,7 @@ shapes, dilation or depth. The phases of an input gradient (see :mod:`konv.engin
 from __future__ import annotations
 
 from konv.engine.compile import kernel
+from konv.engine.machine import wide_type
 from konv.engine.packing import (
     outputs_first,
     outputs_joined,
@@ -36,7 +37,7 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
     one row, or ``rows_of_weights`` for each channel of a slice; with ``taps``, rows of so many, and neighbouring filters are
     neighbours. ``checks`` becomes NaN where a weight is not finite.
     """
-    wide = "float64" if x_dtype == "float64" else "float32"
+    wide = wide_type(x_dtype)
     tile = Tile(lanes, vectors, runs, run)
     width = tile.filters
 
@@ -81,8 +82,8 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
                     table[q + 2] = i * y_image + r * phase_rows * y_row + c * (run * phase_columns) * y_cell
                     table[q + 1] = ((i * here_rows + r) * phase_rows * pitch + c * (run * phase_columns)) * width
         for z in range(runs):
-            table[(total + z) * RUN] = 0 * total
-            table[(total + z) * RUN + 2] = 0 * total
+            table[(total + z) * RUN] = 0
+            table[(total + z) * RUN + 2] = 0
             table[(total + z) * RUN + 1] = (
                 here_images * here_rows * phase_rows * pitch + z * run * phase_columns
             ) * width

@@ -65,8 +65,7 @@ def workspace(problem: Problem) -> int:
     g, dtype = problem.geometry, problem.dtype
     if problem.kind == "weight_gradient":
         return weights.workspace(g, dtype, problem.layout == "last")
-    gradient = problem.kind == "input_gradient"
-    layout = getattr(problem, "layout", "first")
+    gradient, layout = problem.kind == "input_gradient", problem.layout
     return max(plan.size for plan in correlations(g, gradient, dtype, dtype, layout, layout, get_threads(), True))
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from konv.engine import columns, direct
 from konv.engine.direct import Join
+from konv.engine.simd import ITEMSIZE
 from konv.engine.threads import get_threads
 from konv.geometry import Geometry
 
@@ -53,9 +54,7 @@ def workspace(problem: Problem) -> int:
     plans = direct.correlations(
         inner, False, problem.dtype, problem.dtype, *[problem.layout] * 2, get_threads(), True, join
     )
-    return plans[0].size + math.prod(inner.w_shape) * (
-        2 if problem.dtype == "bfloat16" else np.dtype(problem.dtype).itemsize
-    )
+    return plans[0].size + math.prod(inner.w_shape) * ITEMSIZE[problem.dtype]
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:

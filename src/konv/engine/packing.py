@@ -11,10 +11,10 @@ from typing import Any
 from konv.engine.simd import fma, loop, minimum, shuffle, transpose, within
 
 
-def _note(check: Any, vector: Any, pointer: Any) -> None:
+def _note(check: Any, vector: Any, zero: Any) -> None:
     """Make ``check``, a vector of zeros, NaN where the vector is not finite."""
     if check is not None:
-        check.set(fma(vector, pointer.zero(len(vector) if hasattr(vector, "__len__") else vector.lanes), check.get()))
+        check.set(fma(vector, zero, check.get()))
 
 
 def rows_first(
@@ -39,7 +39,7 @@ def rows_first(
             cell = first + q * lanes
             row = x.vec(start + c * channel_step + cell, lanes, count=(length - cell) * inside, start=0 - cell)
             target.put(c * cells + q * lanes, row, count=cells - q * lanes)
-            _note(check, row, target)
+            _note(check, row, target.zero(lanes))
 
 
 def rows_last(
@@ -67,7 +67,7 @@ def rows_last(
             for i, row in enumerate(transpose(columns)):
                 used = (cells - q * lanes) * within(c + i, channels)
                 target.put((c + i) * cells + q * lanes, row, count=used)
-                _note(check, row, target)
+                _note(check, row, target.zero(lanes))
 
 
 def panel_of_weights(
@@ -90,7 +90,7 @@ def panel_of_weights(
                     filter_ = minimum(lanes * j + i, filters - 1)
                     columns.append(w.vec(source + filter_ * filter_step, lanes, count=row - q * lanes))
                     w.prefetch(source + filter_ * filter_step + ahead)
-                    check.set(fma(columns[-1], panel.zero(lanes), check.get()))
+                    _note(check, columns[-1], panel.zero(lanes))
                 for i, weights in enumerate(transpose(columns)):
                     panel.put(places[r * row + q * lanes + i] * width + lanes * j, weights)
 
@@ -116,7 +116,7 @@ def panel_of_taps(
             for v in range(taps):
                 block.append(w.vec(source + v * lanes, lanes, count=count - v * lanes))
                 w.prefetch(source + v * lanes + 4 * row_step)
-                check.set(fma(block[v], panel.zero(lanes), check.get()))
+                _note(check, block[v], panel.zero(lanes))
             for t in range(taps):
                 cells = [lane * taps + t for lane in range(lanes)]
                 sorted_ = block[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from konv.engine.compile import kernel
+from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, loop, minimum, splat, within
 from konv.engine.windows import in_vectors, multiply_tile, read_windows, runs, write_windows, write_zeros
 
@@ -16,7 +17,7 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, turned, x_stride, x_
     ``x_stride, x_taps`` tell how windows lie in a row of x: those of neighbouring pixels begin ``x_stride`` cells apart
     and have ``x_taps`` cells (0: any number, told at run time); likewise what is written for a pixel in a row of y.
     """
-    wide = "float64" if x_dtype == "float64" else "float32"
+    wide = wide_type(x_dtype)
     width = lanes * vectors
     copied = turned or wide != x_dtype
 

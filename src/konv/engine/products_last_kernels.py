@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from konv.engine.compile import kernel
+from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, loop, minimum, transpose, within
 from konv.engine.windows import in_vectors, multiply_tile
 
@@ -47,7 +48,7 @@ def multiply_rows(x_dtype, y_dtype, lanes, vectors, rows, turned, plain):
 
     w is (filters, segments, cells of a segment). ``plain``: pixels are neighbours in x and in y.
     """
-    wide = "float64" if x_dtype == "float64" else "float32"
+    wide = wide_type(x_dtype)
     width = lanes * vectors
 
     def text(

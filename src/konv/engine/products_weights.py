@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from konv.engine.compile import kernel
+from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, loop, minimum, transpose
 from konv.engine.windows import in_vectors, multiply_tile, read_windows, runs
 
@@ -14,7 +15,7 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
     A piece is (part of the pixels, group, region of filters, region of q). Block by block of pixels, x is turned into
     ``packed[pixel, q]``, and a tile's products are added to the region's sums, which stay in L2.
     """
-    wide = "float64" if dtype == "float64" else "float32"
+    wide = wide_type(dtype)
     half = dtype != wide
     width = lanes * vectors
 

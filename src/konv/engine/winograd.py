@@ -60,7 +60,7 @@ def declines(problem: Problem) -> str | None:
     ==========================================  ======================================================================
     """
     g, gradient = problem.geometry, problem.kind == "input_gradient"
-    if getattr(problem, "exact", False):
+    if problem.exact:
         return "an exact sum is asked for: its error is up to three times a direct sum's, and one NaN may fill a 4 x 4 tile"
     if g.axes < 2 or g.kernel[-2:] != (TAPS, TAPS):
         return f"its kernels are 3 x 3 along the last axes, not {' x '.join(map(str, g.kernel))}"
