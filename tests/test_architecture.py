@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,15 @@ def test_heavy_packages_are_imported_where_they_are_needed(module):
 def test_a_file_has_a_docstring(module):
     text = MODULES[module].read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(text)) or not text.strip(), f"{module} does not say what it is for"
+
+
+def test_the_map_of_the_engine_names_every_file_once():
+    text = MODULES["konv.engine"].read_text(encoding="utf-8")
+    drawn = re.findall(
+        r"\b\w+\.py\b", ast.get_docstring(ast.parse(text)).partition("::")[2].partition("An algorithm")[0]
+    )
+    files = {path.name for module, path in MODULES.items() if module.startswith("konv.engine.")}
+    assert sorted(drawn) == sorted((files - {"plan.py"}) | {"ops.py"})
 
 
 PROBE = """

@@ -9,12 +9,12 @@
     direct.py, weights.py     filters in lanes: jobs       correlate.py, outer.py   their kernels
     weights_cut.py            how the weight gradient is cut     outer_packing.py   and laid out
     tile.py, packing.py       the register tile, and what brings numbers there and back
-    sweeps.py                 what an output reads, axis by axis, as tables
+    sweeps.py                 what an output reads, axis by axis, as tables: all phases of a row together
     joined.py                 few channels: neighbouring cells in the lanes
-    axes.py                   the phases of an axis
     products.py               windows apart: jobs          products_kernels.py, products_weights.py   its kernels
     products_last.py          channels last: jobs          products_last_kernels.py   its kernels
     windows.py                their tile, and windows that are taken apart and put together
+    axes.py                   what an output reads, for the two below, which compute phase by phase
     grouped.py                pixels in lanes: jobs        planes.py, planes_outer.py   its kernels
     depthwise.py              the same, channels last      channels.py              its kernels
     winograd.py               3 x 3, F(4x4, 3x3)           winograd_kernels.py      its kernels
@@ -22,9 +22,11 @@
     winograd_formulas.py, winograd_tiles.py, winograd_cuts.py   formulas, tiles in memory, pieces
     columns.py                NumPy and its BLAS, always says yes
     bias.py                   the bias gradient, of every problem
-    pool.py, rectify.py       pooling, ReLU              pool_kernels.py         their kernels
+    pool.py                   pooling                      pool_kernels.py         its kernels
+    rectify.py                ReLU, kernels included
     simd.py                   the language they are written in
-    compile.py, machine.py    texts to machine code        launch.py, memory.py   threads, workspaces
+    compile.py, machine.py    texts to machine code, for which CPU
+    launch.py, threads.py     a job's threads, and how many    memory.py           workspaces
 
 An algorithm is a module with a ``NAME``, ``declines(problem) -> reason or None``, ``workspace(problem) -> bytes`` and the
 three computations ``forward``, ``input_gradient``, ``weight_gradient``; where it reads dy for the last it may also offer

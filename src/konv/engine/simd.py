@@ -8,9 +8,12 @@ what is to happen at run time is said with a few words:
 ``acc = Variable(value)``      a value that a run-time loop changes: ``acc.set(fma(a, b, acc.get()))``
 ``p[i]``, ``p[i] = value``     one element; ``p.at(i)`` is the pointer moved by i elements
 ``p.vec(i, lanes)``            neighbouring elements as a vector; ``p.put(i, vector)`` writes one. With ``count`` only the
-                               first lanes are touched (the others read as 0), with ``start`` only later ones
+                               first lanes are touched (the others read as ``fill``), with ``start`` only later ones
 ``p.gather``, ``p.scatter``    the same with a stride between the elements
-``fma splat shuffle transpose``  vector instructions;  ``+ - *`` work on vectors and integers
+``p.zero p.full whole``        vectors of one number
+``p.prefetch(i)``              asks for the cache line of an element
+``fma splat shuffle``          vector instructions;  ``+ - *`` work on vectors and integers
+``transpose interleave``       other orders of several vectors' lanes; ``deinterleave`` undoes the latter
 ``pinned(vector)``             the vector; pinned ones are computed in the order in which they are written
 ``beats equal select``         comparisons lane by lane, and a choice between two vectors;  ``/`` divides vectors of floats
 ``minimum maximum // %``       index arithmetic (``//`` and ``%`` for numbers that are not negative)

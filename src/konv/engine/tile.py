@@ -2,12 +2,13 @@
 
 ::
 
-    sums[p, f] = from[p, f] + sum over k < taps of  x[offsets[k] + p] * panel[k, f]      f in lanes, p a pixel
+    sums[p, f] = start[p, f] + sum over k < taps of  x[offsets[k] + p] * panel[k, f]      f in lanes, p a pixel
 
 A tile is a few *runs* of neighbouring pixels that begin at any places of ``x``, so that short rows (7 pixels) fill it too, times
-one to three vectors of filters. All of it stays in registers while k runs; one step reads each of the pixels
-into all lanes (which is part of the multiply-add where it can be) and the filters as vectors. It reaches 95 % of the limit
-of the multiply-add units where ``taps`` is 144 or more, 90 % at 27.
+one, two, three or five vectors of filters. All of it stays in registers while k runs; one step reads each of the pixels
+into all lanes (which is part of the multiply-add where it can be) and the filters as vectors. With two vectors it reaches
+98 % of the limit of the multiply-add units where ``taps`` is 144 or more, 86 % at 27; with one 81 to 85 %, with five 90 to
+95 %. docs/engine.md has the figures.
 """
 
 from __future__ import annotations
