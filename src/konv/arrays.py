@@ -11,9 +11,8 @@ FLOAT_TYPES = ("float16", "float32", "float64", "bfloat16")
 # Axes of (N, C, *spatial) in the order (N, *spatial, C) and back, by their number; np.moveaxis takes 3 us to find them.
 TO_LAST = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 TO_FIRST = {3: (0, 2, 1), 4: (0, 3, 1, 2), 5: (0, 4, 1, 2, 3)}
-_KNOWN = frozenset(
-    map(np.dtype, ("float16", "float32", "float64"))
-)  # bfloat16 has no dtype until ml_dtypes is imported
+# bfloat16 has no dtype until ml_dtypes is imported.
+_KNOWN = frozenset(map(np.dtype, ("float16", "float32", "float64")))
 
 
 @functools.cache

@@ -122,9 +122,8 @@ def cache_folder() -> Path:
         return Path(folder)
     if cache := os.environ.get("XDG_CACHE_HOME"):
         return Path(cache) / "konv" / "kernels"
-    return (
-        Path(os.path.expanduser("~")) / ".cache" / "konv" / "kernels"
-    )  # "~" stays where there is no home: not writable
+    home = os.path.expanduser("~")  # "~" stays where there is no home: not writable
+    return Path(home) / ".cache" / "konv" / "kernels"
 
 
 def _arguments(text: Text) -> tuple[str, ...]:
@@ -219,7 +218,6 @@ def _target() -> Any:
     return target.create_target_machine(cpu=host.cpu, features=host.features, opt=3, jit=True)
 
 
-if hasattr(
-    os, "register_at_fork"
-):  # a child that inherited LLVM's lock, held by a thread that it lacks, would wait forever
+# A child that inherited LLVM's lock, held by a thread that it lacks, would wait forever.
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=compiling.acquire, after_in_parent=compiling.release, after_in_child=compiling.release)

@@ -79,12 +79,10 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dx (N, C, *spatial) into ``out``."""
-    if not np.isfinite(
-        w
-    ).all():  # a zero of dy's padding times infinity would be NaN, where the textbook's sum has no such term
+    # A zero of dy's padding times infinity would be NaN, where the textbook's sum has no such term.
+    if not np.isfinite(w).all():
         columns.input_gradient(dy, w, g, out)
         return
-
     if leaves_cells(g):
         out[...] = 0
     if _channels_last(dy, out):

@@ -15,9 +15,8 @@ from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, bits, fma, loop, minimum, pick, pinned, shuffle, splat, within
 
-AHEAD = (
-    2048  # elements: what lies so far on is asked for, hundreds of cycles before it is needed; without it half as fast
-)
+# Elements: what lies so far on is asked for, hundreds of cycles before it is needed. Without it half as fast.
+AHEAD = 2048
 ANYWHERE, NEIGHBOURS = -1, -2
 APART = 16  # columns of a kernel that follow each other: a vector of x serves the outputs here and so many cells before
 KEPT_FACTORS = 9  # stay in registers for a row of tiles

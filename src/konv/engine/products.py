@@ -237,13 +237,8 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
         part_groups = -(-part_groups // 2)
     parts = -(-row_groups // part_groups)
     copied = 0 if not transposed and x_dtype == wide else -(-row_group // lanes) * lanes * reduction
-    slot_size = (
-        -(
-            -(panel_size * block_panels + (row_group + (0 if target.taps else lanes)) * panel_width + lanes + copied)
-            // lanes
-        )
-        * lanes
-    )
+    results = (row_group + (0 if target.taps else lanes)) * panel_width
+    slot_size = -(-(panel_size * block_panels + results + lanes + copied) // lanes) * lanes
     fills = {
         f"y_fill_{name}": step if kernel == 1 else 1
         for name, step, kernel in zip(("depth", "height"), target.step, target.kernel)

@@ -24,11 +24,8 @@ PIECES = 16  # so many, that threads share them evenly
 PIECE_WORK = 1 << 21  # multiply-adds: where pieces would be smaller there are fewer
 MEMORY_SHARE = 7  # two threads' workspace is at most 1/7 of the textbook's matrix,
 MEMORY_BYTES = 768 << 10  # or so much
-IMAGE_CYCLES, GRADIENT_CYCLES, SUM_CYCLES = (
-    0.5,
-    0.33,
-    0.25,
-)  # measured: to lay out an element of x, of dy; to add a part's
+# Measured: to lay out an element of x, of dy; to add a part's.
+IMAGE_CYCLES, GRADIENT_CYCLES, SUM_CYCLES = 0.5, 0.33, 0.25
 WAITING = 0.1  # of the time that threads would wait for the last pieces, if each piece had a thread
 
 

@@ -99,16 +99,10 @@ def tiles_to_weights(dtype, lanes, vectors, rows, layout, dilated):
             for v in loop(filter_vectors):
                 source = sums.at(v // vectors * sum_rows * width + v % vectors * lanes)
                 first = first_filter + v * lanes
-                to = (
-                    (
-                        ((part * (channel_blocks // plane_blocks) + tap_plane) * filters + first) * channels
-                        + first_channel
-                    )
-                    * TAPS
-                    * TAPS
-                )
+                plane = part * (channel_blocks // plane_blocks) + tap_plane
+                to = dw.at(((plane * filters + first) * channels + first_channel) * (TAPS * TAPS))
                 _write_weights(
-                    source, width, sums_plane, inputs, dw.at(to), channels, filters - first, own_channels, lanes, number
+                    source, width, sums_plane, inputs, to, channels, filters - first, own_channels, lanes, number
                 )
 
     return text, {"x": dtype, "dy": dtype, "dw": wide_type(dtype), "slots": wide_type(dtype)}
