@@ -7,6 +7,7 @@ import konv
 from compare import assert_equal, assert_same_bits
 from konv.engine import depthwise, grouped, launch, threads
 from konv.engine.machine import machine
+from konv.engine.plan import Problem
 from konv.engine.simd import bits, pick, within
 from plain_engine import MACHINES, engine, many_small_jobs
 from strategies import BFLOAT16, integers
@@ -40,6 +41,9 @@ GROUPS = {
     "2 x 8, stride 2": ((2, 8, 9, 19), (32, 2, 3, 3), dict(padding=1, stride=2)),
     "8 x 3": ((1, 32, 21), (12, 8, 5), dict(padding=2)),
     "1 x 2": ((2, 4, 8, 9), (8, 1, 3, 3), dict(padding=1)),
+    "12 x 16": ((2, 24, 8, 19), (32, 12, 3, 3), dict(padding=1)),
+    "3 x 20, one group": ((2, 3, 9, 21), (20, 3, 3, 3), dict(padding=1)),
+    "1 x 64, 1-D": ((2, 1, 50), (64, 1, 9), dict(padding="causal")),
 }
 SQUARE = {
     "4 x 4, stride 2": ((1, 20, 9, 11), (20, 4, 3, 3), dict(padding=1, stride=2)),
@@ -148,3 +152,19 @@ def test_the_addresses_of_tables_are_theirs():
     g = konv.geometry((1, 4, 5, 6), (4, 1, 3, 3), padding=1, groups=4)
     for plan in (depthwise.correlation(g, -1, "float32", "float32", 1), depthwise.accumulation(g, "float32")):
         assert plan.addresses == {name: launch.address(table) for name, table in plan.tables.items()}
+
+
+@pytest.mark.parametrize(
+    "x_shape, w_shape, options, taken",
+    [
+        ((8, 512, 14, 14), (512, 16, 3, 3), dict(padding=1, groups=32), True),
+        ((8, 512, 7, 7), (512, 16, 3, 3), dict(padding=1, groups=32), False),
+        ((8, 3, 32, 32), (64, 3, 3, 3), dict(padding=1), True),
+        ((8, 3, 32, 32), (64, 3, 3, 3), dict(padding=1, stride=2), False),
+        ((8, 1, 50), (10, 1, 9), {}, False),
+    ],
+)
+def test_which_layers_of_more_filters_it_takes(x_shape, w_shape, options, taken):
+    with engine(MACHINES["AVX-512"]):
+        problem = Problem("forward", konv.geometry(x_shape, w_shape, **options), "float32")
+        assert (grouped.declines(problem) is None) == taken

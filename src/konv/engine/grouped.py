@@ -1,4 +1,4 @@
-"""Groups of few filters (depthwise above all), and the input gradients of few channels: pixels in lanes.
+"""Groups of few filters (depthwise above all), the input gradients of few channels, and first layers: pixels in lanes.
 
 The same axes and phases as in :mod:`konv.engine.direct`; another tile, in which a vector is a run of neighbouring pixels.
 """
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     from konv.engine.plan import Problem
 
 NAME = "grouped"
-MOST_FILTERS = 8  # of 32 that the other tile computes at once
+MOST_FILTERS = 8  # of 32 that the other tile computes at once,
+MOST_FILTERS_GROUPED = 16  # and as many of a kernel of at most 3 x 3; of 7 pixels in a row the other tile is faster
+FEW_CHANNELS, MOST_FILTERS_FEW = (
+    3,
+    64,
+)  # where the other tile has little to do between loads and stores: 1.5 to 2 times as fast
 MOST_ROWS, MOST_COLUMNS = 7, 32  # of a kernel whose taps are unrolled
 MOST_NEIGHBOURS = 32  # columns whose masks are made together
 PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one plane
@@ -45,10 +50,23 @@ def declines(problem: Problem) -> str | None:
         if g.groups < 4 or max(filters, channels) > MOST_FILTERS:
             return f"{g.groups} groups of {channels} x {filters}; it takes 4 or more of at most {MOST_FILTERS} x {MOST_FILTERS}"
         return None
-    role = filters if problem.kind == "forward" else channels
-    if role > MOST_FILTERS:
+    role, summed = (filters, channels) if problem.kind == "forward" else (channels, filters)
+    if role > MOST_FILTERS and not _small(problem, role, summed):
         return f"{role} filters in a group fill the lanes of the direct tile; it computes at most {MOST_FILTERS}"
     return direct.declines(problem)
+
+
+def _small(problem: Problem, filters: int, channels: int) -> bool:
+    """Whether more filters than ``MOST_FILTERS`` are faster here: unit stride, and few products to sum."""
+    g = problem.geometry
+    plain = problem.layout == "first" and filters % 4 == 0 and max(g.stride + g.dilation) == 1
+    if not plain or channels * math.prod(g.kernel) > PRODUCTS or machine().registers < 32:
+        return False
+    if channels <= FEW_CHANNELS:
+        return filters <= MOST_FILTERS_FEW and max(g.kernel) <= MOST_COLUMNS
+    row = g.output[-1] if problem.kind == "forward" else g.spatial[-1]
+    short = g.axes == 1 or row <= machine().lanes(problem.dtype) // 2  # bits of 1-D layers do not depend on the length
+    return g.groups > 1 and filters <= MOST_FILTERS_GROUPED and max(g.kernel) <= 3 and not short
 
 
 def workspace(problem: Problem) -> int:
