@@ -3,6 +3,7 @@
 import importlib
 import os
 import pkgutil
+import platform
 import sys
 
 import pytest
@@ -156,3 +157,20 @@ def test_two_programs_at_once(tmp_path):
     programs = [start_program(USE.format(before=""), KONV_CACHE=tmp_path) for _ in range(3)]
     assert [finish_program(program).strip() for program in programs] == ["0"] * 3
     assert all(name.endswith(".o") for name in kernels(tmp_path))
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names an x86 CPU")
+def test_a_cpu_without_instructions_for_float16_computes_it():
+    """There a conversion that LLVM leaves to a library would call address 0."""
+    run_program(
+        """
+        import numpy as np, konv
+        x = np.arange(24, dtype=np.float16).reshape(1, 2, 12)
+        w = np.ones((2, 2, 1), np.float16)
+        assert np.array_equal(konv.max_pool(x, 2), x[:, :, 1::2])
+        dx, dw, db = konv.conv_backward(x, x, w)
+        assert np.array_equal(db, [66, 210])
+        """,
+        KONV_CPU="nehalem",
+        KONV_CPU_FEATURES="+sse4.2,+sse4.1,+ssse3,+popcnt",
+    )

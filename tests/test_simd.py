@@ -5,6 +5,7 @@ import pytest
 
 from compare import assert_equal, assert_same_bits
 from konv.engine import simd
+from konv.engine.machine import Machine
 from konv.engine.simd import (
     Variable,
     beats,
@@ -154,9 +155,11 @@ def test_elements(dtype):
     assert y[2] == x[3] + x[0] and y[0] == 3
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_types_are_rounded_to_nearest_even_and_nan_stays(dtype):
+@pytest.mark.parametrize("dtype, by_integers", [("float16", False), ("float16", True), ("bfloat16", True)])
+def test_half_types_are_rounded_to_nearest_even_and_nan_stays(dtype, by_integers, monkeypatch):
     """Every pattern of 32 bits with a given end, and every half number there and back."""
+    if by_integers:
+        monkeypatch.setattr(Machine, "halves", False)
 
     def text(piece, slot, x, y):
         y.put(0, x.vec(0, 16))
@@ -165,7 +168,10 @@ def test_half_types_are_rounded_to_nearest_even_and_nan_stays(dtype):
     patterns = rng.integers(0, 2**32, 4000, np.uint32)
     patterns[:1000] &= 0xFFFF8000  # half way between two neighbours
     special = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, 65504, 65520] * 2, np.float32)
-    values = np.concatenate([patterns.view(np.float32), special])
+    small = (rng.integers(-4100, 4100, 800) * 2.0**-26).astype(
+        np.float32
+    )  # about float16's smallest numbers, many ties
+    values = np.concatenate([patterns.view(np.float32), special, small])
     run = compiled(text, {"x": "float32", "y": dtype})
     with np.errstate(all="ignore"):
         expected = values.astype(TYPES[dtype])

@@ -39,6 +39,11 @@ class Machine:
         return any(f"+{name}" in self.features.split(",") for name in ("fma", "avx512f", "neon", "vfp4"))
 
     @property
+    def halves(self) -> bool:
+        """Whether float16 is converted by an instruction."""
+        return any(f"+{name}" in self.features.split(",") for name in ("f16c", "avx512f", "neon", "fp16"))
+
+    @property
     def tile(self) -> tuple[int, int]:
         """(vectors, pixels) of the register tile: ``vectors * pixels`` accumulators, one pixel, ``vectors`` filters.
 

@@ -31,6 +31,7 @@ when read and rounded to nearest even when written, uint8 is int32 in vectors. W
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -565,7 +566,7 @@ def _widened(value: ir.Value, stored: str) -> ir.Value:
     if stored == "uint8":
         return _builder.zext(value, _shaped(INT32, value))
     if stored == "float16":
-        return _builder.fpext(value, _shaped(FLOAT, value))
+        return _builder.fpext(value, _shaped(FLOAT, value)) if machine().halves else _half_widened(value)
     if stored == "bfloat16":  # the upper half of a float32
         bits = _builder.zext(value, _shaped(INT32, value))
         return _builder.bitcast(_builder.shl(bits, _filled(INT32, 16, value)), _shaped(FLOAT, value))
@@ -576,7 +577,7 @@ def _narrowed(value: ir.Value, stored: str) -> ir.Value:
     if stored == "uint8":
         return _builder.trunc(value, _shaped(INT8, value))
     if stored == "float16":
-        return _builder.fptrunc(value, _shaped(HALF, value))
+        return _builder.fptrunc(value, _shaped(HALF, value)) if machine().halves else _half_narrowed(value)
     if stored == "bfloat16":  # add just under half a unit, or half where the last kept bit is odd; NaN stays NaN
         bits = _builder.bitcast(value, _shaped(INT32, value))
         odd = _builder.and_(_builder.lshr(bits, _filled(INT32, 16, value)), _filled(INT32, 1, value))
@@ -588,12 +589,45 @@ def _narrowed(value: ir.Value, stored: str) -> ir.Value:
     return value
 
 
+def _number(value: ir.Value, n: int) -> ir.Constant:
+    return _filled(INT32, n, value)
+
+
+def _half_widened(value: ir.Value) -> ir.Value:
+    """float16 to float32 by integers, where LLVM would call functions that nobody has."""
+    b, number = _builder, functools.partial(_number, value)
+    bits = b.zext(b.bitcast(value, _shaped(BITS16, value)), _shaped(INT32, value))
+    size = b.shl(b.and_(bits, number(0x7FFF)), number(13))  # a float32 with an exponent 112 too small
+    scaled = b.fmul(b.bitcast(size, _shaped(FLOAT, value)), _filled(FLOAT, 2.0**112, value))
+    infinite = b.icmp_unsigned(">=", size, number(0x7C00 << 13))  # or NaN
+    size = b.select(infinite, b.or_(size, number(0x7F800000)), b.bitcast(scaled, _shaped(INT32, value)))
+    sign = b.shl(b.and_(bits, number(0x8000)), number(16))
+    return b.bitcast(b.or_(size, sign), _shaped(FLOAT, value))
+
+
+def _half_narrowed(value: ir.Value) -> ir.Value:
+    """float32 to the nearest float16, in a tie the even one, by integers."""
+    b, number = _builder, functools.partial(_number, value)
+    bits = b.bitcast(value, _shaped(INT32, value))
+    size = b.and_(bits, number(0x7FFFFFFF))
+    odd = b.and_(b.lshr(size, number(13)), number(1))
+    normal = b.lshr(b.add(b.add(size, number(0xFFF - (112 << 23))), odd), number(13))
+    # Below 2 ** -14 the steps are 2 ** -24, as those of numbers near a half: the addition rounds.
+    small = b.fadd(b.bitcast(size, _shaped(FLOAT, value)), _filled(FLOAT, 0.5, value))
+    small = b.sub(b.bitcast(small, _shaped(INT32, value)), number(0x3F000000))
+    half = b.select(b.icmp_unsigned("<", size, number(113 << 23)), small, normal)
+    half = b.select(b.icmp_unsigned(">=", size, number(143 << 23)), number(0x7C00), half)
+    half = b.select(b.icmp_unsigned(">", size, number(0x7F800000)), number(0x7E00), half)
+    half = b.or_(half, b.lshr(b.and_(bits, number(0x80000000)), number(16)))
+    return b.bitcast(b.trunc(half, _shaped(BITS16, value)), _shaped(HALF, value))
+
+
 def _shaped(kind: ir.Type, value: ir.Value) -> ir.Type:
     """``kind`` with as many lanes as ``value``."""
     return ir.VectorType(kind, value.type.count) if isinstance(value.type, ir.VectorType) else kind
 
 
-def _filled(kind: ir.Type, number: int, value: ir.Value) -> ir.Constant:
+def _filled(kind: ir.Type, number: float, value: ir.Value) -> ir.Constant:
     return ir.Constant(
         _shaped(kind, value), [number] * value.type.count if isinstance(value.type, ir.VectorType) else number
     )
