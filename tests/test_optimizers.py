@@ -269,7 +269,7 @@ def readonly(array):
         ({}, {"W": None, "b": np.zeros(4)}, TypeError, r"grads\['W'\] is None: backward has not run"),
         ({}, {"W": np.zeros((4, 3)), "b": np.zeros(4)}, ValueError, r"\['W'\] has shape \(4, 3\), .* \(3, 4\)"),
         ({}, {"W": np.zeros((3, 4), int), "b": np.zeros(4)}, TypeError, r"grads\['W'\] .*int64"),
-        ({}, {"W": 0.0, "b": np.zeros(4)}, TypeError, r"grads\['W'\] is a float"),
+        ({}, {"W": 0.0, "b": np.zeros(4)}, TypeError, r"grads\['W'\]=0.0: expected a NumPy array"),
         ({"c": np.zeros(2, int)}, {"c": np.zeros(2)}, TypeError, r"params\['c'\] .*int64"),
         ({"c": [1.0]}, {"c": np.zeros(1)}, TypeError, r"params\['c'\] is a list"),
         ({"c": readonly(np.zeros(2))}, {"c": np.zeros(2)}, ValueError, r"params\['c'\] is read-only"),

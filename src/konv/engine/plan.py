@@ -233,8 +233,7 @@ def plan(
     work         1,849,688,064 FLOP on 12,992,512 bytes
     workspace    ... bytes
     passed over  products: windows see padding
-    passed over  products_last: channels first; it puts channels in lanes
-    passed over  grouped: 64 filters in a group fill the lanes of the direct tile; it computes at most 8
+    passed over  ...
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(map(repr, KINDS))}")
