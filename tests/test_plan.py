@@ -127,7 +127,7 @@ def test_the_last_always_accepts_and_the_first_that_accepts_is_chosen(case, kind
     place = reasons.index(None)
     assert plan.algorithm is table[place]
     assert plan.passed_over == tuple((a.NAME, r) for a, r in zip(table[:place], reasons))
-    assert isinstance(plan.workspace, int) and plan.workspace >= (1 if case.x_shape[0] else 0)
+    assert isinstance(plan.workspace, int) and plan.workspace >= 0  # some need none
     assert choose(problem) is plan
 
 
