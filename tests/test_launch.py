@@ -210,9 +210,10 @@ def test_the_environment_stays_as_it_was():
 def test_ctrl_c_leaves_a_usable_library(pool):
     """The interrupt is raised once all helpers have stopped writing, and the next results are right."""
     process = start_program(f"""
-        import sys, time
+        import signal, sys, time
         import numpy as np, konv
         from konv.engine import launch, threads
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background inherits that it is ignored
         threads.SMALL_WORK = 1
         konv.set_threads(3)
         if not {pool}:
