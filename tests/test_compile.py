@@ -174,3 +174,23 @@ def test_a_cpu_without_instructions_for_float16_computes_it():
         KONV_CPU="nehalem",
         KONV_CPU_FEATURES="+sse4.2,+sse4.1,+ssse3,+popcnt",
     )
+
+
+def test_the_process_ends_while_a_daemon_thread_compiles():
+    run_program("""
+        import threading, time
+        from konv.engine.compile import compile_ir, compiling, load, trace
+        begun = threading.Event()
+        def text(piece, slot, y):
+            for i in range(800):
+                y[i] = y[i] + y[800 - i]
+        def compile_much():
+            with compiling:
+                ir = trace(text, {"y": "float32"})
+                begun.set()
+                for _ in range(2):
+                    load(compile_ir(ir))
+        threading.Thread(target=compile_much, daemon=True).start()
+        begun.wait()
+        time.sleep(0.1)
+    """)

@@ -17,6 +17,7 @@ Nothing in the cache can go stale.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -221,3 +222,6 @@ def _target() -> Any:
 # A child that inherited LLVM's lock, held by a thread that it lacks, would wait forever.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=compiling.acquire, after_in_parent=compiling.release, after_in_child=compiling.release)
+
+# At its end the process takes LLVM apart: a daemon thread that still compiles would crash it. Wait for it, let none begin.
+atexit.register(compiling.acquire)
