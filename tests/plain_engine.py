@@ -129,10 +129,12 @@ class _PlainJob:
     def __init__(self, known, kernel, pieces, **numbers):
         assert set(numbers) | set(kernel.pointers) == set(kernel.arguments), kernel.name
         self.known, self.kernel, self.pieces, self.numbers = known, kernel, pieces, numbers
-        self.pointers = tuple(kernel.pointers)
+        self.tables = {name: table for name, table in numbers.items() if isinstance(table, np.ndarray)}
+        self.pointers = tuple(kernel.pointers.keys() - self.tables.keys())
 
     def run(self, threads, **pointers):
-        assert pointers.keys() == self.kernel.pointers.keys()
+        assert pointers.keys() == set(self.pointers)
+        pointers |= {name: self.known.address(table) for name, table in self.tables.items()}
         made = {
             name: self.known.pointer(start, pointers.values(), self.kernel.pointers[name])
             for name, start in pointers.items()

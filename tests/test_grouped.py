@@ -5,7 +5,7 @@ import pytest
 
 import konv
 from compare import assert_equal, assert_same_bits
-from konv.engine import depthwise, grouped, launch, threads
+from konv.engine import grouped, threads
 from konv.engine.machine import machine
 from konv.engine.plan import Problem
 from konv.engine.simd import bits, pick, within
@@ -146,12 +146,6 @@ def test_masks_as_integers_and_choices_without_a_branch():
     x, y = np.arange(1, 21, dtype=np.float32), np.full(33, np.nan, np.float32)
     for start, count, chosen in ((0, 8, 0), (2, 5, 2), (-3, 4, 3), (4, 70, -1), (9, 3, 0), (-9, -2, 5)):
         both(text, pointers, x=x, y=y, start=start, count=count, chosen=chosen)
-
-
-def test_the_addresses_of_tables_are_theirs():
-    g = konv.geometry((1, 4, 5, 6), (4, 1, 3, 3), padding=1, groups=4)
-    for plan in (depthwise.correlation(g, -1, "float32", "float32", 1), depthwise.accumulation(g, "float32")):
-        assert plan.addresses == {name: launch.address(table) for name, table in plan.tables.items()}
 
 
 @pytest.mark.parametrize(

@@ -314,13 +314,14 @@ def test_too_little_memory_is_seen(host, monkeypatch):
     def with_less(*arguments):
         return dataclasses.replace(real(*arguments), size=real(*arguments).size * 2 // 3)
 
-    sizes = weights._sizes
+    prepare = weights._prepare
 
     def smaller(*arguments):
-        return tuple(size * 2 // 3 for size in sizes(*arguments))
+        prepared = prepare(*arguments)
+        return dataclasses.replace(prepared, sizes=tuple(size * 2 // 3 for size in prepared.sizes))
 
     with engine(MACHINES[host], plain=True):
-        monkeypatch.setattr(weights, "_sizes", smaller)
+        monkeypatch.setattr(weights, "_prepare", smaller)
         with pytest.raises(IndexError, match="a kernel touches"):
             check(direct, CASES["2-D"])
     with engine(MACHINES[host], plain=True):

@@ -87,6 +87,23 @@ def test_a_job_refuses_arguments_that_its_kernel_does_not_have():
         launch.Job(count_calls(), 1, step=1).run(1, counts=0)
 
 
+def test_a_job_keeps_its_tables():
+    """They lie where the kernel was told, for as long as the job is run."""
+
+    @kernel
+    def look_up():
+        def text(piece, slot, first, y, table, x, size):
+            y[piece] = x[table[piece % size]] + first
+
+        return text, {"x": "int64", "y": "int64", "table": "int64"}
+
+    job = launch.Job(look_up(), 6, first=100, table=np.array([2, 0, 1]), size=3)
+    junk = [np.full(3, 77) for _ in range(50)]  # would be where the table was
+    x, y = np.array([10, 11, 12]), np.zeros(6, np.int64)
+    job.run(2, x=address(x), y=address(y))
+    assert y.tolist() == [112, 110, 111] * 2 and len(junk) == 50
+
+
 @pytest.mark.parametrize(
     "array", [np.zeros(3), np.zeros(0), np.zeros((4, 5))[::-1, 1::2], np.broadcast_to(np.float32(1), (2, 3))]
 )

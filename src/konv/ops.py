@@ -204,10 +204,7 @@ def conv_transpose(
     array([[[ 1.,  2., 13., 20., 30.]]])
     """
     x, w, b = checked_floats(x=x, w=w, b=b)
-    g = transposed_geometry(
-        x.shape, w.shape, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation,
-        groups=groups, dtype=x.dtype,
-    )  # fmt: skip
+    g = _geometry_of_transposed(x, w, stride, padding, output_padding, dilation, groups)
     _check_bias(b, g.channels)
     layout = layout_of(x)
     y = empty(g.x_shape, x.dtype if b is None else accumulator(x.dtype), layout)
@@ -256,10 +253,7 @@ def conv_transpose_backward(
     (array([[[6., 6.]]]), array([[[11., 11., 11.]]]), array([5.]))
     """
     dy, x, w = checked_floats(dy=dy, x=x, w=w)
-    g = transposed_geometry(
-        x.shape, w.shape, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation,
-        groups=groups, dtype=x.dtype,
-    )  # fmt: skip
+    g = _geometry_of_transposed(x, w, stride, padding, output_padding, dilation, groups)
     check_upstream(dy, g.x_shape)
     wanted = _needed(need)
     dx = dw = db = None
@@ -387,9 +381,22 @@ def fold(
 
 def _geometry(x: np.ndarray, w: np.ndarray, *options: Any) -> Geometry:
     """The geometry of a call; that of the same plain numbers is checked once (a network makes the same calls again)."""
-    # Only exact ints and strings: True and 1.0 equal 1, and would find its geometry instead of an error.
-    plain = all(type(option) is int or type(option) is str for option in options)
-    return (_known_geometry if plain else _new_geometry)(x.shape, w.shape, x.dtype, *options)
+    return (_known_geometry if _are_plain(options) else _new_geometry)(x.shape, w.shape, x.dtype, *options)
+
+
+def _geometry_of_transposed(x: np.ndarray, w: np.ndarray, *options: Any) -> Geometry:
+    """That of a transposed convolution, likewise."""
+    return (_known_transposed if _are_plain(options) else _new_transposed)(x.shape, w.shape, x.dtype, *options)
+
+
+def _are_plain(options: tuple[Any, ...]) -> bool:
+    """Whether all are exact ints and strings, or tuples of such: True and 1.0 equal 1, and would find its geometry, no error."""
+    return _PLAIN.issuperset(map(type, options)) or all(
+        type(option) in _PLAIN or (type(option) is tuple and _are_plain(option)) for option in options
+    )
+
+
+_PLAIN = frozenset((int, str))
 
 
 def _new_geometry(
@@ -401,7 +408,17 @@ def _new_geometry(
     )  # fmt: skip
 
 
+def _new_transposed(
+    x_shape: Any, w_shape: Any, dtype: Any, stride: Any, padding: Any, output_padding: Any, dilation: Any, groups: Any
+) -> Geometry:
+    return transposed_geometry(
+        x_shape, w_shape, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation, groups=groups,
+        dtype=dtype,
+    )  # fmt: skip
+
+
 _known_geometry = functools.lru_cache(maxsize=1024)(_new_geometry)
+_known_transposed = functools.lru_cache(maxsize=1024)(_new_transposed)
 
 
 def _check_bias(b: np.ndarray | None, filters: int) -> None:
@@ -410,6 +427,8 @@ def _check_bias(b: np.ndarray | None, filters: int) -> None:
 
 
 def _needed(need: Sequence[str]) -> set[str]:
+    if need is GRADIENTS:
+        return {*GRADIENTS}
     if not isinstance(need, Collection):
         raise TypeError(f"need={need!r}: expected a sequence of names out of {GRADIENTS}")
     wanted = [need] if isinstance(need, str) else list(need)

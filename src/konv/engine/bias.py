@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from konv.arrays import known_layout
 from konv.engine.compile import kernel
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
@@ -27,13 +28,13 @@ def bias_gradient(dy: np.ndarray) -> np.ndarray:
     batch, filters, pixels = *dy.shape[:2], math.prod(dy.shape[2:])
     if not dy.size:
         return np.zeros(filters, dy.dtype)
-    last = not dy.flags.c_contiguous and np.moveaxis(dy, 1, -1).flags.c_contiguous
-    dy = np.moveaxis(dy, 1, -1) if last else np.ascontiguousarray(dy)
+    last = known_layout(dy) == "last"
     dtype = dtype_name(dy.dtype)
     job, parts = _job(dtype, last, batch, filters, pixels)
     sums = np.empty((parts, filters, 1 if last else machine().lanes(dtype)), wide_type(dtype))
     job.run(width(job.pieces, dy.size), dy=address(dy), sums=address(sums))
-    return sums.sum(axis=2).sum(axis=0).astype(dy.dtype, copy=False)
+    sums = sums.sum(axis=2)
+    return (sums.sum(axis=0) if parts > 1 else sums[0]).astype(dy.dtype, copy=False)
 
 
 @functools.lru_cache(maxsize=256)

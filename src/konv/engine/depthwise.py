@@ -29,25 +29,21 @@ LEAST_PARTS = 16  # of a weight gradient: each is summed by itself
 
 @dataclass(frozen=True)
 class Depthwise:
-    """A prepared job and the addresses of its tables; ``taps`` are indices into w, [tap][turn][channel]."""
+    """A prepared job; ``taps`` are indices into w, [tap][turn][channel]."""
 
     job: Job
     threads: int
     taps: np.ndarray
     no_bias: np.ndarray
-    tables: dict[str, np.ndarray]
-    addresses: dict[str, int]
     sums: tuple[int, ...] = ()
 
 
 def correlate(g: Geometry, phase: int, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> None:
     """Forward, or a phase of the input gradient."""
     plan = correlation(g, phase, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
-    weights = w.reshape(-1)[plan.taps].astype(plan.no_bias.dtype, copy=False)
+    weights = w.take(plan.taps).astype(plan.no_bias.dtype, copy=False)
     bias = plan.no_bias if b is None else np.ascontiguousarray(b, plan.no_bias.dtype)
-    plan.job.run(
-        plan.threads, x=address(x), weights=address(weights), bias=address(bias), y=address(out), **plan.addresses
-    )
+    plan.job.run(plan.threads, x=address(x), weights=address(weights), bias=address(bias), y=address(out))
 
 
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
@@ -56,7 +52,7 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
     wide = wide_type(dtype_name(x.dtype))
     sums, biases = np.zeros(plan.sums, wide), np.zeros((plan.sums[0], g.channels), wide)
     threads = width(plan.job.pieces, g.flops // 2)
-    plan.job.run(threads, x=address(x), dy=address(dy), sums=address(sums), biases=address(biases), **plan.addresses)
+    plan.job.run(threads, x=address(x), dy=address(dy), sums=address(sums), biases=address(biases))
     total = np.empty(out.shape, wide)
     total.reshape(-1)[plan.taps] = sums.sum(axis=0)
     out[...] = total
@@ -90,12 +86,11 @@ def correlation(g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: in
         y_start=depth.start * y_depth + height.start * y_row + row.start * y_step, y_image=y_depth * spatial[0],
         y_depth=depth.step * y_depth, y_row=height.step * y_row, y_step=row.step * y_step,
         y_ahead=-(-AHEAD // (row.step * y_step)) * row.step * y_step,
+        zeros=np.zeros(g.channels * 8, np.uint8), sources=sources,
     )  # fmt: skip
-    tables = {"zeros": np.zeros(g.channels * 8, np.uint8), "sources": sources}
-    addresses = {name: address(table) for name, table in tables.items()}
     indices = _indices(g, np.array(taps), phase != FORWARD)
     used = width(job.pieces, lines * row.out * indices.size)
-    return Depthwise(job, used, indices, np.zeros(g.channels, wide_type(x_dtype)), tables, addresses)
+    return Depthwise(job, used, indices, np.zeros(g.channels, wide_type(x_dtype)))
 
 
 @functools.lru_cache(maxsize=256)
@@ -121,11 +116,10 @@ def accumulation(g: Geometry, dtype: str) -> Depthwise:
         out_depth=depth.out, out_height=height.out, out_width=row.out, taps=len(row.taps),
         tap_tiles=-(-len(row.taps) // wide_tile), segment=segment, dy_ahead=segment * g.channels,
         x_ahead=(height.stride * row.length if segment == row.out else segment * row.stride) * g.channels,
+        zeros=np.zeros(g.channels * 8, np.uint8), sources=sources,
     )  # fmt: skip
-    tables = {"zeros": np.zeros(g.channels * 8, np.uint8), "sources": sources}
-    addresses = {name: address(table) for name, table in tables.items()}
     taps = _indices(g, np.arange(math.prod(g.kernel)), False)
-    return Depthwise(job, 0, taps, np.zeros(0), tables, addresses, (job.pieces, *taps.shape))
+    return Depthwise(job, 0, taps, np.zeros(0), (job.pieces, *taps.shape))
 
 
 def _indices(g: Geometry, taps: np.ndarray, transposed: bool) -> np.ndarray:

@@ -115,11 +115,10 @@ class Join:
 
 @dataclass(frozen=True)
 class Correlation:
-    """A correlation, prepared: its job, the tables with where they lie, and the workspace (in bytes)."""
+    """A correlation, prepared: its job, how many checks of which type it fills, and the workspace (in bytes)."""
 
     job: Job
-    tables: dict[str, np.ndarray]
-    pointers: dict[str, int]
+    no_bias: np.ndarray
     checks: tuple[int, str]
     threads: int
     size: int
@@ -264,16 +263,13 @@ def _correlation(
         y_height=y_height, y_width=y_width, join_rows=join.rows if join else 1, join_columns=join.columns if join else 1,
         start_depth=depth_phase, step_depth=depth.phases, ask=int(slice_channels * max(taps) >= LONG_SUM),
         slot_size=slot_size, run_size=run_size, panel_start=panel_start, bias_start=bias_start,
-        sums_start=sums_start, panel_sums=panel_sums,
+        sums_start=sums_start, panel_sums=panel_sums, depth_cells=np.array([*depth_taps, 0], np.int64),
+        **{name: getattr(made, name) for name in ("offsets", "places", "phases", "kinds")},
     )  # fmt: skip
-    work = g.flops // 2
-    used = width(job.pieces, work)
-    arrays = {name: getattr(made, name) for name in ("offsets", "places", "phases", "kinds")}
-    arrays["depth_cells"] = np.array([*depth_taps, 0], np.int64)
-    arrays["bias"] = np.zeros(g.groups * filters, wide)
+    used = width(job.pieces, g.flops // 2)
     size = used * (slot_size * itemsize + run_size * 8)
-    pointers = {name: address(array) for name, array in arrays.items()}
-    return Correlation(job, arrays, pointers, (used * lanes, wide), used, size, used * slot_size * itemsize)
+    no_bias = np.zeros(g.groups * filters, wide)
+    return Correlation(job, no_bias, (used * lanes, wide), used, size, used * slot_size * itemsize)
 
 
 def _strides(channels: int, spatial: tuple[int, ...], layout: str) -> tuple[int, ...]:
@@ -323,13 +319,12 @@ def run(
     )
     finite = True
     for plan in plans:
-        checks, pointers = np.zeros(*plan.checks), plan.pointers
-        if b is not None:
-            pointers = pointers | {"bias": address(b := np.ascontiguousarray(b))}
+        checks = np.zeros(*plan.checks)
+        bias = plan.no_bias if b is None else np.ascontiguousarray(b)
         with memory.workspace(plan.size) as space:
             plan.job.run(
-                plan.threads, x=address(x), w=address(w), y=address(out), checks=address(checks),
-                workspace=space, run_places=space + plan.runs_start, **pointers,
+                plan.threads, x=address(x), w=address(w), bias=address(bias), y=address(out), checks=address(checks),
+                workspace=space, run_places=space + plan.runs_start,
             )  # fmt: skip
-        finite = finite and not checks.any()
+        finite = finite and not np.count_nonzero(checks)
     return finite

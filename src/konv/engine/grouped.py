@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from konv.arrays import all_finite, known_layout
 from konv.engine import columns, depthwise, direct
 from konv.engine.axes import FORWARD, Axis, forward_axes, gradient_axes, gradient_phases, leaves_cells
 from konv.engine.launch import Job, address
@@ -81,15 +82,15 @@ def workspace(problem: Problem) -> int:
     if problem.kind == "weight_gradient":
         return math.prod(_accumulation(g, dtype, get_threads()).sums) * itemsize
     transposed = problem.kind == "input_gradient"
-    plans = [_correlation(g, axes, transposed, dtype, dtype, get_threads()) for axes in _correlations(g, transposed)]
+    plans = _correlations(g, transposed, dtype, dtype, get_threads())
     return max((plan.taps.size * itemsize for plan in plans), default=0)
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
     """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    if not np.isfinite(w).all():  # padding that is left out, times infinity, would have been NaN
+    if not all_finite(w):  # padding that is left out, times infinity, would have been NaN
         columns.forward(x, w, b, g, out)
-    elif _channels_last(x, out):
+    elif known_layout(x, out) == "last":
         depthwise.correlate(g, FORWARD, x, w, b, out)
     else:
         _run(g, x, w, b, out, False)
@@ -98,12 +99,12 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dx (N, C, *spatial) into ``out``."""
     # A zero of dy's padding times infinity would be NaN, where the textbook's sum has no such term.
-    if not np.isfinite(w).all():
+    if not all_finite(w):
         columns.input_gradient(dy, w, g, out)
         return
     if leaves_cells(g):
         out[...] = 0
-    if _channels_last(dy, out):
+    if known_layout(dy, out) == "last":
         for phase in gradient_phases(g):
             depthwise.correlate(g, phase, dy, w, None, out)
     else:
@@ -117,53 +118,43 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
 
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``: dy is read once."""
-    if _channels_last(x, dy):
+    if known_layout(x, dy) == "last":
         depthwise.weight_and_bias_gradient(dy, x, g, out, db)
         return
     plan = _accumulation(g, dtype_name(x.dtype), get_threads())
     parts, weights = plan.sums
     wide = wide_type(dtype_name(x.dtype))
     sums, biases = np.empty((parts, weights), wide), np.empty((parts, g.filters), wide)
-    plan.job.run(
-        plan.threads, x=address(x), dy=address(dy), sums=address(sums), biases=address(biases), **plan.addresses
-    )
+    plan.job.run(plan.threads, x=address(x), dy=address(dy), sums=address(sums), biases=address(biases))
     out[...] = (sums.sum(axis=0) if parts > 1 else sums).reshape(g.w_shape)
     db[...] = biases.sum(axis=0)
 
 
-def _channels_last(*arrays: np.ndarray) -> bool:
-    """Where an array's channels lie; one whose channels may be first or last (one cell, one channel) does not say."""
-    return not all(array.flags.c_contiguous for array in arrays)
-
-
 @dataclass(frozen=True)
 class Correlation:
-    """A prepared job of :func:`correlate_planes`; ``taps`` are indices into w, in the kernel's order.
-
-    ``addresses`` are those of its ``tables``, which live as long as the plan: asking for one costs a microsecond.
-    """
+    """A prepared job of :func:`correlate_planes`; ``taps`` are indices into w, in the kernel's order."""
 
     job: Job
     threads: int
     taps: np.ndarray
     no_bias: np.ndarray
-    tables: dict[str, np.ndarray]
-    addresses: dict[str, int]
 
 
 def _run(g: Geometry, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray, transposed: bool) -> None:
-    for axes in _correlations(g, transposed):
-        plan = _correlation(g, axes, transposed, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
-        weights = w.reshape(-1)[plan.taps].astype(plan.no_bias.dtype, copy=False)
+    for plan in _correlations(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), get_threads()):
+        weights = w.take(plan.taps).astype(plan.no_bias.dtype, copy=False)
         bias = plan.no_bias if b is None else np.ascontiguousarray(b, plan.no_bias.dtype)
-        plan.job.run(
-            plan.threads, x=address(x), weights=address(weights), bias=address(bias), y=address(out), **plan.addresses
-        )  # fmt: skip
+        plan.job.run(plan.threads, x=address(x), weights=address(weights), bias=address(bias), y=address(out))
 
 
 @functools.lru_cache(maxsize=512)
-def _correlations(g: Geometry, transposed: bool) -> tuple[Any, ...]:
-    """(depth, height, sets of columns) of each correlation that computes anything: one, or a phase of rows each."""
+def _correlations(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads: int) -> list[Correlation]:
+    """The jobs that compute anything: one, or one for each phase of rows."""
+    return [_correlation(g, axes, transposed, x_dtype, y_dtype, threads) for axes in _axes(g, transposed)]
+
+
+def _axes(g: Geometry, transposed: bool) -> tuple[Any, ...]:
+    """(depth, height, sets of columns) of each correlation."""
     if not transposed:
         depth, height, row = forward_axes(g)
         return ((depth, height, (row,)),)
@@ -184,7 +175,6 @@ def _correlations(g: Geometry, transposed: bool) -> tuple[Any, ...]:
     return tuple(found)
 
 
-@functools.lru_cache(maxsize=512)
 def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype: str, threads: int) -> Correlation:
     depth, height, row = axes
     first, wide = row[0], wide_type(x_dtype)
@@ -223,12 +213,11 @@ def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype
         out_height=height.out, out_width=width_out, row_blocks=row_blocks, block_rows=block_rows,
         y_start=depth.start * y_depth + height.start * y_row + first.start,
         y_filter=y_filter, y_depth=depth.step * y_depth, y_row=height.step * y_row, y_step=first.step,
+        zeros=np.zeros(first.length * 8, np.uint8), shifts=shifts, columns=columns, sources=sources,
     )  # fmt: skip
     work = lines * height.out * width_out * filters * len(sources) * shared * int(columns[-1])
     taps = _taps(g, axes, transposed, channels, filters, tile_filters, shared)
-    tables = {"zeros": np.zeros(first.length * 8, np.uint8), "shifts": shifts, "columns": columns, "sources": sources}
-    addresses = {name: address(table) for name, table in tables.items()}
-    return Correlation(job, width(job.pieces, work), taps, np.zeros(g.groups * filters, wide), tables, addresses)
+    return Correlation(job, width(job.pieces, work), taps, np.zeros(g.groups * filters, wide))
 
 
 def _neighbours(axis: Axis) -> bool:
@@ -281,13 +270,11 @@ def _taps(g: Geometry, axes: Any, transposed: bool, channels: int, filters: int,
 
 @dataclass(frozen=True)
 class Accumulation:
-    """A prepared job of :func:`accumulate_planes`, its tables, and the shape of its sums."""
+    """A prepared job of :func:`accumulate_planes`, and the shape of its sums."""
 
     job: Job
     threads: int
     sums: tuple[int, int]
-    tables: dict[str, np.ndarray]
-    addresses: dict[str, int]
 
 
 @functools.lru_cache(maxsize=256)
@@ -342,11 +329,9 @@ def _accumulation(g: Geometry, dtype: str, threads: int) -> Accumulation:
         depth_step=depth.stride, out_depth=depth.out, out_height=height.out, out_width=row.out, taps=len(row.taps),
         dilation=g.dilation[-1], pad=row.pad, kernel_size=kernel,
         x_ahead=ahead[0], dy_ahead=ahead[1], x_around=around[0], dy_around=around[1],
+        zeros=np.zeros(row.length * 8, np.uint8), sources=sources,
     )  # fmt: skip
-    tables: dict[str, np.ndarray] = {"zeros": np.zeros(row.length * 8, np.uint8), "sources": sources}
-    addresses = {name: address(table) for name, table in tables.items()}
-    used = width(job.pieces, g.flops // 2)
-    return Accumulation(job, used, (parts, math.prod(g.w_shape)), tables, addresses)
+    return Accumulation(job, width(job.pieces, g.flops // 2), (parts, math.prod(g.w_shape)))
 
 
 def _lanes(dtype: str, row: int) -> int:

@@ -18,6 +18,7 @@ import queue
 import struct
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 
 from konv.engine.compile import Kernel, compile_ir, compiling, load, stored
@@ -36,32 +37,46 @@ class Job:
     ----------
     kernel : compiled kernel
     pieces : how many pieces it has
-    numbers : its integer arguments by name; the names that are missing are its pointers, given to :meth:`run`
+    numbers : its integer arguments by name, and tables: arrays that are the same in every run, kept as long as the job.
+        The names that are missing are its pointers, given to :meth:`run`
 
     Attributes
     ----------
     pointers : names of the pointers
+    tables : the tables by name
     """
 
-    def __init__(self, kernel: Kernel, pieces: int, **numbers: int):
+    def __init__(self, kernel: Kernel, pieces: int, **numbers: int | np.ndarray):
         unknown = numbers.keys() - set(kernel.arguments)
         if unknown:
             raise TypeError(f"{kernel.name} has no arguments {sorted(unknown)}")
-        header = [0, 0, pieces, kernel.address] + [0] * (HEADER - 4)
-        self._cells = header + [int(numbers.get(name, 0)) for name in kernel.arguments]
-        self._pack = struct.Struct(f"{len(self._cells)}q").pack
-        self._places = {name: HEADER + i for i, name in enumerate(kernel.arguments) if name not in numbers}
-        self.pointers = tuple(self._places)
         self.kernel, self.pieces = kernel, pieces
+        self.tables = {name: table for name, table in numbers.items() if isinstance(table, np.ndarray)}
+        numbers |= {name: address(table) for name, table in self.tables.items()}
+        # What is the same in every run is packed once, so that a run packs a few pointers.
+        self._cells: list[bytes | int] = [struct.pack(f"{HEADER}q", 0, 0, pieces, kernel.address, *[0] * (HEADER - 4))]
+        self._places: dict[str, int] = {}
+        for name in kernel.arguments:
+            if name not in numbers:
+                self._places[name] = len(self._cells)
+                self._cells.append(0)
+            elif isinstance(before := self._cells[-1], bytes):
+                self._cells[-1] = before + struct.pack("q", int(numbers[name]))
+            else:
+                self._cells.append(struct.pack("q", int(numbers[name])))
+        self._pack = struct.Struct("".join(f"{len(c)}s" if isinstance(c, bytes) else "q" for c in self._cells)).pack
+        self.pointers = tuple(self._places)
 
     def run(self, threads: int, **pointers: int) -> None:
         """Run all pieces in so many threads, which use the slots 0 .. threads - 1, and wait for them."""
-        places = self._places
-        if pointers.keys() != places.keys():
-            raise TypeError(f"{self.kernel.name} needs {sorted(places)}, got {sorted(pointers)}")
-        cells = self._cells.copy()
-        for name, start in pointers.items():
-            cells[places[name]] = start
+        places, cells = self._places, self._cells.copy()
+        try:
+            for name, start in pointers.items():
+                cells[places[name]] = start
+        except KeyError:
+            places = {}
+        if len(pointers) != len(places):
+            raise TypeError(f"{self.kernel.name} needs {sorted(self.pointers)}, got {sorted(pointers)}")
         job = self._pack(*cells)  # the workers count in these bytes, which nobody else has seen
         if threads > self.pieces:
             threads = self.pieces

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
+from konv.arrays import known_layout
 from konv.engine import memory
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.outer import add_weight_parts, sum_outer_products
-from konv.engine.threads import width
-from konv.engine.weights_cut import Layout, layout, three, wide_itemsize
+from konv.engine.threads import get_threads, width
+from konv.engine.weights_cut import layout, three, wide_itemsize
 from konv.geometry import Geometry
 
 FEW_CHANNELS = 4  # are interleaved, not transposed
@@ -22,8 +24,7 @@ def workspace(g: Geometry, dtype: str, last: bool) -> int:
     """Bytes that :func:`weight_gradient` borrows, for arrays with channels last or first."""
     if g.batch == 0:
         return 0
-    cut = layout(g, dtype, last)
-    return sum(_sizes(cut, _threads(g, cut))) * wide_itemsize(dtype)
+    return sum(_prepare(g, dtype, dtype, last, get_threads()).sizes) * wide_itemsize(dtype)
 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
@@ -36,33 +37,48 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
     if g.batch == 0:
         out[...] = db[...] = 0
         return
-    last = _is_last(x) and _is_last(dy) and not (x.flags.c_contiguous and dy.flags.c_contiguous)
-    if not last:
-        x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
+    last = known_layout(x, dy) == "last"
     target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
     dtype = dtype_name(x.dtype)
-    cut = layout(g, dtype, last)
-    main, finish = _jobs(g, dtype, dtype_name(out.dtype), last)
-    threads = _threads(g, cut)  # asked once: another thread may call set_threads meanwhile
-    sums_size, slots_size = _sizes(cut, threads)
-    itemsize = wide_itemsize(dtype)
-    with memory.workspace((sums_size + slots_size) * itemsize) as sums:
-        main.run(
-            threads, x=address(x), dy=address(dy), sums=sums, space=sums + sums_size * itemsize, dw=address(target),
-            db=address(db), lines=address(cut.pixels.lines), run_cells=address(cut.run_cells),
-            run_ranges=address(cut.run_ranges), places=address(cut.places),
-        )  # fmt: skip
-        if not cut.weights.whole:
-            work = cut.weights.parts * math.prod(g.w_shape)
-            finish.run(
-                width(finish.pieces, work), sums=sums, dw=address(target), db=address(db), places=address(cut.places)
-            )
+    job = _prepare(g, dtype, dtype_name(out.dtype), last, get_threads())
+    sums_size, slots_size = (size * wide_itemsize(dtype) for size in job.sizes)
+    with memory.workspace(sums_size + slots_size) as sums:
+        job.multiply.run(
+            job.threads,
+            x=address(x),
+            dy=address(dy),
+            sums=sums,
+            space=sums + sums_size,
+            dw=address(target),
+            db=address(db),
+        )
+        if job.add is not None:
+            job.add.run(job.add_threads, sums=sums, dw=address(target), db=address(db))
     if target is not out:
         out[...] = target
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A weight gradient's jobs.
+
+    Attributes
+    ----------
+    multiply : from x and dy to weights, or to the sums of all parts
+    add : the parts; None where there is one
+    threads, add_threads : that they use
+    sizes : elements of all sums, and of all slots' units
+    """
+
+    multiply: Job
+    add: Job | None
+    threads: int
+    add_threads: int
+    sizes: tuple[int, int]
+
+
 @functools.lru_cache(maxsize=256)
-def _jobs(g: Geometry, dtype: str, out: str, last: bool) -> tuple[Job, Job]:
+def _prepare(g: Geometry, dtype: str, out: str, last: bool, threads: int) -> Prepared:
     cut, lanes = layout(g, dtype, last), machine().lanes(dtype)
     pixels, blocks, tile = cut.pixels, cut.weights, cut.weights.tile
     channels, filters = g.channels // g.groups, g.filters // g.groups
@@ -75,35 +91,27 @@ def _jobs(g: Geometry, dtype: str, out: str, last: bool) -> tuple[Job, Job]:
         block_panels=blocks.block_panels, channel_blocks=blocks.channel_blocks, block_channels=blocks.channels,
         sums_size=cut.sums_size, taps=taps, panel_rows=blocks.rows,
     )  # fmt: skip
-    main = Job(
+    multiply = Job(
         sum_outer_products(dtype, out, lanes, tile.vectors, tile.rows, tile.joined, interleaved, last), blocks.pieces,
         groups=g.groups, all_planes=g.batch * three(g, g.output)[0], planes=pixels.planes, block_rows=pixels.rows,
         block_columns=pixels.columns, row_blocks=pixels.counts[1], column_blocks=pixels.counts[2],
         units=math.prod(pixels.counts), line_count=len(pixels.lines), line_cells=pixels.cells,
         cell_step=pixels.step, column_cells=pixels.column_cells,
         row_step=pixels.row_lines * pixels.cells * blocks.channels, runs=run_groups, blocks=cut.blocks,
-        slot_size=cut.slot_size, image_size=cut.image_size, whole=int(blocks.whole), **weights,
+        slot_size=cut.slot_size, image_size=cut.image_size, whole=int(blocks.whole), lines=pixels.lines,
+        run_cells=cut.run_cells, run_ranges=cut.run_ranges, places=cut.places, **weights,
         **{f"x_{axis}": n for axis, n in zip(axes, three(g, g.spatial))},
         **{f"out_{axis}": n for axis, n in zip(axes, three(g, g.output))},
         **{f"{axis}_stride": n for axis, n in zip(axes, three(g, g.stride))},
         **{f"{axis}_pad": n for axis, n in zip(axes, low)},
     )  # fmt: skip
-    finish = Job(
+    used = width(blocks.pieces, g.flops // 2)
+    if blocks.whole:
+        return Prepared(multiply, None, used, 1, (cut.sums_size * used, cut.slot_size * used))
+    add = Job(
         add_weight_parts(wide_type(dtype), out, lanes, tile.vectors),
         g.groups * blocks.filter_blocks * blocks.channel_blocks * blocks.block_panels,
-        **weights,
+        places=cut.places, **weights,
     )  # fmt: skip
-    return main, finish
-
-
-def _threads(g: Geometry, cut: Layout) -> int:
-    return width(cut.weights.pieces, g.flops // 2)
-
-
-def _sizes(cut: Layout, threads: int) -> tuple[int, int]:
-    """Elements of all sums, and of all slots' units."""
-    return cut.sums_size * (threads if cut.weights.whole else cut.weights.pieces), cut.slot_size * threads
-
-
-def _is_last(array: np.ndarray) -> bool:
-    return np.moveaxis(array, 1, -1).flags.c_contiguous
+    adding = width(add.pieces, blocks.parts * math.prod(g.w_shape))
+    return Prepared(multiply, add, used, adding, (cut.sums_size * blocks.pieces, cut.slot_size * used))

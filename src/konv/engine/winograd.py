@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from konv.arrays import known_layout
 from konv.engine import memory, winograd_weights
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, wide_type
@@ -32,7 +33,7 @@ from konv.engine.threads import get_threads, width
 from konv.engine.winograd_cuts import Axes, Sizes, best
 from konv.engine.winograd_formulas import OUTPUTS, TAPS
 from konv.engine.winograd_kernels import filters_to_points, winograd
-from konv.engine.winograd_weights import layout_of, weight_gradient
+from konv.engine.winograd_weights import weight_gradient
 from konv.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, layout: str, t
 def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transposed: bool, out: np.ndarray) -> None:
     if out.size == 0:
         return
-    job = _prepare(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), layout_of(x, out), get_threads())
+    job = _prepare(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), known_layout(x, out), get_threads())
     bias = job.no_bias
     w = np.ascontiguousarray(w, bias.dtype)
     if b is not None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from konv.arrays import known_layout
 from konv.engine import memory
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
@@ -116,11 +117,6 @@ def _prepare(g: Geometry, axes: Axes, dtype: str, layout: str, most_channels: in
     )
 
 
-def layout_of(*arrays: np.ndarray) -> str:
-    """The layout that all arrays have: "last" unless all are "first" (those of one channel or cell are both)."""
-    return "first" if all(array.flags.c_contiguous for array in arrays) else "last"
-
-
 def workspace(g: Geometry, dtype: str, layout: str) -> int:
     """Bytes borrowed while :func:`weight_gradient` runs."""
     return prepare(g, dtype, layout, get_threads()).size if g.batch else 0
@@ -131,7 +127,7 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
     if g.batch == 0:
         out[...] = 0
         return
-    job = prepare(g, dtype_name(x.dtype), layout_of(dy, x), get_threads())
+    job = prepare(g, dtype_name(x.dtype), known_layout(dy, x), get_threads())
     wide = wide_type(dtype_name(x.dtype))
     target = out if out.dtype == wide else np.empty(out.shape, wide)
     with memory.workspace(job.size) as parts:
