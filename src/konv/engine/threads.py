@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 
 from konv.geometry import checked_integer
 from konv.info import usable_cores
 
 SMALL_WORK = 1 << 21  # multiply-adds, 20 us: what is gained below is lost where a second thread has to wait for a core
 _threads: int | None = None
+_here = threading.local()
 
 
 def set_threads(n: int) -> None:
@@ -36,10 +38,29 @@ def set_threads(n: int) -> None:
 def get_threads() -> int:
     """How many threads konv's operations use."""
     global _threads
+    own = getattr(_here, "threads", None)
+    if own is not None:
+        return own
     if _threads is None:
         wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
         _threads = int(wanted) if wanted.isdigit() and int(wanted) else usable_cores()
     return _threads
+
+
+class using:  # reads as a function: ``with using(2):``
+    """Within this block operations of the calling thread use n threads, whatever the process's number is."""
+
+    __slots__ = ("_before", "_threads")
+
+    def __init__(self, n: int):
+        self._threads = n
+
+    def __enter__(self) -> None:
+        self._before = getattr(_here, "threads", None)
+        _here.threads = self._threads
+
+    def __exit__(self, *error: object) -> None:
+        _here.threads = self._before
 
 
 def width(pieces: int, work: int) -> int:

@@ -1,0 +1,278 @@
+"""The functions of ``torch.nn.functional`` that konv computes, argument for argument; and who computes a call.
+
+konv computes strided tensors in the CPU's memory, all of one dtype: float16, float32, float64 and, where ``ml_dtypes`` is
+installed, bfloat16. Everything else (complex, integer, quantised, sparse, meta, CUDA, MPS, subclasses that mean something of
+their own, forward-mode derivatives, traces that leave for elsewhere) goes to PyTorch's function as it came, and so does what
+does not fit together: its errors are PyTorch's.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from konv.torch.ops import computes, convolution, leaves
+from konv.torch.tensors import Options
+
+IntOrAxes = int | Sequence[int]
+
+__all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrAxes = 1,
+    padding: str | IntOrAxes = 0,
+    dilation: IntOrAxes = 1,
+    groups: int = 1,
+) -> Tensor:
+    """:func:`torch.nn.functional.conv1d`, computed by konv.
+
+    Parameters
+    ----------
+    input : (N, C, L) or (C, L)
+    weight : (F, C // groups, K)
+    bias : (F,) or None
+    stride, padding, dilation, groups : as there; ``padding`` may be "valid" or "same"
+
+    Returns
+    -------
+    (N, F, L_out) or (F, L_out), of the dtype of ``input`` (or autocast's)
+
+    Raises
+    ------
+    RuntimeError, TypeError
+        Where PyTorch's function does, by that function.
+
+    Examples
+    --------
+    >>> conv1d(torch.arange(5.0).reshape(1, 1, 5), torch.ones(1, 1, 3), padding="same")
+    tensor([[[1., 3., 6., 9., 7.]]])
+    """
+    return _face(1, F.conv1d, False, input, weight, bias, stride, padding, dilation, groups, 0)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrAxes = 1,
+    padding: str | IntOrAxes = 0,
+    dilation: IntOrAxes = 1,
+    groups: int = 1,
+) -> Tensor:
+    """:func:`torch.nn.functional.conv2d`, computed by konv; see :func:`conv1d`.
+
+    The result is channels_last where PyTorch's is: where ``input`` or ``weight`` is.
+
+    Examples
+    --------
+    >>> conv2d(torch.zeros(8, 3, 32, 32), torch.zeros(16, 3, 3, 3), stride=2, padding=1).shape
+    torch.Size([8, 16, 16, 16])
+    """
+    return _face(2, F.conv2d, False, input, weight, bias, stride, padding, dilation, groups, 0)
+
+
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrAxes = 1,
+    padding: str | IntOrAxes = 0,
+    dilation: IntOrAxes = 1,
+    groups: int = 1,
+) -> Tensor:
+    """:func:`torch.nn.functional.conv3d`, computed by konv; see :func:`conv1d`.
+
+    Examples
+    --------
+    >>> conv3d(torch.zeros(1, 2, 4, 8, 8), torch.zeros(4, 2, 3, 3, 3), padding="same").shape
+    torch.Size([1, 4, 4, 8, 8])
+    """
+    return _face(3, F.conv3d, False, input, weight, bias, stride, padding, dilation, groups, 0)
+
+
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrAxes = 1,
+    padding: IntOrAxes = 0,
+    output_padding: IntOrAxes = 0,
+    groups: int = 1,
+    dilation: IntOrAxes = 1,
+) -> Tensor:
+    """:func:`torch.nn.functional.conv_transpose1d`, computed by konv.
+
+    Parameters
+    ----------
+    input : (N, C, L) or (C, L)
+    weight : (C, F // groups, K)
+    bias : (F,) or None
+    stride, padding, output_padding, groups, dilation : as there, in its order
+
+    Returns
+    -------
+    (N, F, L_out) or (F, L_out), of the dtype of ``input`` (or autocast's)
+
+    Raises
+    ------
+    RuntimeError, TypeError
+        Where PyTorch's function does, by that function.
+
+    Examples
+    --------
+    >>> conv_transpose1d(torch.tensor([[[1.0, 10.0]]]), torch.tensor([[[1.0, 2.0, 3.0]]]), stride=2)
+    tensor([[[ 1.,  2., 13., 20., 30.]]])
+    """
+    return _face(1, F.conv_transpose1d, True, input, weight, bias, stride, padding, dilation, groups, output_padding)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrAxes = 1,
+    padding: IntOrAxes = 0,
+    output_padding: IntOrAxes = 0,
+    groups: int = 1,
+    dilation: IntOrAxes = 1,
+) -> Tensor:
+    """:func:`torch.nn.functional.conv_transpose2d`, computed by konv; see :func:`conv_transpose1d`.
+
+    Examples
+    --------
+    >>> conv_transpose2d(torch.zeros(8, 16, 16, 16), torch.zeros(16, 3, 2, 2), stride=2).shape
+    torch.Size([8, 3, 32, 32])
+    """
+    return _face(2, F.conv_transpose2d, True, input, weight, bias, stride, padding, dilation, groups, output_padding)
+
+
+def conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrAxes = 1,
+    padding: IntOrAxes = 0,
+    output_padding: IntOrAxes = 0,
+    groups: int = 1,
+    dilation: IntOrAxes = 1,
+) -> Tensor:
+    """:func:`torch.nn.functional.conv_transpose3d`, computed by konv; see :func:`conv_transpose1d`.
+
+    Examples
+    --------
+    >>> conv_transpose3d(torch.zeros(1, 4, 2, 4, 4), torch.zeros(4, 2, 2, 2, 2), stride=2).shape
+    torch.Size([1, 2, 4, 8, 8])
+    """
+    return _face(3, F.conv_transpose3d, True, input, weight, bias, stride, padding, dilation, groups, output_padding)
+
+
+def _face(
+    axes: int, theirs: Callable[..., Tensor], transposed: bool, x: Tensor, w: Tensor, b: Tensor | None,
+    stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any,
+) -> Tensor:  # fmt: skip
+    """konv's result where it computes such a call, else PyTorch's result or error."""
+    given = (x, w, b)
+    if torch.is_autocast_enabled("cpu"):
+        x, w, b = (_autocast(t) for t in given)
+    options = None
+    if computes(x, w, b) and not leaves():
+        known = [_plain(option) for option in (stride, padding, dilation, groups, output_padding)]
+        if None not in known:
+            find = _options if torch.compiler.is_compiling() else _known_options
+            options = find(axes, transposed, x.shape, w.shape, b if b is None else b.shape, *known)
+    if options is None:
+        x, w, b = given
+        if transposed:
+            return theirs(x, w, b, stride, padding, output_padding, groups, dilation)
+        return theirs(x, w, b, stride, padding, dilation, groups)
+    if x.dim() == axes + 1:
+        return convolution(x.unsqueeze(0), w, b, options).squeeze(0)
+    return convolution(x, w, b, options)
+
+
+def _autocast(t: Any) -> Any:
+    """As the dispatcher casts the arguments of a convolution: float64 and what is elsewhere stays."""
+    if isinstance(t, Tensor) and t.is_cpu and t.is_floating_point() and t.dtype != torch.float64:
+        return t.to(torch.get_autocast_dtype("cpu"))
+    return t
+
+
+def _plain(option: Any) -> Any:
+    """An int, a string or a tuple of ints; None for what PyTorch may take or refuse itself (True, 1.0, a tensor)."""
+    kind = type(option)
+    if kind is int or kind is str:
+        return option
+    if kind is tuple or kind is list:
+        return tuple(option) if all(type(n) is int for n in option) else None
+    return None
+
+
+def _options(
+    axes: int, transposed: bool, x_shape: Any, w_shape: Any, b_shape: Any,
+    stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any,
+) -> Options | None:  # fmt: skip
+    """The options of the operator, one for each axis; None where they or the shapes do not fit. Sizes may be symbolic."""
+    if len(x_shape) not in (axes + 1, axes + 2) or len(w_shape) != axes + 2 or type(groups) is not int or groups < 1:
+        return None
+    channels, spatial, kernel = x_shape[-axes - 1], x_shape[-axes:], w_shape[2:]
+    filters = w_shape[1] * groups if transposed else w_shape[0]
+    if channels != (w_shape[0] if transposed else w_shape[1] * groups) or filters % groups or channels % groups:
+        return None
+    if channels < 1 or filters < 1 or (b_shape is not None and (len(b_shape) != 1 or b_shape[0] != filters)):
+        return None
+    strides, dilations = _per_axis(stride, axes, 1), _per_axis(dilation, axes, 1)
+    extra = _per_axis(output_padding, axes, 0)
+    if strides is None or dilations is None or extra is None:
+        return None
+    pairs = _pairs(padding, axes, kernel, strides, dilations, transposed)
+    if pairs is None:
+        return None
+    for a in range(axes):
+        length, window = spatial[a], dilations[a] * (kernel[a] - 1) + 1
+        low, high = pairs[2 * a], pairs[2 * a + 1]
+        if kernel[a] < 1 or length < 1 or extra[a] >= max(strides[a], dilations[a]):
+            return None
+        if transposed:
+            room = (length - 1) * strides[a] - low - high + window - 1 + extra[a]
+        else:
+            room = length + low + high - window
+        if room < 0:
+            return None
+    return Options(strides, pairs, dilations, transposed, extra, groups)
+
+
+_known_options = functools.lru_cache(maxsize=1024)(_options)
+
+
+def _per_axis(option: Any, axes: int, least: int) -> tuple[int, ...] | None:
+    """As PyTorch reads it: a number for all axes, alone or in a tuple, or one for each."""
+    values = (option,) if type(option) is int else option
+    if type(values) is not tuple or len(values) not in (1, axes) or min(values) < least:
+        return None
+    return values if len(values) == axes else values * axes
+
+
+def _pairs(
+    padding: Any, axes: int, kernel: Any, strides: tuple[int, ...], dilations: tuple[int, ...], transposed: bool
+) -> tuple[int, ...] | None:
+    """(low, high) of the first axis, of the second, ..."""
+    if type(padding) is not str:
+        amounts = _per_axis(padding, axes, 0)
+        return None if amounts is None else tuple(amount for amount in amounts for _ in range(2))
+    if transposed or padding not in ("valid", "same"):
+        return None
+    if padding == "valid":
+        return (0,) * (2 * axes)
+    if strides != (1,) * axes:
+        return None
+    whole = [d * (k - 1) for d, k in zip(dilations, kernel)]
+    return tuple(amount for n in whole for amount in (n // 2, n - n // 2))

@@ -1,0 +1,157 @@
+"""Tensors to the engine and back: plain CPU tensors that fit together in, new tensors out, nothing copied that need not be.
+
+The engine sees NumPy views of the tensors' memory, in the layout that the result will have: channels last where PyTorch's
+result is. It uses as many threads as PyTorch does.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from konv.engine.plan import Algorithm, Problem, algorithm_for, choose
+from konv.engine.threads import using
+from konv.geometry import Geometry, geometry, transposed_geometry
+
+DTYPES = {torch.float16: "float16", torch.float32: "float32", torch.float64: "float64"}
+if importlib.util.find_spec("ml_dtypes") is not None:  # NumPy has no bfloat16 without it
+    DTYPES[torch.bfloat16] = "bfloat16"
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+_FIRST = torch.contiguous_format
+
+
+class Options(NamedTuple):
+    """What a convolution is told beside its tensors: a number for each spatial axis, of ``padding`` a low and a high one.
+
+    ``exact`` asks for sums whose order does not depend on the length of the input.
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+    exact: bool = False
+
+
+def forward(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Tensor:
+    """x (N, C, *spatial), w (F, C // groups, *kernel), or transposed (C, F // groups, *kernel) -> y (N, F, *output)."""
+    g, layout = _geometry(x.shape, w.shape, options, x.dtype), memory_format(x, w)
+    source, weights = _array(x, layout), _array(w, _FIRST)
+    with using(torch.get_num_threads()):
+        if not options.transposed:
+            y = torch.empty(g.output_shape, dtype=x.dtype, memory_format=layout)
+            bias = None if b is None else _array(b, _FIRST)
+            _algorithm("forward", g, x.dtype, layout, options.exact).forward(source, weights, bias, g, _view(y))
+            return y
+        wide = x.dtype if b is None or x.dtype.itemsize > 2 else torch.float32  # half types are rounded once
+        y = torch.empty(g.x_shape, dtype=wide, memory_format=layout)
+        _algorithm("input_gradient", g, x.dtype, layout, options.exact).input_gradient(source, weights, g, _view(y))
+    if b is not None:
+        y = y.add_(b.detach().view(-1, *[1] * g.axes)).to(x.dtype)
+    return y
+
+
+def gradients(dy: Tensor, x: Tensor, w: Tensor, options: Options, mask: list[bool]) -> list[Tensor | None]:
+    """dL/dx, dL/dw, dL/db from dy = dL/dy, None where ``mask`` is False."""
+    g, layout, dtype = _geometry(x.shape, w.shape, options, x.dtype), memory_format(x, w), x.dtype
+    upstream = _array(dy, layout)
+    dx = dw = db = None
+    with using(torch.get_num_threads()):
+        if mask[0]:
+            dx = torch.empty(x.shape, dtype=dtype, memory_format=layout)
+            weights = _array(w, _FIRST)
+            if options.transposed:
+                _algorithm("forward", g, dtype, layout).forward(upstream, weights, None, g, _view(dx))
+            else:
+                _algorithm("input_gradient", g, dtype, layout).input_gradient(upstream, weights, g, _view(dx))
+        if mask[1]:
+            dw, source = torch.empty(w.shape, dtype=dtype), _array(x, layout)
+            chosen = _algorithm("weight_gradient", g, dtype, layout)
+            both = getattr(chosen, "weight_and_bias_gradient", None)
+            if options.transposed:
+                chosen.weight_gradient(source, upstream, g, _view(dw))
+            elif mask[2] and both is not None:
+                db = torch.empty(g.filters, dtype=dtype)
+                both(upstream, source, g, _view(dw), _view(db))
+            else:
+                chosen.weight_gradient(upstream, source, g, _view(dw))
+            dw = dw.contiguous(memory_format=layout)
+        if mask[2] and db is None:
+            db = _bias_gradient(upstream, dtype)
+    return [dx, dw, db]
+
+
+def memory_format(x: Tensor, w: Tensor) -> torch.memory_format:
+    """Of a convolution's results: channels last where x or w is, as PyTorch has it. With one axis never."""
+    return _LAST[x.dim()] if x.dim() > 3 and (_is_last(x) or _is_last(w)) else _FIRST
+
+
+def _is_last(t: Tensor) -> bool:
+    """Whether the strides grow in the order C, W, H, N. PyTorch's rule: those of a single channel or cell tell too."""
+    shape, strides = t.shape, t.stride()
+    if strides[1] == 0:
+        return False
+    least = 0
+    for axis in (1, *range(len(shape) - 1, 1, -1), 0):
+        if shape[axis] == 0 or strides[axis] < least or (axis == 0 and least == strides[1]):
+            return False
+        least = strides[axis] * shape[axis] if shape[axis] > 1 else strides[axis]
+    return True
+
+
+def _geometry(x_shape: Any, w_shape: Any, options: Options, dtype: torch.dtype) -> Geometry:
+    return _known_geometry(x_shape, w_shape, options, DTYPES[dtype])
+
+
+@functools.lru_cache(maxsize=1024)
+def _known_geometry(x_shape: Any, w_shape: Any, options: Options, name: str) -> Geometry:
+    pairs = tuple(zip(options.padding[::2], options.padding[1::2]))
+    stride, dilation, groups, dtype = options.stride, options.dilation, options.groups, _numpy_dtype(name)
+    if not options.transposed:
+        return geometry(x_shape, w_shape, stride=stride, padding=pairs, dilation=dilation, groups=groups, dtype=dtype)
+    return transposed_geometry(
+        x_shape, w_shape, stride=stride, padding=pairs, output_padding=options.output_padding, dilation=dilation,
+        groups=groups, dtype=dtype,
+    )  # fmt: skip
+
+
+def _algorithm(
+    kind: str, g: Geometry, dtype: torch.dtype, layout: torch.memory_format, exact: bool = False
+) -> Algorithm:
+    name, where = DTYPES[dtype], "first" if layout is _FIRST else "last"
+    return choose(Problem(kind, g, name, True, where)).algorithm if exact else algorithm_for(kind, g, name, where)
+
+
+def _bias_gradient(upstream: np.ndarray, dtype: torch.dtype) -> Tensor:
+    from konv.engine.bias import bias_gradient  # LLVM takes a while to import
+
+    db = bias_gradient(upstream)
+    return torch.from_numpy(db.view(np.int16)).view(dtype) if dtype is torch.bfloat16 else torch.from_numpy(db)
+
+
+def _array(t: Tensor, layout: torch.memory_format) -> np.ndarray:
+    """A view of the tensor where it is contiguous in ``layout``, else of a copy, which PyTorch makes with all threads."""
+    if t.requires_grad:
+        t = t.detach()
+    if t.is_neg():
+        t = t.resolve_neg()
+    return _view(t.contiguous(memory_format=layout))
+
+
+def _view(t: Tensor) -> np.ndarray:
+    if t.dtype is torch.bfloat16:
+        return t.view(torch.int16).numpy().view(_numpy_dtype("bfloat16"))
+    return t.numpy()
+
+
+@functools.cache
+def _numpy_dtype(name: str) -> np.dtype:
+    return np.dtype(importlib.import_module("ml_dtypes").bfloat16 if name == "bfloat16" else name)
