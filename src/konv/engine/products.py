@@ -216,12 +216,10 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
     if transposed:
         source, target = target, source
     reduction, row_count, pixels = source.rows, target.rows, g.batch * math.prod(pixel_lines)
-    narrower = vectors - 1  # few pixels may leave most of the last panel empty: 49 fill one of 48, and begin another
-    if _rounded(pixels, lanes * narrower) < 0.9 * _rounded(pixels, lanes * vectors):
-        vectors = narrower
+    vectors = max(1, min(vectors, -(-pixels // lanes)))
     panel_width = lanes * vectors
     row_group = math.lcm(rows, target.kernel[2])
-    if not transposed and pixel_lines[2] < panel_width:  # what pieces of lines cost is paid once for more rows
+    if not transposed:  # what a panel costs is paid once for more rows
         row_group *= max(1, min(8, -(-row_count // row_group), ROWS_BYTES // (row_group * reduction * itemsize)))
     if transposed:  # whole vectors of w
         row_group = max(row_group, lanes)
@@ -243,22 +241,20 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
         f"y_fill_{name}": step if kernel == 1 else 1
         for name, step, kernel in zip(("depth", "height"), target.step, target.kernel)
     }
+    kernel = multiply_pixels(
+        x_dtype, y_dtype, lanes, vectors, -(-pixels // lanes) % vectors, rows, transposed, source.stride, source.taps,
+        target.stride, target.taps,
+    )  # fmt: skip
     job = Job(
-        multiply_pixels(
-            x_dtype, y_dtype, lanes, vectors, rows, transposed, source.stride, source.taps, target.stride, target.taps
-        ),
-        blocks * parts, slot_size=slot_size, panel_size=panel_size, block_panels=block_panels, groups=g.groups, parts=parts,
-        part_groups=part_groups, row_group=row_group, row_count=row_count, reduction=reduction, pixels=pixels,
+        kernel, blocks * parts, slot_size=slot_size, panel_size=panel_size, block_panels=block_panels, groups=g.groups,
+        parts=parts, part_groups=part_groups, row_group=row_group, row_count=row_count, reduction=reduction, pixels=pixels,
         line_pixels=pixel_lines[2], depth_lines=pixel_lines[1], image_lines=pixel_lines[0] * pixel_lines[1],
         most_runs=(panel_width - 2) // pixel_lines[2] + 2, y_depths=target.spatial[0], y_rows=target.spatial[1],
-        y_plain=int(math.prod(target.kernel + target.step) == 1), **source.numbers("x"), **target.numbers("y"), **fills,
+        y_plain=int(math.prod(target.kernel + target.step) == 1), next_pixels=block_panels * panel_width * threads,
+        **source.numbers("x"), **target.numbers("y"), **fills,
     )  # fmt: skip
     used = width(job.pieces, pixels * g.groups * row_count * reduction)
     return Product(job, np.zeros(g.groups * row_count, wide), used, used * slot_size * itemsize)
-
-
-def _rounded(count: int, unit: int) -> int:
-    return -(-count // unit) * unit
 
 
 def tile_shape() -> tuple[int, int]:
@@ -313,7 +309,8 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient
             break
     packed = block_images * block_pixels * (region_columns + lanes) + lanes * lanes * vectors
     numbers = region_rows * block_images * block_pixels + lanes if dtype != wide else 0
-    slot_size = -(-(region_rows * region_columns + packed + numbers) // lanes) * lanes
+    kept = rows * vectors * lanes
+    slot_size = -(-(kept + region_rows * region_columns + packed + numbers) // lanes) * lanes
     sums = Job(
         weight_sums(dtype, out_dtype if parts == 1 else wide, lanes, vectors, rows, x.stride, x.taps),
         pieces * parts, slot_size=slot_size, groups=g.groups, parts=parts, row_count=row_count, region_rows=region_rows,

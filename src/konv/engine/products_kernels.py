@@ -5,14 +5,18 @@ from __future__ import annotations
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, loop, minimum, splat, within
-from konv.engine.windows import in_vectors, multiply_tile, read_windows, runs, write_windows, write_zeros
+from konv.engine.windows import in_vectors, multiply_tile, panel_columns, read_windows, runs, write_windows, write_zeros
+
+AHEAD = 16  # rows are asked for so many products before they are read: they lie pages apart
 
 
 @kernel
-def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, turned, x_stride, x_taps, y_stride, y_taps):
+def multiply_pixels(x_dtype, y_dtype, lanes, vectors, tail, rows, turned, x_stride, x_taps, y_stride, y_taps):
     """Forward and input gradient: y = w @ x + bias. A piece is (block of pixels, group, part of the rows).
 
     Rows of w are read where they lie; those of its transpose (``turned``), and half types, are copied a few at a time.
+    What can be copied by the first tile that reads it is, while that tile multiplies: the memory's time is hidden.
+    The last panel has ``tail`` vectors.
 
     ``x_stride, x_taps`` tell how windows lie in a row of x: those of neighbouring pixels begin ``x_stride`` cells apart
     and have ``x_taps`` cells (0: any number, told at run time); likewise what is written for a pixel in a row of y.
@@ -20,6 +24,7 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, turned, x_stride, x_
     wide = wide_type(x_dtype)
     width = lanes * vectors
     copied = turned or wide != x_dtype
+    one_cell = x_stride == 1 and x_taps == 1
 
     def text(
         piece, slot, w, x, bias, y, workspace, slot_size, panel_size, block_panels, groups, parts, part_groups, row_group,
@@ -28,7 +33,7 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, turned, x_stride, x_
         x_step_depth, x_step_height, x_step,
         y_image, y_channels, y_channel, y_depth, y_row, y_depths, y_rows, y_cells, y_kernel_depth, y_kernel_height,
         y_kernel_width, y_step_depth, y_step_height, y_step, y_fill_depth, y_fill_height,
-        y_plain,
+        y_plain, next_pixels,
     ):  # fmt: skip
         x_kernel_width, y_kernel_width = x_taps or x_kernel_width, y_taps or y_kernel_width
         x_step, y_step = x_stride or x_step, y_stride or y_step
@@ -45,6 +50,18 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, turned, x_stride, x_
             """Image, depth and height of a line of pixels."""
             return line // image_lines, line % image_lines // depth_lines, line % depth_lines
 
+        def window(line, column):
+            """Where the window of a pixel begins in x."""
+            image, depth, height = located(line)
+            return (
+                image * x_image + group * x_channels * x_channel + depth * x_step_depth * x_depth
+                + height * x_step_height * x_row + column * x_step
+            )  # fmt: skip
+
+        def full_line(begin):
+            """Whether a panel is full, and its pixels are neighbours in a line."""
+            return within(width - 1, last - begin) * within(begin % line_pixels, line_pixels - (width - 1))
+
         # A block of whole panels within a line is read channel by channel, in long pieces; others run by run
         line, column = first // line_pixels, first % line_pixels
         row_cells = x_cells - column * x_step
@@ -54,11 +71,9 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, turned, x_stride, x_
             * within(column, line_pixels - (block_pixels - 1))
             * within(block_pixels * x_step, row_cells + 1)
         )
-        image, depth, height = located(line)
-        start = (
-            image * x_image + group * x_channels * x_channel + depth * x_step_depth * x_depth
-            + height * x_step_height * x_row + column * x_step
-        )  # fmt: skip
+        direct = within(reduction, x_channels + 1) if one_cell else 0  # q is a channel
+        alone *= 1 - direct
+        start = window(line, column)
         for c in loop(x_channels * alone):
             for d in loop(x_kernel_depth):
                 for h in loop(x_kernel_height):
@@ -75,12 +90,9 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, turned, x_stride, x_
                                 target.put(t * width + lanes * j, numbers)
         for panel in loop(panels * (1 - alone)):
             begin = first + panel * width
-            for pixel, line, column, count in runs(begin, minimum(begin + width, last), most_runs, line_pixels):
-                image, depth, height = located(line)
-                start = (
-                    image * x_image + group * x_channels * x_channel + depth * x_step_depth * x_depth
-                    + height * x_step_height * x_row + column * x_step
-                )  # fmt: skip
+            copying = most_runs * (1 - direct * full_line(begin))
+            for pixel, line, column, count in runs(begin, minimum(begin + width, last), copying, line_pixels):
+                start = window(line, column)
                 row_cells = x_cells - column * x_step
                 few = 0 if x_taps else within(line_pixels, lanes // 2 + 1)  # would leave most of a transpose empty
                 if not x_taps:
@@ -100,6 +112,7 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, turned, x_stride, x_
                             for h in loop(x_kernel_height):
                                 cell = start + c * x_channel + d * x_depth + h * x_row + j * x_step
                                 q = ((c * x_kernel_depth + d) * x_kernel_height + h) * x_kernel_width
+                                x.prefetch(cell + AHEAD * x_channel)
                                 taps = read_windows(
                                     x.at(cell), x_step, x_stride, x_taps, x_kernel_width, lanes, used,
                                     row_cells - j * x_step, x_size - cell,
@@ -113,9 +126,11 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, turned, x_stride, x_
             matrix = w.at(
                 (group * reduction * row_count + first_row) if turned else (group * row_count + first_row) * reduction
             )
+            few_rows = within(used_rows, lanes + 1) if turned else 0
             if turned:  # copies[rows / lanes, q, lanes]
-                for i, used in in_vectors(used_rows, used_rows, lanes):
+                for i, used in in_vectors(used_rows * (1 - few_rows), used_rows, lanes):
                     for q in loop(reduction):
+                        matrix.prefetch((q + AHEAD) * row_count + i)
                         copies.put(i * reduction + q * lanes, matrix.vec(q * row_count + i, lanes, count=used))
             elif copied:
                 for r in loop(used_rows):
@@ -124,33 +139,80 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, rows, turned, x_stride, x_
             for panel in loop(panels):
                 begin = first + panel * width
                 end = minimum(begin + width, last)
-                line, column = begin // line_pixels, begin % line_pixels
+                panel_packed = packed.at(panel * panel_size)
+                plain = panel_columns(panel_packed, width, lanes, vectors)
                 # A whole panel within a line is written from the registers, if its pixels are neighbours in y
-                whole = 0
-                if y_stride == 1:
-                    whole = y_plain * within(0, end - begin - (width - 1)) * within(column, line_pixels - (width - 1))
+                full = full_line(begin)
+                whole = y_plain * full if y_stride == 1 else 0
+                image, depth, height = located(begin // line_pixels)
+                target = y.at(image * y_image + depth * y_depth + height * y_row + begin % line_pixels)
+                ahead = minimum(begin + next_pixels, pixels - 1)
+                upcoming = x.at(window(ahead // line_pixels, ahead % line_pixels))
+                here = x.at(window(begin // line_pixels, begin % line_pixels))
+
+                def copying(q, here=here, panel_packed=panel_packed):
+                    """Pixels of channel q, read where they lie, and copied."""
+                    at = q * x_channel
+                    numbers = [here.vec(at + lanes * j, lanes) for j in range(vectors)]
+                    for j, pixel in enumerate(numbers):
+                        here.prefetch(at + AHEAD * x_channel + lanes * j)
+                        panel_packed.put(q * width + lanes * j, pixel)
+                    return numbers
+
+                def looking_ahead(q, plain=plain, upcoming=upcoming, row_block=row_block):
+                    """Packed pixels; a line of memory of the piece after this one is asked for."""
+                    upcoming.prefetch(q * x_channel + row_block % (vectors + 1) * lanes)
+                    return plain(q)
+
                 for tile in loop((used_rows + (rows - 1)) // rows):
                     # Rows past the last are the last again
                     places = [minimum(tile * rows + i, used_rows - 1) for i in range(rows)]
                     numbers = [group * row_count + first_row + r for r in places]
-                    totals = [Variable(splat(bias[r], lanes)) for r in numbers for _ in range(vectors)]
+                    sums = [Variable(splat(bias[r], lanes)) for r in numbers for _ in range(vectors)]
+                    kept = result.at(tile * rows * width)
                     if turned:
                         lines = [copies.at(r // lanes * lanes * reduction + r % lanes) for r in places]
                     else:
                         lines = [(copies if copied else matrix).at(r * reduction) for r in places]
-                    multiply_tile(
-                        lines, lanes if turned else 1, packed.at(panel * panel_size), width, reduction, lanes, totals
-                    )
                     if y_stride == 1:
                         for _ in loop(whole):
-                            image, depth, height = located(line)
-                            for i, r in enumerate(numbers):
-                                to = image * y_image + r * y_channel + depth * y_depth + height * y_row + column
+                            for r in numbers:
                                 for j in range(vectors):
-                                    y.put(to + lanes * j, totals[vectors * i + j].get())
+                                    target.prefetch(r * y_channel + lanes * j, write=True)
+                    begins = within(tile, 1)
+                    variants = [(1, plain)]
+                    if one_cell:
+                        new = direct * full * within(row_block, 1) * begins
+                        variants = [(1 - new, looking_ahead), (new, copying)]
+                    turning = few_rows * begins * within(panel, 1)
+                    shorter = within(end - begin, lanes * tail + 1) * (1 - turning) if tail else 0
+                    for when, columns in variants:
+                        for _ in loop(when * (1 - turning) * (1 - shorter)):
+                            multiply_tile(lines, lanes if turned else 1, columns, reduction, lanes, sums, kept)
+                        if turned:
+
+                            def turn(q, columns=columns, matrix=matrix, used_rows=used_rows):
+                                """The columns of q, beside which its rows are copied."""
+                                matrix.prefetch((q + AHEAD) * row_count)
+                                copies.put(q * lanes, matrix.vec(q * row_count, lanes, count=used_rows))
+                                return columns(q)
+
+                            for _ in loop(when * turning):
+                                in_place = [matrix.at(r) for r in places]
+                                multiply_tile(in_place, row_count, turn, reduction, lanes, sums, kept)
+                    if tail:
+                        columns = panel_columns(panel_packed, width, lanes, tail)
+                        some = [sums[vectors * i + j] for i in range(rows) for j in range(tail)]
+                        for _ in loop(shorter):
+                            multiply_tile(lines, lanes if turned else 1, columns, reduction, lanes, some, kept)
+                    if y_stride == 1:
+                        for _ in loop(whole):
+                            for i, r in enumerate(numbers):
+                                for j in range(vectors):
+                                    target.put(r * y_channel + lanes * j, sums[vectors * i + j].get())
                     for _ in loop(1 - whole):
                         for i in range(rows * vectors):
-                            result.put((tile * rows * vectors + i) * lanes, totals[i].get())
+                            kept.put(i * lanes, sums[i].get())
 
                 for pixel, line, column, count in runs(begin, end, most_runs * (1 - whole), line_pixels):
                     image, depth, height = located(line)

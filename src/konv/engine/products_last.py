@@ -129,9 +129,10 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
         block_pixels //= 2
     parts = -(-all_panels // part_panels)
     plain = math.prod(step) == 1 and spatial == output
+    slot_size = (part_panels * reduction + rows) * panel_width
     multiply = Job(
         multiply_rows(x_dtype, y_dtype, lanes, vectors, rows, transposed, plain), -(-all_pixels // block_pixels) * parts,
-        slot_size=part_panels * reduction * panel_width,
+        slot_size=slot_size,
         pixels=all_pixels, block_pixels=block_pixels, parts=parts, part_panels=part_panels, all_panels=all_panels,
         segments=len(x_segments), segment_length=segment_length, run=run, run_panels=run_panels, line_pixels=output[2],
         depth_lines=output[1], image_lines=output[0] * output[1], **{f"x_{name}": n for name, n in source.items()},
@@ -139,7 +140,7 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
     )  # fmt: skip
     used = width(multiply.pieces, all_pixels * reduction * all_panels * panel_width)
     no_bias = np.zeros(run_panels * panel_width, wide)
-    size = used * part_panels * reduction * panel_width * itemsize
+    size = used * slot_size * itemsize
     return Product(multiply, no_bias, x_segments, y_segments, used, size)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, loop, minimum, transpose, within
-from konv.engine.windows import in_vectors, multiply_tile
+from konv.engine.windows import in_vectors, multiply_tile, panel_columns
 
 
 def lay_filters(w: Any, out: Any, first: Any, filters: Any, reduction: Any, lanes: int, vectors: int) -> None:
@@ -59,6 +59,7 @@ def multiply_rows(x_dtype, y_dtype, lanes, vectors, rows, turned, plain):
         part, first = piece % parts, piece // parts * block_pixels
         last = minimum(first + block_pixels, pixels)
         panels, reduction = workspace.at(slot * slot_size), segments * segment_length
+        kept = panels.at(part_panels * reduction * width)
         first_panel = part * part_panels
         used_panels = minimum(part_panels, all_panels - first_panel)
         for p in loop(used_panels):
@@ -91,7 +92,9 @@ def multiply_rows(x_dtype, y_dtype, lanes, vectors, rows, turned, plain):
                 for s in loop(segments):
                     lines = [source.at(x_segments[s]) for source in sources]
                     block = panels.at((p * segments + s) * segment_length * width)
-                    multiply_tile(lines, 1, block, width, segment_length, lanes, totals)
+                    multiply_tile(
+                        lines, 1, panel_columns(block, width, lanes, vectors), segment_length, lanes, totals, kept, s
+                    )
                 for j in range(vectors):
                     used = run - columns - lanes * j
                     whole = within(lanes - 1, used)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, loop, minimum, transpose
-from konv.engine.windows import in_vectors, multiply_tile, read_windows, runs
+from konv.engine.windows import in_vectors, multiply_tile, panel_columns, read_windows, runs
 
 
 @kernel
@@ -35,7 +35,8 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
         used_columns = minimum(region_columns, reduction - first_column)
         tiles, panels = (used_rows + (rows - 1)) // rows, (used_columns + (width - 1)) // width
 
-        sums = workspace.at(slot * slot_size)
+        kept = workspace.at(slot * slot_size)
+        sums = kept.at(rows * width)
         packed = sums.at(region_rows * region_columns)
         if x_taps:  # packed[panel, pixel, columns of a panel]
             pitch, panel_size = width, block_images * block_pixels * width
@@ -111,18 +112,20 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
                 for tile in loop(tiles):
                     places = [minimum(tile * rows + i, used_rows - 1) for i in range(rows)]
                     targets = [sums.at(r * region_columns + panel * width) for r in places]
-                    totals = [Variable(target.vec(lanes * j, lanes)) for target in targets for j in range(vectors)]
+                    totals = [Variable(sums.zero(lanes)) for _ in range(rows * vectors)]
                     for z in loop(used_images):
                         if half:
                             lines = [numbers.at((r * block_images + z) * count) for r in places]
                         else:
                             lines = [upstream.at((z * groups * row_count + r) * pixels) for r in places]
-                        multiply_tile(
-                            lines, 1, packed.at(panel * panel_size + z * count * pitch), pitch, count, lanes, totals
+                        columns = panel_columns(
+                            packed.at(panel * panel_size + z * count * pitch), pitch, lanes, vectors
                         )
-                    for i, target in enumerate(targets):
-                        for j in range(vectors):
-                            target.put(lanes * j, totals[vectors * i + j].get())
+                        multiply_tile(lines, 1, columns, count, lanes, totals, kept, z)
+                    places = [target.at(lanes * j) for target in targets for j in range(vectors)]
+                    added = [place.vec(0, lanes) + total.get() for place, total in zip(places, totals)]
+                    for place, total in zip(places, added):  # a row may be there twice
+                        place.put(0, total)
 
         for r in loop(used_rows):
             target = out.at(((part * groups + group) * row_count + first_row + r) * reduction + first_column)

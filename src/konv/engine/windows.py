@@ -21,7 +21,7 @@ What windows read and write lies ``step`` cells apart: it is taken apart and put
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from konv.engine.simd import Variable, deinterleave, fma, interleave, loop, maximum, minimum, splat, transpose, within
@@ -30,23 +30,40 @@ BLOCK_SUM = 192  # sums of so many products are added up: the error falls 2-4 ti
 
 
 def multiply_tile(
-    rows: Sequence[Any], step: Any, panel: Any, width: int, count: Any, lanes: int, totals: Sequence[Any]
+    rows: Sequence[Any],
+    step: Any,
+    columns: Callable[[Any], list[Any]],
+    count: Any,
+    lanes: int,
+    sums: Sequence[Variable],
+    kept: Any,
+    begun: Any = 0,
 ) -> None:
-    """``totals[row, vector] += sum over q < count of rows[row][q * step] * panel[q * width + ...]``."""
-    vectors = len(totals) // len(rows)
+    """``sums[row, vector] += sum over q < count of rows[row][q * step] * columns(q)[vector]``.
+
+    Sums of earlier blocks, and what was there where the tile is ``begun``, lie in ``kept`` meanwhile, not in registers.
+    """
     for block in loop((count + (BLOCK_SUM - 1)) // BLOCK_SUM):
-        first = block * BLOCK_SUM
-        sums = [Variable(panel.zero(lanes)) for _ in totals]
+        first, later = block * BLOCK_SUM, within(0, block + begun)
+        for _ in loop(later):
+            for n, a in enumerate(sums):
+                kept.put(n * lanes, a.get())
+                a.set(kept.zero(lanes))
         for k in loop(minimum(count - first, BLOCK_SUM)):
-            q = first + k
-            columns = [panel.vec(q * width + lanes * j, lanes) for j in range(vectors)]
+            line = columns(first + k)
             for i, row in enumerate(rows):
-                number = splat(row[q * step], lanes)
-                for j, column in enumerate(columns):
-                    a = sums[vectors * i + j]
+                number = splat(row[(first + k) * step], lanes)
+                for j, column in enumerate(line):
+                    a = sums[len(line) * i + j]
                     a.set(fma(number, column, a.get()))
-        for total, a in zip(totals, sums):
-            total.set(total.get() + a.get())
+        for _ in loop(later):
+            for n, a in enumerate(sums):
+                a.set(kept.vec(n * lanes, lanes) + a.get())
+
+
+def panel_columns(panel: Any, width: int, lanes: int, vectors: int) -> Callable[[Any], list[Any]]:
+    """The columns of a packed panel: q -> its vectors."""
+    return lambda q: [panel.vec(q * width + lanes * j, lanes) for j in range(vectors)]
 
 
 def runs(begin: Any, end: Any, most: Any, line_pixels: Any) -> Iterator[tuple[Any, ...]]:
