@@ -50,7 +50,7 @@ MANY_TILES = (
 )  # Winograd's weights; too long for plain Python
 FEW_CASES = ("1-D", "1x1, stride 2", "2-D, stride 2", "depthwise, stride 2", "4 groups", "3x3")
 OTHER_DTYPES = [(FEW_CASES, [host], t) for host, t in (("AVX2", "float16"), ("SSE2", "float64"), ("NEON", "bfloat16"))]
-COMPILED = [algorithm for algorithm in algorithms() if algorithm.NAME != "columns"]
+COMPILED = [algorithm for algorithm in algorithms() if algorithm.NAME not in ("columns", "pairs")]  # see test_pairs.py
 
 
 def problems(algorithm, case, dtype="float32", exact=False):
@@ -299,7 +299,7 @@ def test_every_kernel_of_the_engine_is_run_here():
                     check(algorithm, case)
         check_bias(last=False)
         check_bias(last=True)
-    elsewhere = ("pool_kernels", "rectify", "channels")  # whose kernels test_grouped.py and others run
+    elsewhere = ("pool_kernels", "rectify", "channels", "pairs_kernels")  # whose kernels test_grouped.py and others run
     others = {name for name, factory in factories().items() if factory.__module__.endswith(elsewhere)}
     others.add("filters_to_points")  # which is for large images: test_winograd.py
     assert asked | others == set(factories()) and len(asked) >= 6

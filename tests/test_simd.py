@@ -5,12 +5,13 @@ import pytest
 
 from compare import assert_equal, assert_same_bits
 from konv.engine import simd
-from konv.engine.machine import Machine
+from konv.engine.machine import Machine, machine
 from konv.engine.simd import (
     Variable,
     beats,
     bits,
     deinterleave,
+    dot,
     equal,
     fma,
     has_nan,
@@ -18,6 +19,7 @@ from konv.engine.simd import (
     loop,
     maximum,
     minimum,
+    pair,
     pick,
     pinned,
     select,
@@ -220,6 +222,90 @@ def test_fma_is_rounded_once(dtype):
     y = np.zeros(4, dtype)
     compiled(text, {"a": dtype, "c": dtype, "y": dtype})(0, 0, a, c, y)
     assert_equal(y, np.full(4, 2 * epsilon + epsilon**2, dtype))
+
+
+# Pairs of bfloat16
+
+SMALLEST = 2.0**-126  # normal number
+
+
+def brains(rng, size, low=-8, high=8):
+    """bfloat16 numbers of many sizes, in float32."""
+    numbers = rng.standard_normal(size) * 2.0 ** rng.integers(low, high, size)
+    return numbers.astype(BFLOAT16).astype(np.float32)
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_pairs_hold_two_numbers_each(lanes):
+    def text(piece, slot, x, y, z, few, count):
+        y.put(0, x.pairs(1, lanes))
+        z.put(0, pair(x.vec(0, lanes), x.vec(lanes, lanes)))
+        few.put(0, x.pairs(1, lanes, count=count))
+
+    x = brains(np.random.default_rng(0), 2 * lanes + 1).astype(BFLOAT16)
+    words = x.view(np.uint16).astype(np.uint32)
+    zeros = {name: np.zeros(lanes, np.int32) for name in ("y", "z", "few")}
+    pointers = {"x": "bfloat16"} | dict.fromkeys(zeros, "int32")
+    for count in (-1, 0, 1, 5, 2 * lanes, 100):
+        result = both(text, pointers, x=x, count=count, **zeros)
+        assert_equal(result["y"].view(np.uint32), words[1::2] | words[2::2] << 16)
+        assert_equal(result["z"].view(np.uint32), words[:lanes] | words[lanes:-1] << 16)
+        some = np.where(np.arange(2 * lanes) < count, words[1:], 0).astype(np.uint32)
+        assert_equal(result["few"].view(np.uint32), some[::2] | some[1::2] << 16)
+
+
+def test_other_elements_in_the_same_memory():
+    def text(piece, slot, x, y):
+        y.put(0, x.at(2).as_("int32").vec(1, 4))
+
+    x = np.arange(7, dtype=np.float32)
+    y = both(text, {"x": "float32", "y": "int32"}, x=x, y=np.zeros(4, np.int32))["y"]
+    assert_equal(y, x[3:].view(np.int32))
+
+
+def one_dot(low, high, total):
+    """``total + a.high * b.high + a.low * b.low`` in plain Python: rounded twice, to numbers of float32."""
+    (a, b), (c, d) = low, high
+    normal = lambda x: 0.0 if abs(x) < SMALLEST else x  # noqa: E731
+    for x, y in ((c, d), (a, b)):
+        total = normal(float(np.float32(normal(x) * normal(y) + normal(total))))
+    return total
+
+
+def test_a_dot_product_of_pairs_in_numpy():
+    rng = np.random.default_rng(0)
+    a, b, c, d = (brains(rng, 400) for _ in range(4))
+    total = (rng.standard_normal(400) * 2.0 ** rng.integers(-20, 20, 400)).astype(np.float32)
+    a[:9], d[20:30], total[40:50] = SMALLEST / 2, -SMALLEST / 4, SMALLEST / 8
+    a[60:70], c[60:70] = 2.0**-100, 2.0**-80  # products that are not normal
+    right = [one_dot((a[i], b[i]), (c[i], d[i]), float(total[i])) for i in range(400)]
+    assert_equal(dot(pair(a, c), pair(b, d), total), np.array(right, np.float32))
+    # The upper products first: 1 + 2**-24 is 1, and 3 * 2**-25 more are 1 + 2**-23; the other way it would be 1 + 2**-22
+    small = pair(np.float32([3 * 2.0**-25]), np.float32([2.0**-24]))
+    ones = pair(np.float32([1]), np.float32([1]))
+    assert dot(small, ones, np.float32([1])) == 1 + 2.0**-23
+
+
+@pytest.mark.skipif(not machine().dots, reason="a CPU without AVX512_BF16")
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_a_dot_product_of_pairs(lanes):
+    """The instruction is what NumPy says: order and rounding of the two sums, numbers that are not normal, NaN, infinity."""
+
+    def text(piece, slot, a, b, c, y):
+        for i in loop(200):
+            y.put(i * lanes, dot(a.vec(i * lanes, lanes), b.vec(i * lanes, lanes), c.vec(i * lanes, lanes)))
+
+    pointers = {"a": "int32", "b": "int32", "c": "float32", "y": "float32"}
+    run = compiled(text, pointers)
+    rng, size = np.random.default_rng(lanes), 200 * lanes
+    special = [0.0, -0.0, np.inf, -np.inf, np.nan, SMALLEST, SMALLEST / 2, -SMALLEST / 128, 3.0e38, -3.0e38, 1.0]
+    special = np.array(special, np.float32).astype(BFLOAT16).astype(np.float32)
+    for low, high in ((-4, 4), (-70, -56)):
+        a, b = (pair(brains(rng, size, low, high), brains(rng, size, low, high)) for _ in range(2))
+        c = (rng.standard_normal(size) * 2.0 ** rng.integers(2 * low - 8, 2 * high, size)).astype(np.float32)
+        both(text, pointers, run=run, a=a, b=b, c=c, y=np.zeros(size, np.float32))
+    a, b = (pair(rng.choice(special, size), rng.choice(special, size)) for _ in range(2))
+    both(text, pointers, run=run, nan_equal=True, a=a, b=b, c=rng.choice(special, size), y=np.zeros(size, np.float32))
 
 
 def test_arithmetic_of_integers():

@@ -2,8 +2,8 @@
 
 ::
 
-    ops.py  --Problem-->  plan.choose  --asks in order-->  products -> products_last -> joined -> grouped -> winograd -> direct
-                                                           -> columns
+    ops.py  --Problem-->  plan.choose  --asks in order-->  pairs -> products -> products_last -> joined -> grouped -> winograd
+                                                           -> direct -> columns
                                                            (the first that does not decline computes)
 
     direct.py, weights.py     filters in lanes: jobs       correlate.py, outer.py   their kernels
@@ -13,6 +13,7 @@
     joined.py                 few channels: neighbouring cells in the lanes
     products.py               windows apart: jobs          products_kernels.py, products_weights.py   its kernels
     products_last.py          channels last: jobs          products_last_kernels.py   its kernels
+    pairs.py                  the same in bfloat16, where the CPU multiplies it in pairs     pairs_kernels.py   its kernels
     windows.py                their tile, and windows that are taken apart and put together
     axes.py                   what an output reads, for the two below, which compute phase by phase
     grouped.py                pixels in lanes: jobs        planes.py, planes_outer.py   its kernels

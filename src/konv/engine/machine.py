@@ -44,6 +44,11 @@ class Machine:
         return any(f"+{name}" in self.features.split(",") for name in ("f16c", "avx512f", "neon", "fp16"))
 
     @property
+    def dots(self) -> bool:
+        """Whether pairs of bfloat16 are multiplied by an instruction, :func:`konv.engine.simd.dot`."""
+        return {"+avx512bf16", "+avx512bw", "+avx512vl"} <= set(self.features.split(","))
+
+    @property
     def tile(self) -> tuple[int, int]:
         """(vectors, pixels) of the register tile: ``vectors * pixels`` accumulators, one pixel, ``vectors`` filters.
 

@@ -290,7 +290,7 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient
     row_count, reduction, pixels = y.rows, x.rows, math.prod(y.spatial)
     vectors = min((vectors, vectors - 1), key=lambda n: -(-reduction // (lanes * n)) * n)
     # Windows of a length that kernels are not compiled for are copied whole, into one region
-    column_regions, region_columns = _even(reduction, reduction + lanes * vectors, lanes * vectors)
+    column_regions, region_columns = even(reduction, reduction + lanes * vectors, lanes * vectors)
     most_pixels = BLOCK_PIXELS if x.taps else max(8, min(BLOCK_PIXELS, BLOCK_BYTES // (region_columns * itemsize)))
     block_pixels = min(pixels, most_pixels)
     image_blocks = -(-pixels // block_pixels)
@@ -300,9 +300,9 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient
     most = max(PARTS_BYTES, columns_bytes(g, itemsize) // 16) // (cells * itemsize)
     most_rows, most_columns = REGION
     for narrower, shorter in ((1, 1), (2, 1), (4, 1), (4, 2)):  # shorter ones lay out x more often
-        row_regions, region_rows = _even(row_count, most_rows // shorter, rows)
+        row_regions, region_rows = even(row_count, most_rows // shorter, rows)
         if x.taps:
-            column_regions, region_columns = _even(reduction, most_columns // narrower, lanes * vectors)
+            column_regions, region_columns = even(reduction, most_columns // narrower, lanes * vectors)
         pieces = g.groups * row_regions * column_regions
         parts = max(1, min(-(-PIECES // pieces), most, blocks))
         if pieces * parts >= PIECES:
@@ -333,7 +333,7 @@ def columns_bytes(g: Geometry, itemsize: int) -> int:
     return g.batch * math.prod(g.output) * g.channels * math.prod(g.kernel) * itemsize
 
 
-def _even(count: int, most: int, unit: int) -> tuple[int, int]:
+def even(count: int, most: int, unit: int) -> tuple[int, int]:
     """Regions of at most so many (a multiple of ``unit`` each), as even as can be: how many, and how large."""
     regions = -(-count // max(most // unit * unit, unit))
     return regions, -(-count // (regions * unit)) * unit

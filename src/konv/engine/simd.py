@@ -14,6 +14,8 @@ what is to happen at run time is said with a few words:
 ``p.prefetch(i)``              asks for the cache line of an element
 ``fma splat shuffle``          vector instructions;  ``+ - *`` work on vectors and integers
 ``transpose interleave``       other orders of several vectors' lanes; ``deinterleave`` undoes the latter
+``pair(low, high)``            two vectors of bfloat16 numbers as one of pairs, in integers of 32 bits; ``p.pairs`` reads such
+``dot(a, b, c)``               the products of two vectors of pairs, added to c; ``p.as_`` sees other elements in memory
 ``pinned(vector)``             the vector; pinned ones are computed in the order in which they are written
 ``beats equal select``         comparisons lane by lane, and a choice between two vectors;  ``/`` divides vectors of floats
 ``minimum maximum // %``       index arithmetic (``//`` and ``%`` for numbers that are not negative)
@@ -40,12 +42,27 @@ from llvmlite import ir
 
 from konv.engine.machine import machine
 
+
+class _BFloat16(ir.Type):
+    """LLVM's type of that name: :func:`dot` has operands of it. Elsewhere bfloat16 is its 16 bits."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat16)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat16)
+
+
 BOOL, INT8, INT32, INT64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 FLOAT, DOUBLE, HALF, BITS16 = ir.FloatType(), ir.DoubleType(), ir.HalfType(), ir.IntType(16)
 STORED = {
     "float32": FLOAT, "float64": DOUBLE, "float16": HALF, "bfloat16": BITS16, "int64": INT64, "int32": INT32, "uint8": INT8,
 }  # fmt: skip
 ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "uint8": 1}
+BFLOAT16 = _BFloat16()
 FAST = ("contract", "nsz")  # a * b + c may be one instruction, the sign of zero is free; NaN and infinity are kept
 
 _builder: Any = None  # where traced words leave their IR; None while kernels run on NumPy
@@ -224,6 +241,47 @@ def fma(a: Any, b: Any, c: Any) -> Any:
     return Value(_call(f"llvm.fma.{_mangled(c.ir.type)}", c.ir.type, a.ir, b.ir, c.ir))
 
 
+def pair(low: Any, high: Any) -> Any:
+    """Two float32 vectors of bfloat16 numbers as one of their pairs: integers of 32 bits, ``low`` in the lower half.
+
+    What does not fit bfloat16 is cut off.
+    """
+    if not _traced(low):
+        bits = (np.ascontiguousarray(v, np.float32).view(np.uint32) for v in (low, high))
+        return (next(bits) >> 16 | next(bits) & 0xFFFF0000).view(np.int32)
+    a, b = (Value(_builder.bitcast(v.ir, ir.VectorType(INT32, v.lanes))) for v in (low, high))
+    return Value(_builder.or_((a >> 16).ir, (b & -65536).ir))
+
+
+def dot(a: Any, b: Any, c: Any) -> Any:
+    """``c + a.high * b.high``, and to that ``a.low * b.low``: pairs (see :func:`pair`) times pairs, summed in float32 lanes.
+
+    An instruction of CPUs with AVX512_BF16 (:attr:`Machine.dots`), which multiplies at twice the rate of :func:`fma`.
+    Products are exact, sums are rounded to nearest even, and what is smaller than a normal number (2**-126) counts as
+    zero: in a and b, in c, and where a sum becomes it.
+    """
+    if not _traced(c):
+        total = _normal(c)
+        for half in ("high", "low"):
+            x, y = (_normal(_half_of_pairs(v, half)) for v in (a, b))
+            with np.errstate(all="ignore"):  # exact in float64, so rounded once
+                total = _normal((x.astype(np.float64) * y + total).astype(np.float32))
+        return total
+    lanes = c.lanes
+    pairs = [_builder.bitcast(v.ir, ir.VectorType(BFLOAT16, 2 * lanes)) for v in (a, b)]
+    return Value(_call(f"llvm.x86.avx512bf16.dpbf16ps.{32 * lanes}", c.ir.type, c.ir, *pairs))
+
+
+def _half_of_pairs(pairs: np.ndarray, half: str) -> np.ndarray:
+    bits = np.ascontiguousarray(pairs).view(np.uint32)
+    return (bits & 0xFFFF0000 if half == "high" else bits << 16).view(np.float32)
+
+
+def _normal(vector: np.ndarray) -> np.ndarray:
+    """Zero where a number is smaller than a normal one."""
+    return np.where(np.abs(vector) < 2.0**-126, np.copysign(np.float32(0), vector), vector)
+
+
 def beats(a: Any, b: Any) -> Any:
     """Lane by lane of floats whether a > b, or a is NaN and b is not: so the first of equal numbers stays, and the first NaN."""
     if not _traced(a):
@@ -318,6 +376,10 @@ class Pointer:
         """The pointer i elements further on."""
         return Pointer(_builder.gep(self.address, [_integer(i)], source_etype=STORED[self.stored]), self.stored)
 
+    def as_(self, stored: str) -> Pointer:
+        """The same memory as elements of another type of the same size."""
+        return Pointer(self.address, stored)
+
     def __getitem__(self, i: Any) -> Value:
         element = _widened(_builder.load(self.at(i).address, typ=STORED[self.stored]), self.stored)
         return Value(_builder.sext(element, INT64) if element.type == INT32 else element)
@@ -341,6 +403,16 @@ class Pointer:
             name = f"llvm.masked.load.{_mangled(vector)}.p0"
             return self._filled(_call(name, vector, address, INT32(size), mask, _zeros(vector)), mask, fill)
         return Value(_widened(loaded, self.stored))
+
+    def pairs(self, i: Any, lanes: int, count: Any = None) -> Value:
+        """bfloat16 elements i .. i + 2 * lanes - 1 as pairs (see :func:`pair`); from ``count`` on zeros, and not touched."""
+        vector, address, size = ir.VectorType(BITS16, 2 * lanes), self.at(i).address, ITEMSIZE[self.stored]
+        if count is None:
+            loaded = _builder.load(address, typ=vector, align=size)
+        else:
+            name, mask = f"llvm.masked.load.{_mangled(vector)}.p0", _mask(2 * lanes, count, None)
+            loaded = _call(name, vector, address, INT32(size), mask, _zeros(vector))
+        return Value(_builder.bitcast(loaded, ir.VectorType(INT32, lanes)))
 
     def put(self, i: Any, vector: Value, count: Any = None, start: Any = None) -> None:
         """Write a vector to i, i + 1, ...; the memory of lanes outside start .. count - 1 is not touched."""
@@ -402,6 +474,10 @@ class ArrayPointer:
         """As :meth:`Pointer.at`."""
         return ArrayPointer(self.array, self.base + i)
 
+    def as_(self, stored: str) -> ArrayPointer:
+        """As :meth:`Pointer.as_`."""
+        return ArrayPointer(self.array.view(stored), self.base)
+
     def __getitem__(self, i: int) -> Any:
         element = self._read(self._cells(np.array([i])) - self.base, np.array([0]), 1, 0)[0]
         return int(element) if isinstance(element, np.integer) else element
@@ -418,6 +494,10 @@ class ArrayPointer:
         if bits is not None:
             used = np.array([i for i in range(lanes) if bits >> i & 1], np.int64)
         return self._read(i + used, used, lanes, fill)
+
+    def pairs(self, i: int, lanes: int, count: int | None = None) -> np.ndarray:
+        """As :meth:`Pointer.pairs`."""
+        return pair(*self.vec(i, 2 * lanes, count).reshape(lanes, 2).T)
 
     def put(self, i: int, vector: np.ndarray, count: int | None = None, start: int | None = None) -> None:
         """As :meth:`Pointer.put`."""

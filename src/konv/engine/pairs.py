@@ -1,0 +1,183 @@
+"""1x1 layers in bfloat16, on CPUs that multiply its pairs (AVX512_BF16): twice as many products as in float32.
+
+The products of :mod:`konv.engine.products`, whose blocks are packed as pairs (see :mod:`konv.engine.pairs_kernels`): nothing is
+widened. Sums are float32 and rounded once, as everywhere; but the instruction takes what is smaller than the smallest
+normal number, 2**-126, for zero, in its operands and in its sums.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from konv.engine import memory
+from konv.engine.launch import Job, address
+from konv.engine.machine import dtype_name, machine
+from konv.engine.pairs_kernels import multiply_pairs, sum_pairs
+from konv.engine.products import SMALL_GROUP, even, tile_shape
+from konv.engine.products_weights import add_sums
+from konv.engine.threads import get_threads, width
+from konv.geometry import Geometry
+
+if TYPE_CHECKING:
+    from konv.engine.plan import Problem
+
+NAME = "pairs"
+BLOCK_BYTES = 384 << 10  # the packed pixels of a piece stay in L2
+ROWS_BYTES = 16 << 10  # rows of w that stay in L1 beside a panel
+BLOCK_PIXELS = 256  # of the weight gradient: a panel of them stays in L1
+REGION = (256, 192)  # its sums, (filters, channels), stay in L2 beside those panels
+PARTS_BYTES = 256 << 10  # what sums over parts of the pixels may take, or 1/16 of x
+PIECES = 8  # so many, that threads share them evenly
+CELL = 4  # bytes of a pair, and of a sum
+
+__all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
+
+
+def declines(problem: Problem) -> str | None:
+    """Other types, CPUs without the instruction, kernels of more than a cell, strides, padding, few channels."""
+    g = problem.geometry
+    if problem.dtype != "bfloat16":
+        return f"{problem.dtype}; it multiplies pairs of bfloat16"
+    if not machine().dots:
+        return "this CPU has no AVX512_BF16"
+    if problem.layout == "last":
+        return "channels last; it puts pixels in lanes"
+    if math.prod(g.kernel) > 1 or math.prod(g.stride) > 1 or any(map(any, g.padding)):
+        return "no 1x1 layer with stride 1 and without padding"
+    if min(g.filters, g.channels) // g.groups <= SMALL_GROUP:
+        return f"{g.groups} groups of {g.channels // g.groups} x {g.filters // g.groups} leave most of a tile empty"
+    return None
+
+
+def workspace(problem: Problem) -> int:
+    """Bytes borrowed while it runs."""
+    if problem.kind == "weight_gradient":
+        return _gradient(problem.geometry, problem.dtype, get_threads()).size
+    return _product(problem.geometry, problem.kind == "input_gradient", problem.dtype, get_threads()).size
+
+
+def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
+    """Write conv(x, w) + b into ``out`` (N, F, *output)."""
+    _run(g, False, x, w, b, out)
+
+
+def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dx (N, C, *spatial) into ``out``."""
+    _run(g, True, dy, w, None, out)
+
+
+def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dw (F, C // groups, *kernel) into ``out``."""
+    job = _gradient(g, dtype_name(out.dtype), get_threads())
+    with memory.workspace(job.size) as space:
+        target = space if job.add else address(out)
+        job.sums.run(job.threads, dy=address(dy), x=address(x), out=target, workspace=space + job.part_cells * CELL)
+        if job.add:
+            job.add.run(width(job.add.pieces, job.part_cells), sums=space, out=address(out))
+
+
+@dataclass(frozen=True)
+class Product:
+    """A forward or an input gradient, prepared."""
+
+    multiply: Job
+    no_bias: np.ndarray
+    threads: int
+    size: int
+
+
+@functools.lru_cache(maxsize=512)
+def _product(g: Geometry, transposed: bool, y_dtype: str, threads: int) -> Product:
+    lanes, (rows, vectors) = machine().lanes("bfloat16"), tile_shape()
+    reduction, row_count = g.channels // g.groups, g.filters // g.groups
+    if transposed:
+        reduction, row_count = row_count, reduction
+    image_pixels, pairs = math.prod(g.output), -(-reduction // 2)
+    pixels = g.batch * image_pixels
+    whole, narrower = (-(-pixels // (lanes * n)) * n for n in (vectors, vectors - 1))
+    if (
+        narrower < 0.9 * whole
+    ):  # few pixels may leave most of the last panel empty: 49 fill one of 48, and begin another
+        vectors -= 1
+    panel = lanes * vectors
+    row_group = max(rows, lanes) if transposed else rows
+    if image_pixels < panel:  # what pieces of images cost is paid once for more rows
+        row_group *= max(1, min(8, -(-row_count // row_group), ROWS_BYTES // (row_group * pairs * CELL)))
+    row_groups = -(-row_count // row_group)
+    panel_size = pairs * panel
+    block_panels = max(2, min(BLOCK_BYTES // (panel_size * CELL), -(-pixels // panel)))
+    while block_panels > 2 and -(-pixels // (panel * block_panels)) < 4 * threads:
+        block_panels = -(-block_panels // 2)
+    blocks, part_groups = -(-pixels // (panel * block_panels)) * g.groups, row_groups
+    while blocks * -(-row_groups // part_groups) < 4 * threads and part_groups > 4:
+        part_groups = -(-part_groups // 2)
+    parts = -(-row_groups // part_groups)
+    copied = -(-row_group // lanes) * lanes * pairs
+    slot_size = -(-(panel_size * block_panels + row_group * panel + lanes + copied) // lanes) * lanes
+    job = Job(
+        multiply_pairs(y_dtype, lanes, vectors, rows, transposed), blocks * parts, slot_size=slot_size,
+        panel_size=panel_size, block_panels=block_panels, groups=g.groups, parts=parts, part_groups=part_groups,
+        row_group=row_group, row_count=row_count, reduction=reduction, pixels=pixels, image_pixels=image_pixels,
+        most_runs=(panel - 2) // max(1, image_pixels) + 2,
+    )  # fmt: skip
+    used = width(job.pieces, pixels * g.groups * row_count * reduction)
+    return Product(job, np.zeros(g.groups * row_count, np.float32), used, used * slot_size * CELL)
+
+
+def _run(g: Geometry, transposed: bool, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> None:
+    job = _product(g, transposed, dtype_name(out.dtype), get_threads())
+    bias = job.no_bias if b is None else np.ascontiguousarray(b, np.float32)
+    with memory.workspace(job.size) as space:
+        job.multiply.run(job.threads, w=address(w), x=address(x), bias=address(bias), y=address(out), workspace=space)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A weight gradient, prepared. With ``add``, sums over parts of the pixels are added up in the end."""
+
+    sums: Job
+    add: Job | None
+    part_cells: int
+    threads: int
+    size: int
+
+
+@functools.lru_cache(maxsize=512)
+def _gradient(g: Geometry, out_dtype: str, threads: int) -> Gradient:
+    lanes, (rows, vectors) = machine().lanes("bfloat16"), tile_shape()
+    row_count, reduction, pixels = g.filters // g.groups, g.channels // g.groups, math.prod(g.output)
+    vectors = min((vectors, vectors - 1), key=lambda n: -(-reduction // (lanes * n)) * n)
+    block_pixels = min(pixels, BLOCK_PIXELS)
+    image_blocks = -(-pixels // max(1, block_pixels))
+    block_images = max(1, min(g.batch, BLOCK_PIXELS // max(1, pixels)))
+    blocks = -(-g.batch // block_images) * image_blocks
+    cells = g.groups * row_count * reduction
+    most = max(PARTS_BYTES, g.batch * pixels * g.channels * CELL // 16) // (cells * CELL)
+    for narrower, shorter in ((1, 1), (2, 1), (4, 1), (4, 2)):  # shorter ones lay out x more often
+        row_regions, region_rows = even(row_count, REGION[0] // shorter, rows)
+        column_regions, region_columns = even(reduction, REGION[1] // narrower, lanes * vectors)
+        pieces = g.groups * row_regions * column_regions
+        parts = max(1, min(-(-PIECES // pieces), most, blocks))
+        if pieces * parts >= PIECES:
+            break
+    block_pairs = block_images * -(-block_pixels // 2)
+    packed = block_pairs * (region_columns + region_rows) + lanes * (1 + vectors * lanes)
+    slot_size = -(-(region_rows * region_columns + packed) // lanes) * lanes
+    sums = Job(
+        sum_pairs(out_dtype if parts == 1 else "float32", lanes, vectors, rows), pieces * parts, slot_size=slot_size,
+        groups=g.groups, parts=parts, row_count=row_count, region_rows=region_rows, row_regions=row_regions,
+        reduction=reduction, region_columns=region_columns, column_regions=column_regions, images=g.batch, pixels=pixels,
+        blocks=blocks, image_blocks=image_blocks, block_images=block_images, block_pixels=block_pixels,
+    )  # fmt: skip
+    add, part_cells = None, 0
+    if parts > 1:
+        chunk = 1024 * lanes
+        add = Job(add_sums("float32", out_dtype, lanes), -(-cells // chunk), parts=parts, numbers=cells, chunk=chunk)
+        part_cells = -(-parts * cells // lanes) * lanes
+    used = width(sums.pieces, g.batch * pixels * cells)
+    return Gradient(sums, add, part_cells, used, (part_cells + used * slot_size) * CELL)
