@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from konv.engine.plan import Problem
 
 NAME = "pairs"
-BLOCK_BYTES = 384 << 10  # the packed pixels of a piece stay in L2
-ROWS_BYTES = 16 << 10  # rows of w that stay in L1 beside a panel
+ROWS_BYTES = 256 << 10  # rows of w that stay in L2; each panel of pixels, a part of L1, meets them all while they do
+BLOCK_BYTES = 384 << 10  # where there are more, packed pixels stay in L2 beside them
+PIECE_PANELS = 24
 BLOCK_PIXELS = 256  # of the weight gradient: a panel of them stays in L1
 REGION = (256, 192)  # its sums, (filters, channels), stay in L2 beside those panels
 PARTS_BYTES = 256 << 10  # what sums over parts of the pixels may take, or 1/16 of x
@@ -105,25 +106,26 @@ def _product(g: Geometry, transposed: bool, y_dtype: str, threads: int) -> Produ
     ):  # few pixels may leave most of the last panel empty: 49 fill one of 48, and begin another
         vectors -= 1
     panel = lanes * vectors
-    row_group = max(rows, lanes) if transposed else rows
-    if image_pixels < panel:  # what pieces of images cost is paid once for more rows
-        row_group *= max(1, min(8, -(-row_count // row_group), ROWS_BYTES // (row_group * pairs * CELL)))
+    unit = max(rows, lanes) if transposed else rows
+    row_group = max(1, min(-(-row_count // unit), ROWS_BYTES // (unit * pairs * CELL))) * unit
     row_groups = -(-row_count // row_group)
     panel_size = pairs * panel
-    block_panels = max(2, min(BLOCK_BYTES // (panel_size * CELL), -(-pixels // panel)))
-    while block_panels > 2 and -(-pixels // (panel * block_panels)) < 4 * threads:
+    all_panels = -(-pixels // panel)
+    block_panels = max(1, min(PIECE_PANELS, all_panels))
+    while block_panels > 2 and -(-all_panels // block_panels) < 4 * threads:
         block_panels = -(-block_panels // 2)
-    blocks, part_groups = -(-pixels // (panel * block_panels)) * g.groups, row_groups
-    while blocks * -(-row_groups // part_groups) < 4 * threads and part_groups > 4:
+    packed_panels = 1 if row_groups == 1 else max(1, min(block_panels, BLOCK_BYTES // (panel_size * CELL)))
+    blocks, part_groups = -(-all_panels // block_panels) * g.groups, row_groups
+    while blocks * -(-row_groups // part_groups) < 4 * threads and part_groups > 1:
         part_groups = -(-part_groups // 2)
     parts = -(-row_groups // part_groups)
     copied = -(-row_group // lanes) * lanes * pairs
-    slot_size = -(-(panel_size * block_panels + row_group * panel + lanes + copied) // lanes) * lanes
+    slot_size = -(-(panel_size * packed_panels + row_group * panel + lanes + copied) // lanes) * lanes
     job = Job(
         multiply_pairs(y_dtype, lanes, vectors, rows, transposed), blocks * parts, slot_size=slot_size,
-        panel_size=panel_size, block_panels=block_panels, groups=g.groups, parts=parts, part_groups=part_groups,
-        row_group=row_group, row_count=row_count, reduction=reduction, pixels=pixels, image_pixels=image_pixels,
-        most_runs=(panel - 2) // max(1, image_pixels) + 2,
+        panel_size=panel_size, block_panels=block_panels, packed_panels=packed_panels, groups=g.groups, parts=parts,
+        part_groups=part_groups, row_group=row_group, row_count=row_count, reduction=reduction, pixels=pixels,
+        image_pixels=image_pixels, most_runs=(panel - 2) // max(1, image_pixels) + 2,
     )  # fmt: skip
     used = width(job.pieces, pixels * g.groups * row_count * reduction)
     return Product(job, np.zeros(g.groups * row_count, np.float32), used, used * slot_size * CELL)
@@ -166,7 +168,7 @@ def _gradient(g: Geometry, out_dtype: str, threads: int) -> Gradient:
         if pieces * parts >= PIECES:
             break
     block_pairs = block_images * -(-block_pixels // 2)
-    packed = block_pairs * (region_columns + region_rows) + lanes * (1 + vectors * lanes)
+    packed = block_pairs * (region_rows + lanes * vectors)
     slot_size = -(-(region_rows * region_columns + packed) // lanes) * lanes
     sums = Job(
         sum_pairs(out_dtype if parts == 1 else "float32", lanes, vectors, rows), pieces * parts, slot_size=slot_size,

@@ -7,8 +7,10 @@ pixels (weight gradient). After an odd last one comes a zero, in both factors.
 from __future__ import annotations
 
 from konv.engine.compile import kernel
-from konv.engine.simd import Variable, loop, minimum, pair, splat, transpose, within
+from konv.engine.simd import Variable, loop, maximum, minimum, pair, splat, transpose, within
 from konv.engine.windows import in_vectors, multiply_tile, runs
+
+LINE = 32  # bfloat16 in a cache line
 
 
 @kernel
@@ -20,8 +22,8 @@ def multiply_pairs(y_dtype, lanes, vectors, rows, turned):
     width = lanes * vectors
 
     def text(
-        piece, slot, w, x, bias, y, workspace, slot_size, panel_size, block_panels, groups, parts, part_groups, row_group,
-        row_count, reduction, pixels, image_pixels, most_runs,
+        piece, slot, w, x, bias, y, workspace, slot_size, panel_size, block_panels, packed_panels, groups, parts, part_groups,
+        row_group, row_count, reduction, pixels, image_pixels, most_runs,
     ):  # fmt: skip
         part, rest = piece % parts, piece // parts
         group, first = rest % groups, rest // groups * block_panels * width
@@ -29,91 +31,100 @@ def multiply_pairs(y_dtype, lanes, vectors, rows, turned):
         panels, pairs = (last - first + (width - 1)) // width, (reduction + 1) // 2
         space = workspace.at(slot * slot_size)
         packed = space.as_("int32")  # [panel, pair, pixels]
-        result = space.at(panel_size * block_panels)  # [row, pixels], of a panel that is not written at once
+        result = space.at(panel_size * packed_panels)  # [row, pixels], of a panel that is not written at once
         copies = result.at(row_group * width).as_("int32")  # of w: [row, pair]; turned [row / lanes, pair, lanes]
+        first_group = part * part_groups
+        row_groups = minimum(part_groups, (row_count + (row_group - 1)) // row_group - first_group)
 
-        def pack(source, target, used):
-            """``lanes`` pixels of each pair of channels."""
+        def source(pixel):
+            """Where a pixel of this group lies in x."""
+            return x.at((pixel // image_pixels * groups + group) * reduction * image_pixels + pixel % image_pixels)
+
+        def within_image(begin, end):
+            """Whether a panel is whole, and lies in one image."""
+            return within(0, end - begin - (width - 1)) * within(begin % image_pixels, image_pixels - (width - 1))
+
+        def pack(cells, target, places):
+            """Vectors of neighbouring pixels, as many as are used, of each pair of channels."""
             for k in loop(reduction // 2):
-                low, high = (source.vec((2 * k + i) * image_pixels, lanes, count=used) for i in range(2))
-                target.put(k * width, pair(low, high), count=used)
+                row, to = cells.at(2 * k * image_pixels), target.at(k * width)
+                for j, used in places:
+                    low, high = (row.vec(i * image_pixels + j, lanes, count=used) for i in range(2))
+                    to.put(j, pair(low, high), count=used)
             for _ in loop(reduction % 2):
-                low = source.vec((reduction - 1) * image_pixels, lanes, count=used)
-                target.put((pairs - 1) * width, pair(low, source.zero(lanes)), count=used)
+                row, to = cells.at((reduction - 1) * image_pixels), target.at((pairs - 1) * width)
+                for j, used in places:
+                    to.put(j, pair(row.vec(j, lanes, count=used), row.zero(lanes)), count=used)
 
-        def image_of(pixel):
-            return pixel // image_pixels * groups + group, pixel % image_pixels
-
-        image, column = image_of(first)
-        start = x.at(image * reduction * image_pixels + column)
-        alone = within(column, image_pixels - (panels * width - 1))  # a block within an image: read row by row
-        for k in loop((reduction // 2) * alone):
-            for panel in loop(panels):
-                for j in range(vectors):
-                    cell = 2 * k * image_pixels + panel * width + lanes * j
-                    low, high = (start.vec(cell + i * image_pixels, lanes) for i in range(2))
-                    packed.put(panel * panel_size + k * width + lanes * j, pair(low, high))
-        for _ in loop((reduction % 2) * alone):
-            for panel in loop(panels):
-                for j in range(vectors):
-                    low = start.vec((reduction - 1) * image_pixels + panel * width + lanes * j, lanes)
-                    packed.put(panel * panel_size + (pairs - 1) * width + lanes * j, pair(low, start.zero(lanes)))
-        for panel in loop(panels * (1 - alone)):
-            begin = first + panel * width
-            for pixel, _, _, count in runs(begin, minimum(begin + width, last), most_runs, image_pixels):
-                image, column = image_of(pixel)
-                source = x.at(image * reduction * image_pixels + column)
-                for j, used in in_vectors(count, count, lanes):
-                    pack(source.at(j), packed.at(panel * panel_size + (pixel - begin) + j), used)
-
-        for row_block in loop(minimum(part_groups, (row_count + (row_group - 1)) // row_group - part * part_groups)):
-            first_row = (part * part_groups + row_block) * row_group
-            used_rows = minimum(row_group, row_count - first_row)
-            if turned:
-                matrix = w.at(group * reduction * row_count + first_row)
-                for i, used in in_vectors(used_rows, used_rows, lanes):
-                    for k in loop(reduction // 2):
-                        low, high = (matrix.vec((2 * k + n) * row_count + i, lanes, count=used) for n in range(2))
-                        copies.put(i * pairs + k * lanes, pair(low, high))
-                    for _ in loop(reduction % 2):
-                        low = matrix.vec((reduction - 1) * row_count + i, lanes, count=used)
-                        copies.put(i * pairs + (pairs - 1) * lanes, pair(low, matrix.zero(lanes)))
-            else:
-                matrix = w.at((group * row_count + first_row) * reduction)
-                for r in loop(used_rows):
-                    for k, used in in_vectors(pairs, reduction // 2, lanes):
-                        count = None if used is None else reduction - 2 * k
-                        copies.put(r * pairs + k, matrix.pairs(r * reduction + 2 * k, lanes, count), count=used)
-            for panel in loop(panels):
-                begin = first + panel * width
-                end = minimum(begin + width, last)
-                image, column = image_of(begin)
-                whole = within(0, end - begin - (width - 1)) * within(column, image_pixels - (width - 1))
-                for tile in loop((used_rows + (rows - 1)) // rows):
-                    # Rows past the last are the last again
-                    places = [minimum(tile * rows + i, used_rows - 1) for i in range(rows)]
-                    numbers = [group * row_count + first_row + r for r in places]
-                    totals = [Variable(splat(bias[r], lanes)) for r in numbers for _ in range(vectors)]
-                    if turned:
-                        lines = [copies.at(r // lanes * lanes * pairs + r % lanes) for r in places]
-                    else:
-                        lines = [copies.at(r * pairs) for r in places]
-                    step = lanes if turned else 1
-                    multiply_tile(lines, step, packed.at(panel * panel_size), width, pairs, lanes, totals, pairs=True)
-                    for _ in loop(whole):
-                        for i, r in enumerate(places):
-                            target = y.at((image * row_count + first_row + r) * image_pixels + column)
-                            for j in range(vectors):
-                                target.put(lanes * j, totals[vectors * i + j].get())
-                    for _ in loop(1 - whole):
-                        for i in range(rows * vectors):
-                            result.put((tile * rows * vectors + i) * lanes, totals[i].get())
+        for chunk in loop((panels + (packed_panels - 1)) // packed_panels):
+            first_panel = chunk * packed_panels
+            chunk_panels = minimum(packed_panels, panels - first_panel)
+            for panel in loop(chunk_panels):
+                begin = first + (first_panel + panel) * width
+                end, block = minimum(begin + width, last), packed.at(panel * panel_size)
+                whole = within_image(begin, end)
+                for _ in loop(whole):
+                    pack(source(begin), block, [(lanes * j, None) for j in range(vectors)])
                 for pixel, _, _, count in runs(begin, end, most_runs * (1 - whole), image_pixels):
-                    image, column = image_of(pixel)
                     for j, used in in_vectors(count, count, lanes):
-                        for r in loop(used_rows):
-                            target = y.at((image * row_count + first_row + r) * image_pixels + column + j)
-                            target.put(0, result.vec(r * width + (pixel - begin) + j, lanes, count=used), count=used)
+                        pack(source(pixel).at(j), block.at((pixel - begin) + j), [(0, used)])
+
+            for row_block in loop(row_groups):
+                first_row = (first_group + row_block) * row_group
+                used_rows = minimum(row_group, row_count - first_row)
+                new_rows = maximum(
+                    within(chunk, 1), within(1, row_groups)
+                )  # copied again, unless there is no other group
+                if turned:
+                    matrix = w.at(group * reduction * row_count + first_row)
+                    for i, used in in_vectors(used_rows * new_rows, used_rows * new_rows, lanes):
+                        for k in loop(reduction // 2):
+                            low, high = (matrix.vec((2 * k + n) * row_count + i, lanes, count=used) for n in range(2))
+                            copies.put(i * pairs + k * lanes, pair(low, high))
+                        for _ in loop(reduction % 2):
+                            low = matrix.vec((reduction - 1) * row_count + i, lanes, count=used)
+                            copies.put(i * pairs + (pairs - 1) * lanes, pair(low, matrix.zero(lanes)))
+                else:
+                    matrix = w.at((group * row_count + first_row) * reduction)
+                    for r in loop(used_rows * new_rows):
+                        for k, used in in_vectors(pairs, reduction // 2, lanes):
+                            count = None if used is None else reduction - 2 * k
+                            copies.put(r * pairs + k, matrix.pairs(r * reduction + 2 * k, lanes, count), count=used)
+                tiles = (used_rows + (rows - 1)) // rows
+                for panel in loop(chunk_panels):
+                    begin = first + (first_panel + panel) * width
+                    end = minimum(begin + width, last)
+                    image, column = begin // image_pixels * groups + group, begin % image_pixels
+                    whole = within_image(begin, end)
+                    for tile in loop(tiles):
+                        # Rows past the last are the last again
+                        places = [minimum(tile * rows + i, used_rows - 1) for i in range(rows)]
+                        numbers = [group * row_count + first_row + r for r in places]
+                        targets = [y.at((image * row_count + first_row + r) * image_pixels + column) for r in places]
+                        for target in targets:  # while the tile is computed
+                            for j in range(0, width, LINE):
+                                target.prefetch(j, write=True)
+                        totals = [Variable(splat(bias[r], lanes)) for r in numbers for _ in range(vectors)]
+                        if turned:
+                            lines = [copies.at(r // lanes * lanes * pairs + r % lanes) for r in places]
+                        else:
+                            lines = [copies.at(r * pairs) for r in places]
+                        step, block = lanes if turned else 1, packed.at(panel * panel_size)
+                        multiply_tile(lines, step, block, width, pairs, lanes, totals, pairs=True)
+                        for _ in loop(whole):
+                            for i, target in enumerate(targets):
+                                for j in range(vectors):
+                                    target.put(lanes * j, totals[vectors * i + j].get())
+                        for _ in loop(1 - whole):
+                            for i in range(rows * vectors):
+                                result.put((tile * rows * vectors + i) * lanes, totals[i].get())
+                    for pixel, _, _, count in runs(begin, end, most_runs * (1 - whole), image_pixels):
+                        image, column = pixel // image_pixels * groups + group, pixel % image_pixels
+                        for j, used in in_vectors(count, count, lanes):
+                            for r in loop(used_rows):
+                                target = y.at((image * row_count + first_row + r) * image_pixels + column + j)
+                                line = result.vec(r * width + (pixel - begin) + j, lanes, count=used)
+                                target.put(0, line, count=used)
 
     return text, {"w": "bfloat16", "x": "bfloat16", "bias": "float32", "y": y_dtype, "workspace": "float32"}
 
@@ -123,7 +134,7 @@ def sum_pairs(out_dtype, lanes, vectors, rows):
     """Weight gradient: ``out[f, c] = sum over pixels of dy[f, pixel] * x[c, pixel]``.
 
     A piece is (part of the pixels, group, region of filters, region of channels). Block by block of pixels, x is turned into
-    ``packed[pair, c]``, and a tile's products are added to the region's sums, which stay in L2.
+    ``packed[pair, c]`` a panel a time, and a tile's products are added to the region's sums, which stay in L2.
     """
     width = lanes * vectors
 
@@ -139,11 +150,8 @@ def sum_pairs(out_dtype, lanes, vectors, rows):
         used_columns = minimum(region_columns, reduction - first_column)
 
         sums = workspace.at(slot * slot_size)  # [row, column]
-        panel_size = block_images * ((block_pixels + 1) // 2) * width
         numbers = sums.at(region_rows * region_columns).as_("int32")  # of dy: [row, image, pair]
-        packed = numbers.at(
-            region_rows * (panel_size // width) + lanes
-        )  # of x: [panel, image, pair, columns of a panel]
+        packed = numbers.at(region_rows * block_images * ((block_pixels + 1) // 2))  # of x: [image, pair, column]
         for i in loop(used_rows * (region_columns // lanes)):
             sums.put(i * lanes, sums.zero(lanes))
 
@@ -154,36 +162,35 @@ def sum_pairs(out_dtype, lanes, vectors, rows):
             used_images = minimum(block_images, images - first_image)
             count = minimum(block_pixels, pixels - first_pixel)
             pairs = (count + 1) // 2
+            # What is written past the last pair is written again by the next image, row, or panel
             for z in loop(used_images):
-                image = (first_image + z) * groups + group
-                # What is written past the last pair is written again by the next image, row, or panel
-                upstream = dy.at((image * row_count + first_row) * pixels + first_pixel)
+                upstream = dy.at((((first_image + z) * groups + group) * row_count + first_row) * pixels + first_pixel)
                 for r in loop(used_rows):
                     for k, used in in_vectors(pairs, count // 2, lanes):
                         line = upstream.pairs(r * pixels + 2 * k, lanes, None if used is None else count - 2 * k)
                         numbers.put((r * used_images + z) * pairs + k, line, count=used)
-                source = x.at(image * reduction * pixels + first_pixel)
-                for vector in loop((used_columns + (lanes - 1)) // lanes):
-                    target = packed.at(vector // vectors * panel_size + z * pairs * width + vector % vectors * lanes)
-                    for k, used in in_vectors(pairs, count // 2, lanes):
-                        lines = []
-                        for i in range(
-                            lanes
-                        ):  # past the last channel comes the last again, in columns that are not used
-                            channel = minimum(first_column + vector * lanes + i, reduction - 1)
-                            cells = source.at(channel * pixels + 2 * k)
-                            lines.append(cells.pairs(0, lanes, None if used is None else count - 2 * k))
-                        for i, line in enumerate(transpose(lines)):
-                            for _ in loop(1 if used is None else within(i, used)):
-                                target.put((k + i) * width, line)
+            all_pairs = used_images * pairs
             for panel in loop((used_columns + (width - 1)) // width):
+                for z in loop(used_images):
+                    source = x.at(((first_image + z) * groups + group) * reduction * pixels + first_pixel)
+                    for vector in loop(vectors):
+                        for k, used in in_vectors(pairs, count // 2, lanes):
+                            lines = []
+                            for i in range(
+                                lanes
+                            ):  # past the last channel comes the last again, in columns that are not used
+                                channel = minimum(first_column + panel * width + vector * lanes + i, reduction - 1)
+                                cells = source.at(channel * pixels + 2 * k)
+                                lines.append(cells.pairs(0, lanes, None if used is None else count - 2 * k))
+                            for i, line in enumerate(transpose(lines)):
+                                for _ in loop(1 if used is None else within(i, used)):
+                                    packed.put((z * pairs + k + i) * width + vector * lanes, line)
                 for tile in loop((used_rows + (rows - 1)) // rows):
                     places = [minimum(tile * rows + i, used_rows - 1) for i in range(rows)]
                     targets = [sums.at(r * region_columns + panel * width) for r in places]
                     totals = [Variable(target.vec(lanes * j, lanes)) for target in targets for j in range(vectors)]
-                    lines = [numbers.at(r * used_images * pairs) for r in places]
-                    all_pairs = used_images * pairs
-                    multiply_tile(lines, 1, packed.at(panel * panel_size), width, all_pairs, lanes, totals, pairs=True)
+                    lines = [numbers.at(r * all_pairs) for r in places]
+                    multiply_tile(lines, 1, packed, width, all_pairs, lanes, totals, pairs=True)
                     for i, target in enumerate(targets):
                         for j in range(vectors):
                             target.put(lanes * j, totals[vectors * i + j].get())
