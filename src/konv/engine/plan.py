@@ -233,6 +233,7 @@ def plan(
     algorithm    winograd
     work         1,849,688,064 FLOP on 12,992,512 bytes
     workspace    ... bytes
+    passed over  pairs: float32; it multiplies pairs of bfloat16
     passed over  products: windows see padding
     passed over  ...
     """
