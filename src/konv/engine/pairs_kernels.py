@@ -6,11 +6,34 @@ pixels (weight gradient). After an odd last one comes a zero, in both factors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from konv.engine.compile import kernel
-from konv.engine.simd import Variable, loop, maximum, minimum, pair, splat, transpose, within
-from konv.engine.windows import in_vectors, multiply_tile, runs
+from konv.engine.simd import Variable, dot, loop, maximum, minimum, pair, splat, transpose, whole, within
+from konv.engine.windows import BLOCK_SUM, in_vectors, runs
 
 LINE = 32  # bfloat16 in a cache line
+
+
+def multiply_tile(
+    rows: Sequence[Any], step: Any, panel: Any, width: int, pairs: Any, lanes: int, totals: Sequence[Variable]
+) -> None:
+    """``totals[row, vector] += sum over pairs q of rows[row][q * step] * panel[q * width + ...]``."""
+    vectors, block_sum = len(totals) // len(rows), BLOCK_SUM // 2
+    for block in loop((pairs + (block_sum - 1)) // block_sum):
+        first = block * block_sum
+        sums = [Variable(panel.as_("float32").zero(lanes)) for _ in totals]
+        for k in loop(minimum(pairs - first, block_sum)):
+            q = first + k
+            columns = [panel.vec(q * width + lanes * j, lanes) for j in range(vectors)]
+            for i, row in enumerate(rows):
+                number = whole(row[q * step], lanes)
+                for j, column in enumerate(columns):
+                    a = sums[vectors * i + j]
+                    a.set(dot(number, column, a.get()))
+        for total, a in zip(totals, sums):
+            total.set(total.get() + a.get())
 
 
 @kernel
@@ -62,10 +85,10 @@ def multiply_pairs(y_dtype, lanes, vectors, rows, turned):
             for panel in loop(chunk_panels):
                 begin = first + (first_panel + panel) * width
                 end, block = minimum(begin + width, last), packed.at(panel * panel_size)
-                whole = within_image(begin, end)
-                for _ in loop(whole):
+                in_one = within_image(begin, end)
+                for _ in loop(in_one):
                     pack(source(begin), block, [(lanes * j, None) for j in range(vectors)])
-                for pixel, _, _, count in runs(begin, end, most_runs * (1 - whole), image_pixels):
+                for pixel, _, _, count in runs(begin, end, most_runs * (1 - in_one), image_pixels):
                     for j, used in in_vectors(count, count, lanes):
                         pack(source(pixel).at(j), block.at((pixel - begin) + j), [(0, used)])
 
@@ -95,7 +118,7 @@ def multiply_pairs(y_dtype, lanes, vectors, rows, turned):
                     begin = first + (first_panel + panel) * width
                     end = minimum(begin + width, last)
                     image, column = begin // image_pixels * groups + group, begin % image_pixels
-                    whole = within_image(begin, end)
+                    in_one = within_image(begin, end)
                     for tile in loop(tiles):
                         # Rows past the last are the last again
                         places = [minimum(tile * rows + i, used_rows - 1) for i in range(rows)]
@@ -110,15 +133,15 @@ def multiply_pairs(y_dtype, lanes, vectors, rows, turned):
                         else:
                             lines = [copies.at(r * pairs) for r in places]
                         step, block = lanes if turned else 1, packed.at(panel * panel_size)
-                        multiply_tile(lines, step, block, width, pairs, lanes, totals, pairs=True)
-                        for _ in loop(whole):
+                        multiply_tile(lines, step, block, width, pairs, lanes, totals)
+                        for _ in loop(in_one):
                             for i, target in enumerate(targets):
                                 for j in range(vectors):
                                     target.put(lanes * j, totals[vectors * i + j].get())
-                        for _ in loop(1 - whole):
+                        for _ in loop(1 - in_one):
                             for i in range(rows * vectors):
                                 result.put((tile * rows * vectors + i) * lanes, totals[i].get())
-                    for pixel, _, _, count in runs(begin, end, most_runs * (1 - whole), image_pixels):
+                    for pixel, _, _, count in runs(begin, end, most_runs * (1 - in_one), image_pixels):
                         image, column = pixel // image_pixels * groups + group, pixel % image_pixels
                         for j, used in in_vectors(count, count, lanes):
                             for r in loop(used_rows):
@@ -190,7 +213,7 @@ def sum_pairs(out_dtype, lanes, vectors, rows):
                     targets = [sums.at(r * region_columns + panel * width) for r in places]
                     totals = [Variable(target.vec(lanes * j, lanes)) for target in targets for j in range(vectors)]
                     lines = [numbers.at(r * all_pairs) for r in places]
-                    multiply_tile(lines, 1, packed, width, all_pairs, lanes, totals, pairs=True)
+                    multiply_tile(lines, 1, packed, width, all_pairs, lanes, totals)
                     for i, target in enumerate(targets):
                         for j in range(vectors):
                             target.put(lanes * j, totals[vectors * i + j].get())
