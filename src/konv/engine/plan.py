@@ -95,12 +95,25 @@ class Algorithm(Protocol):
 @functools.cache
 def algorithms() -> list[Algorithm]:
     """The table, asked from the top; the last takes everything. Imported when first asked: LLVM takes a while."""
-    from konv.engine import columns, direct, grouped, joined, pairs, products, products_last, winograd
+    from konv.engine import (
+        columns,
+        direct,
+        group_weights,
+        grouped,
+        joined,
+        pairs,
+        products,
+        products_last,
+        small_planes,
+        winograd,
+        winograd_groups,
+    )
     from konv.engine.machine import machine
 
     if not machine().fused:  # a CPU of before 2013: its BLAS is faster than kernels made of calls
         return [cast(Algorithm, columns)]
-    modules = (pairs, products, products_last, joined, grouped, winograd, direct, columns)
+    few = winograd_groups, group_weights, small_planes, grouped
+    modules = pairs, products, products_last, joined, *few, winograd, direct, columns
     return [cast(Algorithm, module) for module in modules]
 
 

@@ -44,7 +44,7 @@ def filters_to_points(wide, lanes, vectors, order):
         panel, chunk = piece // chunks, piece % chunks
         first = chunk % channel_chunks * chunk_channels
         taps = _taps_of_chunk(chunk, chunks, channel_chunks, order)
-        _transform_filters(
+        panel_to_points(
             w, points.at(piece * POINTS * plane), lanes, vectors, order, panel * width, filters, filter_stride,
             first * channel_stride + taps, channel_stride, minimum(chunk_channels, channels - first), plane,
         )  # fmt: skip
@@ -113,7 +113,7 @@ def winograd(dtype, out, lanes, vectors, group, depth, filters_from, layout, dil
         def transform_filters(panel, chunk):
             first, count = channels_of(chunk)
             start = first * channel_stride + _taps_of_chunk(chunk, chunks, channel_chunks, filters_from)
-            _transform_filters(
+            panel_to_points(
                 w, own_filters, lanes, vectors, filters_from, panel * width, filters, filter_stride, start, channel_stride, count,
                 filter_plane,
             )  # fmt: skip
@@ -185,7 +185,7 @@ def _add_products(values, taps, plane, sums, count, depth, group, lanes, vectors
         sums.put(lanes * i, a.get() + sums.vec(lanes * i, lanes, count=kept))
 
 
-def _transform_filters(
+def panel_to_points(
     w, points, lanes, vectors, order, first, filters, filter_stride, start, channel_stride, count, plane
 ):
     """``points[point, c, filters] = G w G^T`` for the filters of a panel and ``count`` channels.

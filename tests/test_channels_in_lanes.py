@@ -1,0 +1,141 @@
+"""Groups and depthwise layers with channels in lanes: chosen, right in both layouts, the same bits however they are run."""
+
+import numpy as np
+import pytest
+
+import konv
+from compare import assert_equal, assert_same_bits
+from konv import textbook
+from konv.arrays import empty, laid_out
+from konv.engine import group_weights, small_planes, threads, winograd_groups
+from konv.engine.plan import KINDS, Problem
+from plain_engine import MACHINES, engine
+from strategies import integers
+from test_guard_page import guarded
+
+LAYERS = {
+    # algorithm, x, w, options, layouts
+    "16 x 32": (winograd_groups, (3, 32, 9, 14), (64, 16, 3, 3), dict(padding=1), ("first", "last")),
+    "32 x 16, cut": (winograd_groups, (2, 64, 5, 140), (32, 32, 3, 3), dict(padding=((2, 0), (0, 3))), ("first", "last")),
+    "16 x 16, 7 pixels": (winograd_groups, (11, 32, 7, 7), (32, 16, 3, 3), dict(padding=1), ("first", "last")),
+    "7 x 7 on 7 x 7": (small_planes, (3, 35, 7, 7), (35, 1, 7, 7), dict(padding=3), ("first",)),
+    "7 x 8 on 5 x 16": (small_planes, (2, 16, 5, 16), (16, 1, 7, 8), dict(padding=((2, 6), (7, 0))), ("first",)),
+    "groups of 8": (group_weights, (5, 48, 9, 22), (48, 8, 3, 3), dict(padding=1), ("first", "last")),
+    "8 x 8, stride 3": (group_weights, (2, 16, 9, 38), (16, 8, 2, 5), dict(padding=((1, 0), (3, 2)), stride=(1, 3)), ("first",)),
+    "groups of 16": (group_weights, (2, 32, 6, 7), (32, 16, 3, 3), dict(padding=1), ("last",)),
+}  # fmt: skip
+EVERY = pytest.mark.parametrize(
+    "name, layout", [(name, layout) for name, (*_, layouts) in LAYERS.items() for layout in layouts]
+)
+
+
+def arrays_of(name, draw):
+    """The algorithm, x, w, b, dy, the geometry and its options."""
+    algorithm, x_shape, w_shape, options, _ = LAYERS[name]
+    options = options | {"groups": x_shape[1] // w_shape[1]}
+    g = konv.geometry(x_shape, w_shape, **options)
+    return algorithm, [draw(shape) for shape in (x_shape, w_shape, w_shape[:1], g.output_shape)], g, options
+
+
+def kinds(algorithm, g, layout):
+    return [kind for kind in KINDS if algorithm.declines(Problem(kind, g, "float32", False, layout)) is None]
+
+
+def computed(algorithm, arrays, g, layout, place=lambda array: array):
+    """The results by kind, each in an output that was full of NaN; ``place`` tells where arrays lie."""
+    x, w, b, dy = arrays
+    calls = {
+        "forward": (g.output_shape, lambda out: algorithm.forward(place(x), place(w), place(b), g, out)),
+        "input_gradient": (g.x_shape, lambda out: algorithm.input_gradient(place(dy), place(w), g, out)),
+        "weight_gradient": (g.w_shape, lambda out: algorithm.weight_gradient(place(dy), place(x), g, out)),
+    }
+    results = {}
+    for kind in kinds(algorithm, g, layout):
+        shape, call = calls[kind]
+        out = empty(shape, x.dtype, "first" if kind == "weight_gradient" else layout)
+        out[...] = np.nan
+        call(out := place(out))
+        results[kind] = out.copy(order="C")
+    return results
+
+
+def normal(shape):
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
+
+
+def lie(arrays, layout):
+    x, w, b, dy = arrays
+    return laid_out(x, layout), w, b, laid_out(dy, layout)
+
+
+@pytest.mark.parametrize("host", MACHINES)
+@EVERY
+def test_right_on_every_machine(name, layout, host):
+    """Exactly, on small integers; within Winograd's error, with Winograd."""
+    algorithm, arrays, g, options = arrays_of(
+        name, lambda shape: integers(np.random.default_rng(0), shape, np.float32, limit=2)
+    )
+    x, w, b, dy = (a.astype(np.float64) for a in arrays)
+    dx, dw, _ = textbook.conv_backward(dy, x, w, **options)
+    right = {"forward": textbook.conv(x, w, b, **options), "input_gradient": dx, "weight_gradient": dw}
+    with engine(MACHINES[host]):
+        results = computed(algorithm, lie(arrays, layout), g, layout)
+    assert results or host != "AVX-512"
+    for kind, result in results.items():
+        if algorithm is winograd_groups:
+            assert (np.abs(result - right[kind]) <= 3e-6 * np.abs(right[kind]).max()).all()
+        else:
+            assert_equal(result, right[kind].astype(np.float32))
+
+
+@EVERY
+def test_bits_do_not_depend_on_threads_or_batch(name, layout, monkeypatch):
+    algorithm, arrays, g, options = arrays_of(name, normal)
+    monkeypatch.setattr(threads, "SMALL_WORK", 1)
+    with engine(MACHINES["AVX-512"]):
+        results = []
+        for n in (1, 2, 3, 7):
+            monkeypatch.setattr(threads, "_threads", n)
+            results.append(computed(algorithm, lie(arrays, layout), g, layout))
+        for other in results[1:]:
+            for kind, result in other.items():
+                assert_same_bits(result, results[0][kind])
+        x, w, b, dy = arrays
+        for i in {0, g.batch - 1}:
+            one = konv.geometry(x[i : i + 1].shape, w.shape, **options)
+            alone = computed(algorithm, lie((x[i : i + 1], w, b, dy[i : i + 1]), layout), one, layout)
+            for kind in {"forward", "input_gradient"} & alone.keys():
+                assert_same_bits(alone[kind][0], results[0][kind][i])
+
+
+@pytest.mark.parametrize("end", [True, False], ids=["page after", "page before"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_guard_pages(name, end):
+    algorithm, arrays, g, _ = arrays_of(name, normal)
+    if "first" in LAYERS[name][-1]:
+        with engine(MACHINES["AVX-512"]):
+            expected = computed(algorithm, arrays, g, "first")
+            for kind, result in computed(algorithm, arrays, g, "first", lambda array: guarded(array, end)).items():
+                assert_same_bits(result, expected[kind])
+
+
+def test_who_computes_what():
+    with engine(MACHINES["AVX-512"]):
+        for name in LAYERS:
+            algorithm, _, g, _ = arrays_of(name, normal)
+            assert kinds(algorithm, g, LAYERS[name][-1][0])
+        exact = Problem("forward", arrays_of("16 x 32", normal)[2], "float32", True)
+        assert "exact" in winograd_groups.declines(exact)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite(value):
+    """A tap that meets padding alone still makes its outputs NaN, as in the textbook."""
+    _, (x, w, b, dy), g, options = arrays_of("7 x 7 on 7 x 7", normal)
+    w[3, 0, 0, 0] = value
+    with np.errstate(invalid="ignore"):
+        right = textbook.conv(x, w, b, **options)
+        dx = textbook.conv_backward(dy, x, w, **options)[0]
+        results = computed(small_planes, (x, w, b, dy), g, "first")
+    for result, expected in ((results["forward"], right), (results["input_gradient"], dx)):
+        assert (np.isfinite(result) == np.isfinite(expected)).all()
