@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from konv.engine import memory
+from konv.engine import columns, memory
 from konv.engine.group_weights_kernels import accumulate_groups
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
@@ -78,16 +78,18 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
     """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``."""
     plan = _prepare(g, dtype_name(x.dtype), layout_of(x, dy), get_threads())
     wide, group = wide_type(dtype_name(x.dtype)), g.channels // g.groups
-    rows, columns = g.kernel
-    sums = np.empty((plan.parts, rows, columns, group, g.groups, group), wide)
+    sums = np.empty((plan.parts, *g.kernel, group, g.groups, group), wide)
     biases = np.empty((plan.parts, g.filters), wide)
     with memory.workspace(plan.size) as slots:
         plan.job.run(
             plan.threads, x=address(x), dy=address(dy), sums=address(sums), biases=address(biases), slots=slots
         )
-    total = sums.sum(axis=0) if plan.parts > 1 else sums[0]
-    out.reshape(g.groups, group, group, rows, columns)[...] = total.transpose(3, 2, 4, 0, 1)
     db[...] = biases.sum(axis=0)
+    if not np.isfinite(biases).all():  # nor is dy: taps in the padding, left out here, make NaN of it
+        columns.weight_gradient(dy, x, g, out)
+        return
+    total = sums.sum(axis=0) if plan.parts > 1 else sums[0]
+    out.reshape(g.groups, group, group, *g.kernel)[...] = total.transpose(3, 2, 4, 0, 1)
 
 
 @dataclass(frozen=True)

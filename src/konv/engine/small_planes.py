@@ -91,8 +91,11 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
         plan.job.run(
             plan.threads, x=address(x), dy=address(dy), sums=address(sums), biases=address(biases), slots=slots
         )
-    out[...] = sums.sum(axis=0) if plan.parts > 1 else sums[0]
     db[...] = biases.sum(axis=0)
+    if np.isfinite(biases).all():
+        out[...] = sums.sum(axis=0) if plan.parts > 1 else sums[0]
+    else:  # nor is dy: taps in the padding, left out here, make NaN of it
+        columns.weight_gradient(dy, x, g, out)
 
 
 @dataclass(frozen=True)
