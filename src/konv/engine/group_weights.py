@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from konv.arrays import known_layout
 from konv.engine import columns, memory
 from konv.engine.group_weights_kernels import accumulate_groups
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.threads import get_threads, width
-from konv.engine.winograd_weights import layout_of
 from konv.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
 
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``."""
-    plan = _prepare(g, dtype_name(x.dtype), layout_of(x, dy), get_threads())
+    plan = _prepare(g, dtype_name(x.dtype), known_layout(x, dy), get_threads())
     wide, group = wide_type(dtype_name(x.dtype)), g.channels // g.groups
     sums = np.empty((plan.parts, *g.kernel, group, g.groups, group), wide)
     biases = np.empty((plan.parts, g.filters), wide)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from konv.arrays import known_layout
 from konv.engine import memory
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
@@ -24,7 +25,6 @@ from konv.engine.winograd_cuts import Axes, evenly
 from konv.engine.winograd_formulas import POINTS, SPAN, TAPS
 from konv.engine.winograd_groups_kernels import winograd_of_groups
 from konv.engine.winograd_kernels import SPREAD
-from konv.engine.winograd_weights import layout_of
 from konv.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, layout: str, t
 def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transposed: bool, out: np.ndarray) -> None:
     if out.size == 0:
         return
-    plan = _prepare(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), layout_of(x, out), get_threads())
+    plan = _prepare(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), known_layout(x, out), get_threads())
     w = np.ascontiguousarray(w, plan.no_bias.dtype)
     bias = plan.no_bias if b is None else np.ascontiguousarray(b, plan.no_bias.dtype)
     with memory.workspace(plan.size) as slots:
