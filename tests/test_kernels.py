@@ -60,6 +60,7 @@ FEW_CASES = (
     "3x3",
     "2 groups of 16",
     "depthwise, small planes",
+    "4 groups of 8",
 )
 OTHER_DTYPES = [(FEW_CASES, [host], t) for host, t in (("AVX2", "float16"), ("SSE2", "float64"), ("NEON", "bfloat16"))]
 COMPILED = [algorithm for algorithm in algorithms() if algorithm.NAME not in ("columns", "pairs")]  # see test_pairs.py
