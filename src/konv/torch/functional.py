@@ -175,14 +175,28 @@ def conv_transpose3d(
     return _face(3, F.conv_transpose3d, True, input, weight, bias, stride, padding, dilation, groups, output_padding)
 
 
+def exact_conv1d(x: Tensor, w: Tensor, b: Tensor | None, stride: Any, dilation: Any, groups: int) -> Tensor:
+    """:func:`conv1d` without padding, each output summed in an order that does not depend on the length of x."""
+    return _face(1, F.conv1d, False, x, w, b, stride, 0, dilation, groups, 0, exact=True)
+
+
+def autocast(t: Any) -> Any:
+    """As the dispatcher casts the arguments of a convolution: float64 and what is elsewhere stays."""
+    if not torch.is_autocast_enabled("cpu") or not isinstance(t, Tensor):
+        return t
+    if not t.is_cpu or not t.is_floating_point() or t.dtype == torch.float64:
+        return t
+    return t.to(torch.get_autocast_dtype("cpu"))
+
+
 def _face(
     axes: int, theirs: Callable[..., Tensor], transposed: bool, x: Tensor, w: Tensor, b: Tensor | None,
-    stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any,
+    stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any, exact: bool = False,
 ) -> Tensor:  # fmt: skip
     """konv's result where it computes such a call, else PyTorch's result or error."""
     given = (x, w, b)
     if torch.is_autocast_enabled("cpu"):
-        x, w, b = (_autocast(t) for t in given)
+        x, w, b = (autocast(t) for t in given)
     options = None
     if computes(x, w, b) and not leaves():
         known = [_plain(option) for option in (stride, padding, dilation, groups, output_padding)]
@@ -194,16 +208,11 @@ def _face(
         if transposed:
             return theirs(x, w, b, stride, padding, output_padding, groups, dilation)
         return theirs(x, w, b, stride, padding, dilation, groups)
+    if exact:
+        options = options._replace(exact=True)
     if x.dim() == axes + 1:
         return convolution(x.unsqueeze(0), w, b, options).squeeze(0)
     return convolution(x, w, b, options)
-
-
-def _autocast(t: Any) -> Any:
-    """As the dispatcher casts the arguments of a convolution: float64 and what is elsewhere stays."""
-    if isinstance(t, Tensor) and t.is_cpu and t.is_floating_point() and t.dtype != torch.float64:
-        return t.to(torch.get_autocast_dtype("cpu"))
-    return t
 
 
 def _plain(option: Any) -> Any:
