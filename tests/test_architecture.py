@@ -24,6 +24,7 @@ LADDER = [
     ["konv"],  # the public surface; konv/__init__.py
     ["konv.book"],
     ["konv.layers"],
+    ["konv.down"],
     ["konv.ops", "konv.pooling"],
     ["konv.engine.plan"],
     ["konv.engine"],  # one file per algorithm

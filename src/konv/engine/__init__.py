@@ -27,6 +27,7 @@
     winograd_groups.py        the same for small groups    winograd_groups_kernels.py   its kernels
     columns.py                NumPy and its BLAS, always says yes
     bias.py                   the bias gradient, of every problem
+    down.py                   DownConv, fused              down_kernels.py         its kernels
     pool.py                   pooling                      pool_kernels.py         its kernels
     rectify.py                ReLU, kernels included
     simd.py                   the language they are written in

@@ -7,9 +7,10 @@ again), so buffers are kept. A buffer belongs to one operation at a time, whatev
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,6 +39,14 @@ class Buffer(NamedTuple):
     start: int
     size: int
     array: np.ndarray
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An uninitialised array that begins where a cache line does: vectors that cross lines are read at half the speed."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + LINE, np.uint8)
+    start = -address(memory) % LINE
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 class workspace:  # reads as a function: ``with workspace(size) as start``

@@ -12,6 +12,7 @@ what is to happen at run time is said with a few words:
 ``p.gather``, ``p.scatter``    the same with a stride between the elements
 ``p.zero p.full whole``        vectors of one number
 ``p.prefetch(i)``              asks for the cache line of an element
+``p.stream(i, vector)``        ``put`` past the caches, where a vector's lines begin; ``fence`` after the last
 ``fma splat shuffle``          vector instructions;  ``+ - *`` work on vectors and integers
 ``transpose interleave``       other orders of several vectors' lanes; ``deinterleave`` undoes the latter
 ``pair(low, high)``            two vectors of bfloat16 numbers as one of pairs, in integers of 32 bits; ``p.pairs`` reads such
@@ -331,6 +332,12 @@ def pinned(vector: Any) -> Any:
     return Value(_builder.asm(kind, "", f"={register},0", [vector.ir], True))
 
 
+def fence() -> None:
+    """What was streamed before is seen by every thread that sees what is written after."""
+    if _builder is not None:
+        _builder.fence("seq_cst")
+
+
 def shuffle(a: Any, b: Any, order: Sequence[int]) -> Any:
     """The lanes ``order`` of a and b laid end to end."""
     if not _traced(a):
@@ -425,6 +432,12 @@ class Pointer:
             mask = _mask(lanes, lanes if count is None else count, start)
             _call(name, ir.VoidType(), value, address, INT32(size), mask)
 
+    def stream(self, i: Any, vector: Value) -> None:
+        """Write a vector past the caches, for what nobody reads soon. Its address is a multiple of its size in bytes."""
+        value = _narrowed(vector.ir, self.stored)
+        written = _builder.store(value, self.at(i).address, align=ITEMSIZE[self.stored] * value.type.count)
+        written.set_metadata("nontemporal", _builder.module.add_metadata([INT32(1)]))
+
     def gather(self, i: Any, stride: Any, lanes: int, count: Any, start: Any = None, fill: float = 0) -> Value:
         """Elements i, i + stride, ... of the lanes start .. count - 1; the others are ``fill``."""
         vector = ir.VectorType(STORED[self.stored], lanes)
@@ -503,6 +516,10 @@ class ArrayPointer:
         """As :meth:`Pointer.put`."""
         used = _used(len(vector), count, start)
         self.array[self._cells(i + used)] = vector[used]
+
+    def stream(self, i: int, vector: np.ndarray) -> None:
+        """As :meth:`Pointer.stream`."""
+        self.put(i, vector)
 
     def gather(
         self, i: int, stride: int, lanes: int, count: int, start: int | None = None, fill: float = 0

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from konv.arrays import FLOAT_TYPES, checked_floats
+from konv.down import down_conv, down_conv_backward
 from konv.layers.activations import ReLU
 from konv.layers.base import Layer
 from konv.layers.convolution import Convolution
@@ -84,7 +85,8 @@ class DownConv(Layer):
     **Cost** for each sequence: ``2 * seq_len * hidden_size**2 / channel_reduction`` floating-point operations in conv1a and
     ``m_segments * k2 / seq_len`` of that, about ``1 / k1``, in conv2a: linear in the length. ``backward`` costs twice as
     much. Kept in training, besides x itself: copies of the weights, and the ReLU's output and mask, together about
-    ``1 / (k1 * channel_reduction)`` of x's size.
+    ``1 / (k1 * channel_reduction)`` of x's size. The three parts are computed together: x is read once forward; backward reads
+    it once more and writes its gradient once (:mod:`konv.down`). Parts that were replaced are called one after the other.
 
     Examples
     --------
@@ -144,8 +146,18 @@ class DownConv(Layer):
         """
         (x,) = checked_floats(x=x)
         check_input(x.shape, self.geometry(), self.hidden_size)
-        y = self.conv2a.forward(self.relu1a.forward(self.conv1a.forward(x.transpose(0, 2, 1)))).transpose(0, 2, 1)
-        self._remember(y.shape)
+        if not self._parts_are_plain():
+            y = self.conv2a.forward(self.relu1a.forward(self.conv1a.forward(x.transpose(0, 2, 1)))).transpose(0, 2, 1)
+            self._remember((y.shape, None))
+            return y
+        (W1, b1), (W2, b2) = (part._parameters(x) for part in (self.conv1a, self.conv2a))
+        y, hidden = down_conv(x, W1, b1, W2, b2, padding=self.padding)
+        self._remember((y.shape, (x, hidden, W1, W2)))
+        # The parts show what they would have kept, had they computed it.
+        h = hidden[:, self.padding : self.padding + self.seq_len // self.k1].transpose(0, 2, 1)
+        self.conv1a._remember((x.transpose(0, 2, 1), W1, h.shape))
+        self.relu1a._remember((h <= 0, x.dtype) if self.training else None)
+        self.conv2a._remember((h, W2, (y.shape[0], y.shape[2], y.shape[1])))
         return y
 
     def backward(self, dout: np.ndarray) -> np.ndarray:
@@ -160,13 +172,31 @@ class DownConv(Layer):
         TypeError, ValueError
             ``dout`` is no floating-point array, or has another shape than the output.
         """
-        shape = self._recall()
+        shape, kept = self._recall()
         (dout,) = checked_floats(dout=dout)
         if dout.shape != shape:
             raise ValueError(f"dout has shape {dout.shape}, but forward returned shape {shape}")
         self._answered()
-        dwindows = self.relu1a.backward(self.conv2a.backward(dout.transpose(0, 2, 1)))
-        return self.conv1a.backward(dwindows).transpose(0, 2, 1)
+        if kept is None:
+            dwindows = self.relu1a.backward(self.conv2a.backward(dout.transpose(0, 2, 1)))
+            return self.conv1a.backward(dwindows).transpose(0, 2, 1)
+        x, hidden, W1, W2 = kept
+        dout = dout.astype(x.dtype, copy=False)
+        dx, dW1, db1, dW2, db2 = down_conv_backward(dout, x, hidden, W1, W2, padding=self.padding)
+        self.conv1a._keep_gradients(dW1, db1)
+        self.conv2a._keep_gradients(dW2, db2)
+        return dx
+
+    def _parts_are_plain(self) -> bool:
+        """Whether the parts are those of the constructor, in the layer's mode: then they are computed together."""
+        kinds = type(self.conv1a), type(self.relu1a), type(self.conv2a)
+        convolutions = ((self.conv1a, self.k1, 0), (self.conv2a, self.k2, self.padding))
+        modes = {part.training for part in (self, self.conv1a, self.relu1a, self.conv2a)}
+        return kinds == (Convolution, ReLU, Convolution) and len(modes) == 1 and all(
+            (part.W.shape[2:], part.stride, part.pad, part.dilation, part.groups, part.padding_mode)
+            == ((kernel,), kernel, padding, 1, 1, "zeros")
+            for part, kernel, padding in convolutions
+        )
 
     def geometry(self) -> Segments:
         """Which inputs each segment reads, which are never read, which segments see padding alone. It prints itself."""

@@ -1,0 +1,319 @@
+"""DownConv, both convolutions and the ReLU between them: the jobs of :mod:`konv.engine.down_kernels`.
+
+Forward reads x once and writes y; between them lie the hidden numbers, few where a window has many cells. Backward needs
+those, x and the weights; it reads x once more and writes dx once.
+
+Lost: channels in lanes (4 of 16 are used); w1 kept in L1 by cutting k, with sums put aside (1.2 times as long: short pieces
+of many rows defeat the CPU's prefetching); asking for the lines of the next rows ahead (no gain).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from konv.engine.down_kernels import add_rows, lay_rows, multiply, squeeze, stretch, sum_products
+from konv.engine.launch import Job, address
+from konv.engine.memory import aligned
+from konv.engine.machine import machine, wide_type
+from konv.engine.simd import ITEMSIZE
+from konv.engine.threads import width
+
+PIECE_BYTES = 256 << 10  # of x, in a piece of the forward pass
+PIECE_PRODUCTS = 64 << 10
+PIECES = 16  # wanted where there is the work for them; and most parts of dw1, each a sum by itself
+SUMS_BYTES = 32 << 20  # of all parts of dw1
+PAST_BYTES = 8 << 20  # a gradient larger than this would drive from the caches what is needed sooner
+PACKED = 8  # multiply-adds that take as long as a number that is laid out
+MOST_CHANNELS = 64  # with more, the first product is large enough for the tile of a general one
+
+
+@dataclass(frozen=True)
+class Shape:
+    """x (batch, length, features) -> hidden (batch, segments * k2, channels) -> y (batch, segments, outputs).
+
+    Attributes
+    ----------
+    k1, k2 : places in a window, windows in a segment
+    padding : windows of zeros before the first; behind the last there are as many as the segments need
+    dtype : name of the element type
+    """
+
+    batch: int
+    length: int
+    features: int
+    k1: int
+    channels: int
+    k2: int
+    segments: int
+    padding: int
+    outputs: int
+    dtype: str
+
+    @property
+    def windows(self) -> int:
+        """Windows of a sequence that some segment reads."""
+        return max(0, min(self.length // self.k1, self.segments * self.k2 - self.padding))
+
+    @property
+    def rows(self) -> int:
+        """Windows of all sequences."""
+        return self.batch * self.windows
+
+    @property
+    def size(self) -> int:
+        """Numbers in a window."""
+        return self.k1 * self.features
+
+    @property
+    def segment_size(self) -> int:
+        """Hidden numbers in a segment."""
+        return self.k2 * self.channels
+
+    @property
+    def first_products(self) -> int:
+        """Multiply-adds of the first convolution."""
+        return self.rows * self.size * self.channels
+
+    @property
+    def second_products(self) -> int:
+        """Multiply-adds of the second convolution."""
+        return self.batch * self.segments * self.segment_size * self.outputs
+
+
+def declines(shape: Shape) -> str | None:
+    """Why this file does not compute a shape, or None if it does."""
+    if not machine().fused:
+        return "the CPU has no fused multiply-add"
+    if shape.channels > MOST_CHANNELS:
+        return f"{shape.channels} channels between the convolutions; it takes up to {MOST_CHANNELS}"
+    return None
+
+
+def forward(
+    x: np.ndarray, w1: np.ndarray, b1: np.ndarray | None, w2: np.ndarray, b2: np.ndarray | None, shape: Shape,
+    y: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """Write the result into y and return the hidden numbers, (batch, segments * k2, channels), zeros where padding is."""
+    plan, wide = _forward(shape), wide_type(shape.dtype)
+    hidden = np.empty((shape.batch, shape.segments * shape.k2, shape.channels), x.dtype)
+    hidden[:, : shape.padding] = 0
+    hidden[:, shape.padding + shape.windows :] = 0
+    if shape.rows:
+        rows, bias = _laid(w1, shape, plan.tile, plan.size), _lengthened(b1, shape.channels, wide)
+        plan.squeeze.run(
+            width(plan.squeeze.pieces, shape.first_products), x=address(x), w1=address(rows), b1=address(bias),
+            hidden=address(hidden),
+        )  # fmt: skip
+    if shape.batch:
+        columns = _columns(w2.transpose(2, 1, 0).reshape(shape.segment_size, shape.outputs), plan.pitch, wide)
+        bias = _lengthened(b2, plan.pitch, wide)
+        plan.multiply.run(
+            width(plan.multiply.pieces, shape.second_products), a=address(hidden), b=address(columns),
+            bias=address(bias), hidden=address(hidden), out=address(y),
+        )  # fmt: skip
+    return hidden
+
+
+def empty_gradient(x: np.ndarray) -> np.ndarray:
+    """An uninitialised array like x, for its gradient."""
+    return aligned(x.shape, x.dtype)
+
+
+def backward(
+    dy: np.ndarray, x: np.ndarray, hidden: np.ndarray, w1: np.ndarray, w2: np.ndarray, shape: Shape,
+    dx: np.ndarray | None, first: bool = True, second: bool = True,
+) -> tuple[np.ndarray | None, ...]:  # fmt: skip
+    """Write dL/dx into ``dx`` (None where it is not needed); return (dw1, db1, dw2, db2).
+
+    ``first``, ``second``: whether the gradients of the first and of the second convolution are needed; else they are None.
+    """
+    dw1, db1, dw2, db2 = None, None, None, None
+    if second:
+        dw2, db2 = _second_gradients(dy, hidden, shape)
+    if dx is not None:
+        dx[:, shape.windows * shape.k1 :] = 0
+    if dx is not None or first:
+        plan = _backward(shape, dx is not None, first, dx is not None and _past(dx, shape))
+        sums = np.zeros((1, plan.sums_size), plan.no_bias.dtype)
+        if shape.rows:
+            sums = _first_sums(dy, x, hidden, w1, w2, shape, dx, plan)
+        if first:
+            dw1 = np.empty((shape.channels, shape.features, shape.k1), x.dtype)
+            job = Job(
+                add_rows(shape.dtype, machine().lanes(shape.dtype)), shape.channels, features=shape.features, k1=shape.k1,
+                parts=len(sums), channels=shape.channels, sums_size=plan.sums_size,
+            )  # fmt: skip
+            job.run(width(job.pieces, PACKED * sums.size), sums=address(sums), dw=address(dw1))
+            db1 = sums[:, plan.size * shape.channels :][:, : shape.channels].sum(axis=0).astype(x.dtype)
+    return dw1, db1, dw2, db2
+
+
+def _first_sums(
+    dy: np.ndarray, x: np.ndarray, hidden: np.ndarray, w1: np.ndarray, w2: np.ndarray, shape: Shape,
+    dx: np.ndarray | None, plan: _Backward,
+) -> np.ndarray:  # fmt: skip
+    """Write ``dx``, and return the sums of dw1 and db1 as the kernel lays them."""
+    wide = plan.no_bias.dtype
+    dh = np.empty((shape.batch * shape.segments, shape.segment_size), wide)
+    columns = _columns(w2.transpose(0, 2, 1).reshape(shape.outputs, shape.segment_size), plan.pitch, wide)
+    plan.multiply.run(
+        width(plan.multiply.pieces, shape.second_products), a=address(dy), b=address(columns),
+        bias=address(plan.no_bias), hidden=address(hidden), out=address(dh),
+    )  # fmt: skip
+    rows, sums = _laid(w1, shape, shape.channels, plan.size), aligned((plan.stretch.pieces, plan.sums_size), wide)
+    plan.stretch.run(
+        width(plan.stretch.pieces, 2 * shape.first_products), x=address(x), dh=address(dh), w1=address(rows),
+        dx=address(x if dx is None else dx), sums=address(sums),
+    )  # fmt: skip
+    return sums
+
+
+def _second_gradients(dy: np.ndarray, hidden: np.ndarray, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
+    job, parts = _second(shape)
+    sums = np.empty((parts, shape.segment_size + 1, shape.outputs), wide_type(shape.dtype))
+    job.run(width(job.pieces, shape.second_products), a=address(hidden), b=address(dy), sums=address(sums))
+    total, dw2 = sums.sum(axis=0), np.empty((shape.outputs, shape.channels, shape.k2), dy.dtype)
+    dw2[...] = total[:-1].reshape(shape.k2, shape.channels, shape.outputs).transpose(2, 1, 0)
+    return dw2, total[-1].astype(dy.dtype)
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """Its jobs; channels in a tile, numbers in a row of w1 and in one of w2 as they are laid out."""
+
+    squeeze: Job
+    multiply: Job
+    tile: int
+    size: int
+    pitch: int
+
+
+@dataclass(frozen=True)
+class _Backward:
+    """Its jobs; numbers in a row of w1, in one of w2, and in a part's sums."""
+
+    multiply: Job
+    stretch: Job
+    no_bias: np.ndarray
+    size: int
+    pitch: int
+    sums_size: int
+
+
+@functools.lru_cache(maxsize=256)
+def _forward(shape: Shape) -> _Forward:
+    lanes, sums = machine().lanes(shape.dtype), 24 if machine().registers >= 32 else 8
+    tile = min(range(min(5, lanes), 0, -1), key=lambda n: -(-shape.channels // n) * n)
+    rows = min(8, sums // tile)
+    size = -(-shape.size // lanes) * lanes
+    chunk = _chunk(shape.rows, PIECE_BYTES // (shape.size * ITEMSIZE[shape.dtype]), rows)
+    first = Job(
+        squeeze(shape.dtype, lanes, rows, tile), -(-shape.rows // chunk), chunk=chunk, channels=shape.channels,
+        block_size=size * tile, **_places(shape),
+    )  # fmt: skip
+    last, pitch = _multiply(shape, shape.segment_size, shape.outputs, shape.dtype, False)
+    return _Forward(first, last, tile, size, pitch)
+
+
+@functools.lru_cache(maxsize=256)
+def _backward(shape: Shape, need_x: bool, need_w: bool, past: bool) -> _Backward:
+    wide, lanes, many = wide_type(shape.dtype), machine().lanes(shape.dtype), machine().registers >= 32
+    most = 8 if many else 4
+    kept = shape.channels if shape.channels <= most and need_x and need_w else 0
+    vectors = 1 if 2 * kept > most else 2
+    size = -(-shape.size // (lanes * vectors)) * lanes * vectors
+    sums_size = size * shape.channels + -(-shape.channels // lanes) * lanes
+    parts = min(PIECES, shape.rows // most, SUMS_BYTES // (sums_size * ITEMSIZE[wide]))
+    first, pitch = _multiply(shape, shape.outputs, shape.segment_size, wide, True)
+    last = Job(
+        stretch(shape.dtype, lanes, most, vectors, kept, need_x, need_w, past), max(1, parts), parts=max(1, parts),
+        channels=shape.channels, sums_at=size * shape.channels, sums_size=sums_size, **_places(shape),
+    )  # fmt: skip
+    return _Backward(first, last, np.zeros(pitch, wide), size, pitch, sums_size)
+
+
+def _places(shape: Shape) -> dict[str, int]:
+    """Where rows lie in x and in the hidden numbers."""
+    return dict(
+        all_rows=shape.rows, windows=shape.windows, sequence=shape.length * shape.features, size=shape.size,
+        hidden_pitch=shape.segments * shape.segment_size, hidden_first=shape.padding * shape.channels,
+    )  # fmt: skip
+
+
+def _multiply(shape: Shape, reduction: int, size: int, out_dtype: str, gate: bool) -> tuple[Job, int]:
+    """The job of ``out = a b``, a row for each segment, and the pitch of b."""
+    lanes, (rows, most) = machine().lanes(shape.dtype), (6, 4) if machine().registers >= 32 else (4, 2)
+    vectors = _vectors(size, lanes, most)
+    pitch = -(-size // (lanes * vectors)) * lanes * vectors
+    segments = shape.batch * shape.segments
+    chunk = _chunk(segments, PIECE_PRODUCTS // (reduction * pitch), rows)
+    job = Job(
+        multiply(shape.dtype, out_dtype, lanes, rows, vectors, gate), -(-segments // chunk), all_rows=segments,
+        chunk=chunk, reduction=reduction, size=size, pitch=pitch,
+    )  # fmt: skip
+    return job, pitch
+
+
+@functools.lru_cache(maxsize=256)
+def _second(shape: Shape) -> tuple[Job, int]:
+    """The job of the second convolution's gradients, and how many parts its sums have."""
+    lanes, (rows, most) = machine().lanes(shape.dtype), (4, 4) if machine().registers >= 32 else (3, 2)
+    tiles, segments = -(-shape.segment_size // rows), shape.batch * shape.segments
+    parts = max(1, min(-(-PIECES // tiles), segments // 64))
+    job = Job(
+        sum_products(shape.dtype, lanes, rows, _vectors(shape.outputs, lanes, most)), parts * tiles, all_rows=segments,
+        parts=parts, tiles=tiles, reduction=shape.segment_size, size=shape.outputs,
+    )  # fmt: skip
+    return job, parts
+
+
+def _chunk(rows: int, wanted: int, tile: int) -> int:
+    """Rows of a piece: whole tiles, about as many as wanted, or so many that there are PIECES."""
+    return max(1, min(wanted, rows // PIECES) // tile) * tile
+
+
+def _vectors(size: int, lanes: int, most: int) -> int:
+    """Vectors of a tile: those that cover ``size`` numbers with the fewest left over."""
+    return min(range(most, 0, -1), key=lambda n: -(-size // (lanes * n)) * n)
+
+
+def _past(dx: np.ndarray, shape: Shape) -> bool:
+    """Whether dx is written past the caches: it is large, and every vector of it begins where a line does."""
+    vector = machine().lanes(shape.dtype) * dx.itemsize
+    apart = (shape.size * dx.itemsize, shape.length * shape.features * dx.itemsize, address(dx))
+    return dx.nbytes >= PAST_BYTES and not any(place % vector for place in apart)
+
+
+def _laid(w: np.ndarray, shape: Shape, tile: int, size: int) -> np.ndarray:
+    """w1 as ``[block of channels][k // lanes][channel][lane]``, rows of ``size`` numbers, zeros where w1 has none."""
+    blocks, lanes = -(-shape.channels // tile), machine().lanes(shape.dtype)
+    rows = aligned((blocks, size // lanes, tile, lanes), wide_type(shape.dtype))
+    if size > shape.size or blocks * tile > shape.channels:
+        rows[...] = 0
+    job = Job(
+        lay_rows(shape.dtype, lanes), shape.channels, features=shape.features, k1=shape.k1, tile=tile,
+        block_size=size * tile,
+    )  # fmt: skip
+    job.run(width(job.pieces, PACKED * w.size), w=address(w), rows=address(rows))
+    return rows
+
+
+def _columns(matrix: np.ndarray, pitch: int, dtype: str) -> np.ndarray:
+    """A matrix with zeros up to ``pitch`` columns."""
+    columns = aligned((len(matrix), pitch), dtype)
+    columns[:, : matrix.shape[1]] = matrix
+    columns[:, matrix.shape[1] :] = 0
+    return columns
+
+
+def _lengthened(b: np.ndarray | None, size: int, dtype: str) -> np.ndarray:
+    """b in ``dtype``, with zeros up to ``size`` numbers; all of them where b is None."""
+    if b is not None and len(b) == size:
+        return np.ascontiguousarray(b, dtype)
+    bias = np.zeros(size, dtype)
+    if b is not None:
+        bias[: len(b)] = b
+    return bias
