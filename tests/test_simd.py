@@ -6,6 +6,7 @@ import pytest
 from compare import assert_equal, assert_same_bits
 from konv.engine import simd
 from konv.engine.machine import Machine, machine
+from konv.engine.memory import aligned
 from konv.engine.simd import (
     Variable,
     beats,
@@ -13,6 +14,7 @@ from konv.engine.simd import (
     deinterleave,
     dot,
     equal,
+    fence,
     fma,
     has_nan,
     interleave,
@@ -406,6 +408,24 @@ def test_splat_zero_and_full(dtype, lanes):
 
 
 # Time
+
+
+@each_width
+@each_float
+def test_stream_writes_what_put_writes(dtype, lanes):
+    def text(piece, slot, x, y):
+        y.stream(lanes, x.vec(0, lanes))
+        fence()
+
+    x = numbers(dtype, lanes)
+    for run in (compiled(text, {"x": dtype, "y": dtype}), None):
+        y = aligned((3 * lanes,), TYPES[dtype])
+        y[...] = 77
+        if run is None:
+            y = run_plain(text, ["x", "y"], x=x, y=y)["y"]
+        else:
+            run(0, 0, x, y)
+        assert_equal(y, np.concatenate([y[:lanes] * 0 + 77, x, y[:lanes] * 0 + 77]).astype(y.dtype))
 
 
 def test_loops_and_variables():

@@ -155,7 +155,9 @@ def _shape_of(x: tuple[int, ...], w1: tuple[int, ...], w2: tuple[int, ...], padd
     """The engine's description of arrays of these shapes, which must fit."""
     for name, shape, axes in (("x", x, "(B, L, H)"), ("w1", w1, "(C, H, k1)"), ("w2", w2, "(G, C, k2)")):
         if len(shape) != 3 or 0 in shape[name == "x" :]:
-            raise ValueError(f"{name} has shape {shape}; expected {axes}{', none of them 0' if len(shape) == 3 else ''}")
+            raise ValueError(
+                f"{name} has shape {shape}; expected {axes}{', none of them 0' if len(shape) == 3 else ''}"
+            )
     if w1[1] != x[2]:
         raise ValueError(f"w1 has shape {w1}, H = {w1[1]}, but x has shape {x}, H = {x[2]}")
     if w2[1] != w1[0]:

@@ -3,7 +3,7 @@
 Forward reads x once and writes y; between them lie the hidden numbers, few where a window has many cells. Backward needs
 those, x and the weights; it reads x once more and writes dx once.
 
-Lost: channels in lanes (4 of 16 are used); w1 kept in L1 by cutting k, with sums put aside (1.2 times as long: short pieces
+Lost: w1 kept in L1 by cutting k, with sums put aside (1.2 times as long: short pieces
 of many rows defeat the CPU's prefetching); asking for the lines of the next rows ahead (no gain).
 """
 
@@ -16,8 +16,8 @@ import numpy as np
 
 from konv.engine.down_kernels import add_rows, lay_rows, multiply, squeeze, stretch, sum_products
 from konv.engine.launch import Job, address
-from konv.engine.memory import aligned
 from konv.engine.machine import machine, wide_type
+from konv.engine.memory import aligned
 from konv.engine.simd import ITEMSIZE
 from konv.engine.threads import width
 
@@ -27,7 +27,9 @@ PIECES = 16  # wanted where there is the work for them; and most parts of dw1, e
 SUMS_BYTES = 32 << 20  # of all parts of dw1
 PAST_BYTES = 8 << 20  # a gradient larger than this would drive from the caches what is needed sooner
 PACKED = 8  # multiply-adds that take as long as a number that is laid out
-MOST_CHANNELS = 64  # with more, the first product is large enough for the tile of a general one
+ADD_LANES = 20  # multiply-adds that take as long as adding up the lanes of a row's sums
+MOST_CHANNELS = 64  # with more, or larger weights, the first product is large enough for the tile of a general one
+MOST_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def declines(shape: Shape) -> str | None:
         return "the CPU has no fused multiply-add"
     if shape.channels > MOST_CHANNELS:
         return f"{shape.channels} channels between the convolutions; it takes up to {MOST_CHANNELS}"
+    if (size := shape.channels * shape.size * ITEMSIZE[wide_type(shape.dtype)]) > MOST_BYTES:
+        return f"w1 of {size:,} bytes; every window reads all of it, it takes {MOST_BYTES:,} at most"
     return None
 
 
@@ -97,23 +101,21 @@ def forward(
     y: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
     """Write the result into y and return the hidden numbers, (batch, segments * k2, channels), zeros where padding is."""
-    plan, wide = _forward(shape), wide_type(shape.dtype)
+    plan = _forward(shape)
     hidden = np.empty((shape.batch, shape.segments * shape.k2, shape.channels), x.dtype)
     hidden[:, : shape.padding] = 0
     hidden[:, shape.padding + shape.windows :] = 0
-    if shape.rows:
-        rows, bias = _laid(w1, shape, plan.tile, plan.size), _lengthened(b1, shape.channels, wide)
+    if shape.rows and plan.squeeze is not None:
+        rows, bias = _laid(w1, shape, plan.tile, plan.size), _lengthened(b1, shape.channels, shape)
         plan.squeeze.run(
             width(plan.squeeze.pieces, shape.first_products), x=address(x), w1=address(rows), b1=address(bias),
             hidden=address(hidden),
         )  # fmt: skip
+    elif shape.rows:
+        plan.first.run(x, w1.transpose(2, 1, 0).reshape(shape.size, shape.channels), b1, hidden, hidden, shape)
     if shape.batch:
-        columns = _columns(w2.transpose(2, 1, 0).reshape(shape.segment_size, shape.outputs), plan.pitch, wide)
-        bias = _lengthened(b2, plan.pitch, wide)
-        plan.multiply.run(
-            width(plan.multiply.pieces, shape.second_products), a=address(hidden), b=address(columns),
-            bias=address(bias), hidden=address(hidden), out=address(y),
-        )  # fmt: skip
+        columns = w2.transpose(2, 1, 0).reshape(shape.segment_size, shape.outputs)
+        plan.second.run(hidden, columns, b2, hidden, y, shape)
     return hidden
 
 
@@ -137,7 +139,7 @@ def backward(
         dx[:, shape.windows * shape.k1 :] = 0
     if dx is not None or first:
         plan = _backward(shape, dx is not None, first, dx is not None and _past(dx, shape))
-        sums = np.zeros((1, plan.sums_size), plan.no_bias.dtype)
+        sums = np.zeros((1, plan.sums_size), wide_type(shape.dtype))
         if shape.rows:
             sums = _first_sums(dy, x, hidden, w1, w2, shape, dx, plan)
         if first:
@@ -156,13 +158,10 @@ def _first_sums(
     dx: np.ndarray | None, plan: _Backward,
 ) -> np.ndarray:  # fmt: skip
     """Write ``dx``, and return the sums of dw1 and db1 as the kernel lays them."""
-    wide = plan.no_bias.dtype
+    wide = wide_type(shape.dtype)
     dh = np.empty((shape.batch * shape.segments, shape.segment_size), wide)
-    columns = _columns(w2.transpose(0, 2, 1).reshape(shape.outputs, shape.segment_size), plan.pitch, wide)
-    plan.multiply.run(
-        width(plan.multiply.pieces, shape.second_products), a=address(dy), b=address(columns),
-        bias=address(plan.no_bias), hidden=address(hidden), out=address(dh),
-    )  # fmt: skip
+    columns = w2.transpose(0, 2, 1).reshape(shape.outputs, shape.segment_size)
+    plan.multiply.run(dy, columns, None, hidden, dh, shape)
     rows, sums = _laid(w1, shape, shape.channels, plan.size), aligned((plan.stretch.pieces, plan.sums_size), wide)
     plan.stretch.run(
         width(plan.stretch.pieces, 2 * shape.first_products), x=address(x), dh=address(dh), w1=address(rows),
@@ -173,33 +172,53 @@ def _first_sums(
 
 def _second_gradients(dy: np.ndarray, hidden: np.ndarray, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
     job, parts = _second(shape)
-    sums = np.empty((parts, shape.segment_size + 1, shape.outputs), wide_type(shape.dtype))
-    job.run(width(job.pieces, shape.second_products), a=address(hidden), b=address(dy), sums=address(sums))
+    sums = np.zeros((parts, shape.segment_size + 1, shape.outputs), wide_type(shape.dtype))
+    if shape.batch:
+        job.run(width(job.pieces, shape.second_products), a=address(hidden), b=address(dy), sums=address(sums))
     total, dw2 = sums.sum(axis=0), np.empty((shape.outputs, shape.channels, shape.k2), dy.dtype)
     dw2[...] = total[:-1].reshape(shape.k2, shape.channels, shape.outputs).transpose(2, 1, 0)
     return dw2, total[-1].astype(dy.dtype)
 
 
 @dataclass(frozen=True)
-class _Forward:
-    """Its jobs; channels in a tile, numbers in a row of w1 and in one of w2 as they are laid out."""
+class _Product:
+    """A product of rows with columns that lie together."""
 
-    squeeze: Job
-    multiply: Job
+    job: Job
+    pitch: int
+    work: int
+
+    def run(
+        self, a: np.ndarray, columns: np.ndarray, bias: np.ndarray | None, hidden: np.ndarray, out: np.ndarray, shape: Shape
+    ) -> None:  # fmt: skip
+        laid = aligned((len(columns), self.pitch), wide_type(shape.dtype))
+        laid[:, : columns.shape[1]] = columns
+        laid[:, columns.shape[1] :] = 0
+        bias = _lengthened(bias, self.pitch, shape)
+        self.job.run(
+            width(self.job.pieces, self.work), a=address(a), b=address(laid), bias=address(bias), hidden=address(hidden),
+            out=address(out),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """The first product, as a squeeze (channels in its tile, numbers in a row of w1 as it is laid) or plain; the second."""
+
+    squeeze: Job | None
     tile: int
     size: int
-    pitch: int
+    first: _Product
+    second: _Product
 
 
 @dataclass(frozen=True)
 class _Backward:
-    """Its jobs; numbers in a row of w1, in one of w2, and in a part's sums."""
+    """Its jobs; numbers in a row of w1 as it is laid, and in a part's sums."""
 
-    multiply: Job
+    multiply: _Product
     stretch: Job
-    no_bias: np.ndarray
     size: int
-    pitch: int
     sums_size: int
 
 
@@ -209,13 +228,17 @@ def _forward(shape: Shape) -> _Forward:
     tile = min(range(min(5, lanes), 0, -1), key=lambda n: -(-shape.channels // n) * n)
     rows = min(8, sums // tile)
     size = -(-shape.size // lanes) * lanes
-    chunk = _chunk(shape.rows, PIECE_BYTES // (shape.size * ITEMSIZE[shape.dtype]), rows)
-    first = Job(
-        squeeze(shape.dtype, lanes, rows, tile), -(-shape.rows // chunk), chunk=chunk, channels=shape.channels,
-        block_size=size * tile, **_places(shape),
-    )  # fmt: skip
-    last, pitch = _multiply(shape, shape.segment_size, shape.outputs, shape.dtype, False)
-    return _Forward(first, last, tile, size, pitch)
+    blocks = -(-shape.channels // tile)
+    rectify = _multiply(shape, shape.size, shape.channels, shape.dtype, "rectify")
+    squeezed = None
+    if size // lanes * blocks * tile + ADD_LANES * blocks < shape.size * -(-shape.channels // lanes):
+        chunk = _chunk(shape.rows, PIECE_BYTES // (shape.size * ITEMSIZE[shape.dtype]), rows)
+        squeezed = Job(
+            squeeze(shape.dtype, lanes, rows, tile), -(-shape.rows // chunk), chunk=chunk, channels=shape.channels,
+            block_size=size * tile, **_places(shape),
+        )  # fmt: skip
+    second = _multiply(shape, shape.segment_size, shape.outputs, shape.dtype, "")
+    return _Forward(squeezed, tile, size, rectify, second)
 
 
 @functools.lru_cache(maxsize=256)
@@ -226,13 +249,13 @@ def _backward(shape: Shape, need_x: bool, need_w: bool, past: bool) -> _Backward
     vectors = 1 if 2 * kept > most else 2
     size = -(-shape.size // (lanes * vectors)) * lanes * vectors
     sums_size = size * shape.channels + -(-shape.channels // lanes) * lanes
-    parts = min(PIECES, shape.rows // most, SUMS_BYTES // (sums_size * ITEMSIZE[wide]))
-    first, pitch = _multiply(shape, shape.outputs, shape.segment_size, wide, True)
-    last = Job(
-        stretch(shape.dtype, lanes, most, vectors, kept, need_x, need_w, past), max(1, parts), parts=max(1, parts),
+    parts = max(1, min(PIECES, shape.rows // most, SUMS_BYTES // (sums_size * ITEMSIZE[wide])))
+    multiply = _multiply(shape, shape.outputs, shape.segment_size, wide, "gate")
+    job = Job(
+        stretch(shape.dtype, lanes, most, vectors, kept, need_x, need_w, past), parts, parts=parts,
         channels=shape.channels, sums_at=size * shape.channels, sums_size=sums_size, **_places(shape),
     )  # fmt: skip
-    return _Backward(first, last, np.zeros(pitch, wide), size, pitch, sums_size)
+    return _Backward(multiply, job, size, sums_size)
 
 
 def _places(shape: Shape) -> dict[str, int]:
@@ -243,28 +266,35 @@ def _places(shape: Shape) -> dict[str, int]:
     )  # fmt: skip
 
 
-def _multiply(shape: Shape, reduction: int, size: int, out_dtype: str, gate: bool) -> tuple[Job, int]:
-    """The job of ``out = a b``, a row for each segment, and the pitch of b."""
-    lanes, (rows, most) = machine().lanes(shape.dtype), (6, 4) if machine().registers >= 32 else (4, 2)
+def _multiply(shape: Shape, reduction: int, size: int, out_dtype: str, then: str) -> _Product:
+    """The job of ``out = a b``: to "rectify", a row for each window; else one for each segment."""
+    lanes, (most_rows, most) = machine().lanes(shape.dtype), (12, 4) if machine().registers >= 32 else (6, 2)
     vectors = _vectors(size, lanes, most)
+    rows = min(most_rows, 2 * most_rows // vectors)
     pitch = -(-size // (lanes * vectors)) * lanes * vectors
-    segments = shape.batch * shape.segments
-    chunk = _chunk(segments, PIECE_PRODUCTS // (reduction * pitch), rows)
+    if then == "rectify":
+        sequence, windows, out_pitch = shape.length * shape.features, shape.windows, shape.segments * shape.segment_size
+    else:
+        sequence, windows, out_pitch = shape.segments * reduction, shape.segments, shape.segments * size
+    all_rows = shape.batch * windows
+    chunk = _chunk(all_rows, PIECE_PRODUCTS // (reduction * pitch), rows)
     job = Job(
-        multiply(shape.dtype, out_dtype, lanes, rows, vectors, gate), -(-segments // chunk), all_rows=segments,
-        chunk=chunk, reduction=reduction, size=size, pitch=pitch,
+        multiply(shape.dtype, out_dtype, lanes, rows, vectors, then), -(-all_rows // chunk), all_rows=all_rows,
+        chunk=chunk, windows=windows, sequence=sequence, reduction=reduction, out_pitch=out_pitch,
+        out_first=shape.padding * shape.channels if then == "rectify" else 0, size=size, pitch=pitch,
     )  # fmt: skip
-    return job, pitch
+    return _Product(job, pitch, all_rows * reduction * size)
 
 
 @functools.lru_cache(maxsize=256)
 def _second(shape: Shape) -> tuple[Job, int]:
     """The job of the second convolution's gradients, and how many parts its sums have."""
     lanes, (rows, most) = machine().lanes(shape.dtype), (4, 4) if machine().registers >= 32 else (3, 2)
+    vectors = _vectors(shape.outputs, lanes, most)
     tiles, segments = -(-shape.segment_size // rows), shape.batch * shape.segments
     parts = max(1, min(-(-PIECES // tiles), segments // 64))
     job = Job(
-        sum_products(shape.dtype, lanes, rows, _vectors(shape.outputs, lanes, most)), parts * tiles, all_rows=segments,
+        sum_products(shape.dtype, lanes, rows, vectors), parts * tiles, all_rows=segments,
         parts=parts, tiles=tiles, reduction=shape.segment_size, size=shape.outputs,
     )  # fmt: skip
     return job, parts
@@ -301,19 +331,11 @@ def _laid(w: np.ndarray, shape: Shape, tile: int, size: int) -> np.ndarray:
     return rows
 
 
-def _columns(matrix: np.ndarray, pitch: int, dtype: str) -> np.ndarray:
-    """A matrix with zeros up to ``pitch`` columns."""
-    columns = aligned((len(matrix), pitch), dtype)
-    columns[:, : matrix.shape[1]] = matrix
-    columns[:, matrix.shape[1] :] = 0
-    return columns
-
-
-def _lengthened(b: np.ndarray | None, size: int, dtype: str) -> np.ndarray:
-    """b in ``dtype``, with zeros up to ``size`` numbers; all of them where b is None."""
+def _lengthened(b: np.ndarray | None, size: int, shape: Shape) -> np.ndarray:
+    """b in the type of sums, with zeros up to ``size`` numbers; all of them where b is None."""
     if b is not None and len(b) == size:
-        return np.ascontiguousarray(b, dtype)
-    bias = np.zeros(size, dtype)
+        return np.ascontiguousarray(b, wide_type(shape.dtype))
+    bias = np.zeros(size, wide_type(shape.dtype))
     if b is not None:
         bias[: len(b)] = b
     return bias

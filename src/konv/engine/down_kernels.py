@@ -2,7 +2,7 @@
 
 The sequence lies as (B, L, H), so a window is a *row* of neighbouring cells, and so is a segment of hidden numbers::
 
-    hidden[row, c] = max(0, b1[c] + sum over k of x[row, k] * w1[c, k])        few c, long k: k in lanes
+    hidden[row, c] = max(0, b1[c] + sum over k of x[row, k] * w1[c, k])        few c: k in lanes; else c
     y[segment, g]  = b2[g] + sum over q of hidden[segment, q] * w2[q, g]       g in lanes
 
 Back, a row of x is read once for both of its uses, and its gradient is written once::
@@ -123,37 +123,49 @@ def squeeze(dtype, lanes, rows, channels_tile):
                         end = start + minimum(channels_tile, channels - channel)
                         place = channel - start
                         number = numbers + b1.vec(place, lanes, start=start, count=end)
-                        target.put(place, select(beats(number, zero), number, zero), start=start, count=end)  # NaN stays
+                        target.put(
+                            place, select(beats(number, zero), number, zero), start=start, count=end
+                        )  # NaN stays
 
     wide = wide_type(dtype)
     return text, {"x": dtype, "w1": wide, "b1": wide, "hidden": dtype}
 
 
 @kernel
-def multiply(dtype, out_dtype, lanes, rows, vectors, gate):
-    """``out[row, j] = bias[j] + sum over q of a[row, q] * b[q, j]``, with ``gate`` 0 where hidden[row, j] is not above 0.
+def multiply(dtype, out_dtype, lanes, rows, vectors, then):
+    """``out[row, j] = bias[j] + sum over q of a[row, q] * b[q, j]``; a piece is ``chunk`` rows.
 
-    A piece is ``chunk`` rows. b and bias have ``pitch`` columns, a multiple of the tile's; ``out`` and ``hidden`` ``size``.
+    ``then``: "rectify" it, or "gate" it: 0 where hidden[row, j] is not above 0. b and bias have ``pitch`` columns, a multiple
+    of the tile's.
     """
     width = lanes * vectors
 
-    def text(piece, slot, a, b, bias, hidden, out, all_rows, chunk, reduction, size, pitch):
+    def text(
+        piece, slot, a, b, bias, hidden, out, all_rows, chunk, windows, sequence, reduction, out_pitch, out_first, size, pitch
+    ):  # fmt: skip
         first = piece * chunk
         count = minimum(chunk, all_rows - first)
+        zero = b.zero(lanes)
         for panel in loop(pitch // width):
             for tile in loop((count + (rows - 1)) // rows):
-                places = [first + minimum(tile * rows + i, count - 1) for i in range(rows)]
+                sources, places = [], []
+                for i in range(rows):
+                    row = first + minimum(tile * rows + i, count - 1)
+                    sample, window = row // windows, row % windows
+                    sources.append(a.at(sample * sequence + window * reduction))
+                    places.append(sample * out_pitch + out_first + window * size)
                 totals = [Variable(bias.vec(panel * width + lanes * j, lanes)) for _ in places for j in range(vectors)]
-                sources = [a.at(row * reduction) for row in places]
                 multiply_tile(sources, 1, b.at(panel * width), pitch, reduction, lanes, totals)
                 for j in range(vectors):
                     column = panel * width + lanes * j
-                    for i, row in enumerate(places):
-                        number, place, left = totals[vectors * i + j].get(), row * size + column, size - column
-                        if gate:
-                            zero = b.zero(lanes)
-                            number = select(beats(hidden.vec(place, lanes, count=left), zero), number, zero)
-                        out.put(place, number, count=left)
+                    for i, place in enumerate(places):
+                        number, left = totals[vectors * i + j].get(), size - column
+                        if then == "rectify":
+                            number = select(beats(number, zero), number, zero)  # NaN stays
+                        if then == "gate":
+                            gate = hidden.vec(place + column, lanes, count=left)
+                            number = select(beats(gate, zero), number, zero)
+                        out.put(place + column, number, count=left)
 
     wide = wide_type(dtype)
     return text, {"a": dtype, "b": wide, "bias": wide, "hidden": dtype, "out": out_dtype}
@@ -232,7 +244,8 @@ def stretch(dtype, lanes, rows, vectors, kept, need_x, need_w, past):
 
         def cells_of(row: tuple[Any, Any, Any], k: Any, left: Any) -> list[Any]:
             return [
-                row[0].vec(k + lanes * j, lanes, count=None if left is None else left - lanes * j) for j in range(vectors)
+                row[0].vec(k + lanes * j, lanes, count=None if left is None else left - lanes * j)
+                for j in range(vectors)
             ]
 
         def add_products(table: Sequence[Any], k: Any, left: Any, channel: Any, number: int) -> None:

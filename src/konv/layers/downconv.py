@@ -192,10 +192,14 @@ class DownConv(Layer):
         kinds = type(self.conv1a), type(self.relu1a), type(self.conv2a)
         convolutions = ((self.conv1a, self.k1, 0), (self.conv2a, self.k2, self.padding))
         modes = {part.training for part in (self, self.conv1a, self.relu1a, self.conv2a)}
-        return kinds == (Convolution, ReLU, Convolution) and len(modes) == 1 and all(
-            (part.W.shape[2:], part.stride, part.pad, part.dilation, part.groups, part.padding_mode)
-            == ((kernel,), kernel, padding, 1, 1, "zeros")
-            for part, kernel, padding in convolutions
+        return (
+            kinds == (Convolution, ReLU, Convolution)
+            and len(modes) == 1
+            and all(
+                (part.W.shape[2:], part.stride, part.pad, part.dilation, part.groups, part.padding_mode)
+                == ((kernel,), kernel, padding, 1, 1, "zeros")
+                for part, kernel, padding in convolutions
+            )
         )
 
     def geometry(self) -> Segments:
