@@ -21,7 +21,7 @@ from typing import Any
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, beats, fence, fma, loop, minimum, select, shuffle, splat
-from konv.engine.windows import BLOCK_SUM, multiply_tile
+from konv.engine.windows import BLOCK_SUM
 
 GROUP = 4  # channels whose sums of dw1 are taken together, where there are too many to keep all
 
@@ -155,7 +155,17 @@ def multiply(dtype, out_dtype, lanes, rows, vectors, then):
                     sources.append(a.at(sample * sequence + window * reduction))
                     places.append(sample * out_pitch + out_first + window * size)
                 totals = [Variable(bias.vec(panel * width + lanes * j, lanes)) for _ in places for j in range(vectors)]
-                multiply_tile(sources, 1, b.at(panel * width), pitch, reduction, lanes, totals)
+                for block in loop((reduction + (BLOCK_SUM - 1)) // BLOCK_SUM):
+                    sums = [Variable(zero) for _ in totals]
+                    for k in loop(minimum(BLOCK_SUM, reduction - block * BLOCK_SUM)):
+                        q = block * BLOCK_SUM + k
+                        line = [b.vec(q * pitch + panel * width + lanes * j, lanes) for j in range(vectors)]
+                        for i, source in enumerate(sources):
+                            factor = splat(source[q], lanes)
+                            for total, column in zip(sums[vectors * i :], line):
+                                total.set(fma(factor, column, total.get()))
+                    for total, block_sum in zip(totals, sums):
+                        total.set(total.get() + block_sum.get())
                 for j in range(vectors):
                     column = panel * width + lanes * j
                     for i, place in enumerate(places):
