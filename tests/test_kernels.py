@@ -312,7 +312,16 @@ def test_every_kernel_of_the_engine_is_run_here():
                     check(algorithm, case)
         check_bias(last=False)
         check_bias(last=True)
-    elsewhere = ("pool_kernels", "rectify", "channels", "pairs_kernels", "down_kernels")  # run by other tests
+    # whose kernels test_grouped.py and others run
+    elsewhere = (
+        "pool_kernels",
+        "rectify",
+        "channels",
+        "pairs_kernels",
+        "down_kernels",
+        "fourier_kernels",
+        "strips_kernels",
+    )
     others = {name for name, factory in factories().items() if factory.__module__.endswith(elsewhere)}
     others.add("filters_to_points")  # which is for large images: test_winograd.py
     assert asked | others == set(factories()) and len(asked) >= 6

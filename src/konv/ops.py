@@ -87,7 +87,8 @@ def conv(
     x, w, b = checked_floats(**given)
     g = _geometry(x, w, stride, padding, dilation, groups, padding_mode)
     _check_bias(b, g.filters)
-    layout = layout_of(x)
+    # An x of one channel fits both layouts: then ``out`` decides, or the result would have to be copied there.
+    layout = layout_of(x, out) if isinstance(out, np.ndarray) and out.ndim == x.ndim else layout_of(x)
     y = output_array(out, g.output_shape, x.dtype, layout, **given)
     x, g = _zero_padded(x, g)
     chosen = algorithm_for("forward", g, dtype_name(x.dtype), layout)

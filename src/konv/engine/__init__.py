@@ -2,9 +2,9 @@
 
 ::
 
-    ops.py  --Problem-->  plan.choose  --asks in order-->  pairs -> products -> products_last -> joined -> winograd_groups
-                                                           -> group_weights -> small_planes -> grouped -> winograd
-                                                           -> direct -> columns
+    ops.py  --Problem-->  plan.choose  --asks in order-->  pairs -> products -> products_last -> fourier -> strips
+                                                           -> joined -> winograd_groups -> group_weights -> small_planes
+                                                           -> grouped -> winograd -> direct -> columns
                                                            (the first that does not decline computes)
 
     direct.py, weights.py     filters in lanes: jobs       correlate.py, outer.py   their kernels
@@ -25,6 +25,8 @@
     winograd_weights.py       its weight gradient          winograd_outer.py        its kernels
     winograd_formulas.py, winograd_tiles.py, winograd_cuts.py   formulas, tiles in memory, pieces
     winograd_groups.py        the same for small groups    winograd_groups_kernels.py   its kernels
+    fourier.py                long 1-D kernels: jobs       fourier_kernels.py, fourier_passes.py   its kernels
+    strips.py                 first layers, 1-D: jobs      strips_kernels.py       its kernel
     columns.py                NumPy and its BLAS, always says yes
     bias.py                   the bias gradient, of every problem
     down.py                   DownConv, fused              down_kernels.py         its kernels

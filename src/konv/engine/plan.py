@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Problem:
     kind : "forward", "input_gradient" or "weight_gradient"
     geometry : the checked shapes; its padding is zeros (other modes are applied before)
     dtype : name of the element type, "float16", "bfloat16", "float32" or "float64"
-    exact : every output is the sum of its own products, as the formula says (no Winograd)
+    exact : every output is the sum of its own products, as the formula says (no Winograd, no Fourier transforms)
     layout : "first" or "last": where the channels of x, y and their gradients lie in memory
     """
 
@@ -41,7 +42,8 @@ def set_exact(exact: bool) -> None:
     """Whether every output must be the sum of its own products, as the formula says; False at the start.
 
     Winograd's algorithm computes 4 x 4 outputs together from sums and differences: its error is up to three times a
-    direct sum's, and a NaN may fill all of them. True refuses it, for every following operation of konv in this process.
+    direct sum's, and a NaN may fill all of them. Fourier transforms compute whole blocks of a row together: a small output
+    has the rounding of the largest in its block. True refuses both, for every following operation of konv in this process.
 
     Raises
     ------
@@ -64,11 +66,22 @@ def set_exact(exact: bool) -> None:
 
 
 _exact = False
+_exact_here: contextvars.ContextVar[bool] = contextvars.ContextVar("exact", default=False)
+
+
+@contextlib.contextmanager
+def exactly() -> Iterator[None]:
+    """Inside, in this thread, every output is the sum of its own products, as after ``set_exact(True)``."""
+    token = _exact_here.set(True)
+    try:
+        yield
+    finally:
+        _exact_here.reset(token)
 
 
 def problem(kind: str, g: Geometry, dtype: str, layout: str = "first") -> Problem:
     """The problem that :func:`set_exact` makes of a computation."""
-    return Problem(kind, g, dtype, _exact, layout)
+    return Problem(kind, g, dtype, _exact or _exact_here.get(), layout)
 
 
 class Algorithm(Protocol):
@@ -98,6 +111,7 @@ def algorithms() -> list[Algorithm]:
     from konv.engine import (
         columns,
         direct,
+        fourier,
         group_weights,
         grouped,
         joined,
@@ -105,6 +119,7 @@ def algorithms() -> list[Algorithm]:
         products,
         products_last,
         small_planes,
+        strips,
         winograd,
         winograd_groups,
     )
@@ -113,7 +128,7 @@ def algorithms() -> list[Algorithm]:
     if not machine().fused:  # a CPU of before 2013: its BLAS is faster than kernels made of calls
         return [cast(Algorithm, columns)]
     few = winograd_groups, group_weights, small_planes, grouped
-    modules = pairs, products, products_last, joined, *few, winograd, direct, columns
+    modules = pairs, products, products_last, fourier, strips, joined, *few, winograd, direct, columns
     return [cast(Algorithm, module) for module in modules]
 
 
@@ -149,7 +164,7 @@ class Plan:
 
 def algorithm_for(kind: str, g: Geometry, dtype: str, layout: str) -> Algorithm:
     """Who computes a problem, found at once where it was asked before."""
-    return _algorithm_for(kind, g, dtype, layout, _exact, _preferred)
+    return _algorithm_for(kind, g, dtype, layout, _exact or _exact_here.get(), _preferred)
 
 
 def choose(problem: Problem) -> Plan:

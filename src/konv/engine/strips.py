@@ -1,0 +1,178 @@
+"""First layers, and 1-D layers of few products: pixels in lanes, rows copied with their padding and taken apart by the stride.
+
+With 27 products in an output the direct tile spends as long in packing weights and transposing results. Here a vector is a
+run of outputs of one row, which read neighbours in the copied row; a tile is some filters, whose weights are read where they
+lie, times some vectors, and is stored to y as it is. Against the algorithms that took these layers before: 3 channels, 32 or
+64 filters, 3 x 3 stride 2 1.15-1.7 times as fast, 7 x 7 stride 2 1.0-1.2, stride 1 1.0-1.25; 1 channel 1.0-2.5; 1-D of 4 to 25
+channels 1.2-1.8. 2-D of 8 to 22 channels: 0.9-1.1, left to them.
+
+The input gradient with stride 1 is the same on dy, with w flipped, filters and channels exchanged.
+
+A sum runs over the taps in one order, in one accumulator: its bits depend on nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from konv.engine import direct, memory
+from konv.engine.launch import Job, address
+from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.strips_kernels import correlate_strips
+from konv.engine.threads import width
+from konv.geometry import Geometry
+
+if TYPE_CHECKING:
+    from konv.engine.plan import Problem
+
+NAME = "strips"
+MOST_CHANNELS, MOST_TAPS, MOST_STRIDE = 4, 200, 8  # channels of images; any of 1-D layers
+LEAST_FILTERS, LEAST_COLUMNS = 16, 16
+BLOCK_BYTES = 64 << 10  # of copied rows
+ROW_BYTES = (
+    128 << 10
+)  # of a copied row: a long one is cut, into parts as long as may be, since y is written in as many streams
+LEAST_PIECES, LEAST_PART = 8, 512  # or into so many pieces, of so many outputs at least
+LOAD = 0.5  # of a multiply-add
+# (filters, vectors), by registers: sums, the filters' weights and a vector of pixels fit.
+TILES = {32: ((3, 7), (4, 6), (5, 5), (6, 4), (7, 3), (8, 2), (10, 2)), 16: ((2, 4), (2, 5), (3, 3), (4, 2))}
+
+__all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
+
+
+def declines(problem: Problem) -> str | None:
+    """Forward, and stride 1 of the input gradient; few channels in one group, channels first."""
+    g, gradient = problem.geometry, problem.kind == "input_gradient"
+    if problem.kind == "weight_gradient" or problem.layout != "first" or (gradient and max(g.stride) > 1):
+        return "it computes outputs, and input gradients of stride 1, with channels first"
+    if g.axes > 2 or g.groups > 1:
+        return "it computes layers of one or two axes, in one group"
+    g = _flipped(g) if gradient else g
+    taps = g.channels * math.prod(g.kernel)
+    if g.axes == 2 and g.channels > MOST_CHANNELS:
+        return f"{g.channels} channels to sum, more than {MOST_CHANNELS}"
+    if taps > MOST_TAPS or g.stride[-1] > MOST_STRIDE:
+        return f"{taps} products, stride {g.stride[-1]}; it computes at most {MOST_TAPS}, stride {MOST_STRIDE}"
+    if g.filters < LEAST_FILTERS or (
+        g.axes == 2 and g.output[-1] < LEAST_COLUMNS
+    ):  # 1-D: bits do not depend on the length
+        return f"{g.filters} filters, rows of {g.output[-1]}; it computes at least {LEAST_FILTERS}, {LEAST_COLUMNS}"
+    return None
+
+
+def workspace(problem: Problem) -> int:
+    """Bytes borrowed while it runs."""
+    if problem.kind == "forward":
+        return _prepare(problem.geometry, problem.dtype, problem.dtype).size
+    g = _flipped(problem.geometry)
+    return _prepare(g, problem.dtype, problem.dtype).size + math.prod(g.w_shape) * g.itemsize
+
+
+def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
+    """Write conv(x, w) + b into ``out`` (N, F, *output)."""
+    plan = _prepare(g, dtype_name(x.dtype), dtype_name(out.dtype))
+    bias = np.zeros(g.filters, x.dtype) if b is None else np.ascontiguousarray(b)
+    x, target = np.ascontiguousarray(x), out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
+    with memory.workspace(plan.size) as space:
+        plan.job.run(
+            plan.threads, x=address(x), w=address(w), bias=address(bias), y=address(target), space=space,
+            offsets=address(plan.offsets),
+        )  # fmt: skip
+    if target is not out:
+        out[...] = target
+
+
+def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dx (N, C, *spatial) into ``out``."""
+    if not np.isfinite(
+        w
+    ).all():  # a zero of dy's padding times infinity is NaN, in cells that the textbook does not reach
+        direct.input_gradient(dy, w, g, out)
+        return
+    flipped = np.ascontiguousarray(np.flip(w.swapaxes(0, 1), tuple(range(2, w.ndim))))
+    forward(dy, flipped, None, _flipped(g), out)
+
+
+@functools.lru_cache(maxsize=256)
+def _flipped(g: Geometry) -> Geometry:
+    """The convolution of dy that is the input gradient."""
+    spans = [d * (k - 1) for k, d in zip(g.kernel, g.dilation)]
+    padding = tuple((span - low, 0) for span, (low, _) in zip(spans, g.padding))
+    return dataclasses.replace(
+        g, channels=g.filters, filters=g.channels, spatial=g.output, output=g.spatial, padding=padding
+    )
+
+
+def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Never asked for: it declines."""
+    direct.weight_gradient(dy, x, g, out)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The job, where each tap reads in the copied rows, the threads, and bytes of the workspace."""
+
+    job: Job
+    offsets: np.ndarray
+    threads: int
+    size: int
+
+
+@functools.lru_cache(maxsize=256)
+def _prepare(g: Geometry, dtype: str, out: str) -> Prepared:
+    lanes, itemsize = machine().lanes(dtype), np.dtype(wide_type(dtype)).itemsize
+    height, row, out_height, out_row = (*(1,) * (2 - g.axes), *g.spatial, *(1,) * (2 - g.axes), *g.output)
+    (kernel_high, kernel_wide), (row_stride, stride), (dilated_high, dilated_wide) = (
+        (1,) * (2 - g.axes) + n for n in (g.kernel, g.stride, g.dilation)
+    )
+    low = ((0, 0),) * (2 - g.axes) + g.padding
+    column_blocks = -(-out_row * g.channels * stride * itemsize // ROW_BYTES)
+    if g.axes == 1:
+        column_blocks = max(column_blocks, min(LEAST_PIECES // max(1, g.batch), out_row // LEAST_PART))
+    block_columns = -(-out_row // column_blocks)
+    filters, vectors = min(
+        TILES[machine().registers],
+        key=lambda tile: (
+            _whole(g.filters, tile[0])
+            * _whole(block_columns, lanes * tile[1])
+            * (1 + LOAD * sum(tile) / math.prod(tile))
+        ),
+    )
+    tile = lanes * vectors
+    if column_blocks > 1:
+        block_columns = _whole(block_columns, tile)
+        column_blocks = -(-out_row // block_columns)
+    pitch = _whole(_whole(block_columns, tile) + (kernel_wide - 1) * dilated_wide // stride, lanes)
+    line = g.channels * stride * pitch * itemsize
+    span = (kernel_high - 1) * dilated_high + 1
+    block_rows = max(1, min(out_height, (BLOCK_BYTES // line - span) // row_stride + 1))
+    row_blocks = -(-out_height // block_rows)
+    block_rows = -(-out_height // row_blocks)
+    lines = (block_rows - 1) * row_stride + span
+    offsets = [
+        ((c * lines + i * dilated_high) * stride + j * dilated_wide % stride) * pitch + j * dilated_wide // stride
+        for c, i, j in itertools.product(range(g.channels), range(kernel_high), range(kernel_wide))
+    ]
+    slot_size = g.channels * lines * stride * pitch
+    last = out_row - (column_blocks - 1) * block_columns
+    narrow = "masked" if last < lanes else last < tile
+    job = Job(
+        correlate_strips(dtype, out, lanes, filters, vectors, stride, narrow), g.batch * row_blocks * column_blocks,
+        channels=g.channels, all_filters=g.filters, filter_blocks=-(-g.filters // filters), taps=len(offsets), height=height,
+        row=row, out_height=out_height, out_row=out_row, row_blocks=row_blocks, block_rows=block_rows,
+        column_blocks=column_blocks, block_columns=block_columns, lines=lines, pitch=pitch, row_stride=row_stride,
+        pad_height=low[0][0], pad_row=low[1][0], slot_size=slot_size,
+    )  # fmt: skip
+    threads = width(job.pieces, g.flops // 2)
+    return Prepared(job, np.array(offsets, np.int64), threads, threads * slot_size * itemsize)
+
+
+def _whole(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
