@@ -14,7 +14,8 @@
     joined.py                 few channels: neighbouring cells in the lanes
     products.py               windows apart: jobs          products_kernels.py, products_weights.py   its kernels
     products_last.py          channels last: jobs          products_last_kernels.py   its kernels
-    pairs.py                  the same in bfloat16, where the CPU multiplies it in pairs     pairs_kernels.py   its kernels
+    pairs.py                  1x1 in bfloat16, where the CPU multiplies its pairs
+    pairs_kernels.py, pairs_last_kernels.py, pairs_outer.py   its kernels
     windows.py                their tile, and windows that are taken apart and put together
     axes.py                   what an output reads, for the two below, which compute phase by phase
     grouped.py                pixels in lanes: jobs        planes.py, planes_outer.py   its kernels

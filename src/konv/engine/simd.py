@@ -376,19 +376,21 @@ def deinterleave(vectors: Sequence[Any], lanes: int) -> list[Any]:
 class Pointer:
     """A traced pointer to elements stored as ``stored``."""
 
-    def __init__(self, address: ir.Value, stored: str):
-        self.address, self.stored = address, stored
+    def __init__(self, address: ir.Value, stored: str, aligned: int | None = None):
+        self.address, self.stored, self.aligned = address, stored, aligned or ITEMSIZE[stored]
 
     def at(self, i: Any) -> Pointer:
         """The pointer i elements further on."""
-        return Pointer(_builder.gep(self.address, [_integer(i)], source_etype=STORED[self.stored]), self.stored)
+        address = _builder.gep(self.address, [_integer(i)], source_etype=STORED[self.stored])
+        return Pointer(address, self.stored, self.aligned)
 
     def as_(self, stored: str) -> Pointer:
-        """The same memory as elements of another type of the same size."""
-        return Pointer(self.address, stored)
+        """The same memory as elements of another type, which may lie across the boundaries of such."""
+        return Pointer(self.address, stored, min(self.aligned, ITEMSIZE[stored]))
 
     def __getitem__(self, i: Any) -> Value:
-        element = _widened(_builder.load(self.at(i).address, typ=STORED[self.stored]), self.stored)
+        stored = _builder.load(self.at(i).address, typ=STORED[self.stored], align=self.aligned)
+        element = _widened(stored, self.stored)
         return Value(_builder.sext(element, INT64) if element.type == INT32 else element)
 
     def __setitem__(self, i: Any, value: Any) -> None:
@@ -489,7 +491,9 @@ class ArrayPointer:
 
     def as_(self, stored: str) -> ArrayPointer:
         """As :meth:`Pointer.as_`."""
-        return ArrayPointer(self.array.view(stored), self.base)
+        size, first = np.dtype(stored).itemsize, self.base * self.array.itemsize
+        cells = self.array.view(np.uint8)[first % size :]
+        return ArrayPointer(cells[: len(cells) // size * size].view(stored), first // size)
 
     def __getitem__(self, i: int) -> Any:
         element = self._read(self._cells(np.array([i])) - self.base, np.array([0]), 1, 0)[0]
