@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -349,7 +349,9 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="NAME", help="Rows, groups, or patterns such as 'resnet-*'. Default: all.", show_default=False
+            metavar="NAME",
+            help="Rows, groups, or patterns such as 'resnet-*'. Default: all. 'models', with some of their names: whole networks.",
+            show_default=False,
         ),
     ] = None,
     forward: Annotated[bool, typer.Option("--forward", metavar="", help="Only the forward pass.")] = False,
@@ -399,8 +401,14 @@ def bench(
     * `konv bench --quick` - one layer of each kind
     * `konv bench 3x3 1x1 --forward` - two groups, forward only
     * `konv bench 'resnet-*' --save after.json` - the layers of one network, kept
+    * `konv bench models` - whole networks, converted by konv.torch.convert and as they are
     * `konv bench --compare before.json after.json` - what a change did
     """
+    if names and names[0] == "models":
+        if forward or backward or peers or quick or save or compare or list_rows:
+            raise typer.BadParameter("models takes names of networks, --repeat and --threads only")
+        _bench_models(names[1:], repeat, threads)
+        return
     from konv.bench import compare as comparison
     from konv.bench import layers, measure, results, table
     from konv.engine.threads import get_threads
@@ -444,6 +452,23 @@ def bench(
         fail("wrong results\n  " + "\n  ".join(table.line(result) for result in run.failed))
     if run.settings["interrupted"]:
         fail("interrupted", 130)
+
+
+def _bench_models(names: Sequence[str], repeat: int | None, threads: int | None) -> None:
+    """``konv bench models``."""
+    from konv.bench import models
+    from konv.engine.threads import get_threads
+
+    with usage():
+        chosen = models.cases(names)
+    if missing := models.missing():
+        fail(f"konv bench models needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    results = models.run(
+        chosen, repeat=repeat or 5, threads=threads or get_threads(), report=lambda text: typer.echo(text, err=True)
+    )
+    _console().print(models.grid(results).rich())
+    if wrong := [models.line(result) for result in results if not result.right]:
+        fail("wrong results\n  " + "\n  ".join(wrong))
 
 
 @app.command()

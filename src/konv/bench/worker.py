@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,12 @@ class Worker:
 
     PROGRAM = (sys.executable, "-P", "-m", "konv.bench.worker")
 
-    def __init__(self, peer: str, threads: int):
+    def __init__(self, peer: str, threads: int, program: Sequence[str] = ()):
         self.peer = peer
         # A pipe that nobody reads would stall it. close() closes the file.
         self.said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [*self.PROGRAM, peer, str(threads)], env=environment(threads), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [*(program or self.PROGRAM), peer, str(threads)], env=environment(threads), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self.said, text=True, **GROUP,
         )  # fmt: skip
         self.versions: dict[str, str] = {}
@@ -154,8 +154,8 @@ def timed(call: Callable[[], Any]) -> float:
     return seconds
 
 
-def serve(peer: Any, read: Any, answer: Callable[[dict[str, Any]], None]) -> None:
-    """Answer commands until they end."""
+def serve(peer: Any, read: Any, answer: Callable[[dict[str, Any]], None], case: Callable[[dict], Any] = Row.from_dict) -> None:
+    """Answer commands until they end. ``case`` makes what the peer builds of the entries that are sent as the row."""
     built: Built | None = None
     answer({"versions": peer.versions})
     for line in read:
@@ -168,7 +168,7 @@ def serve(peer: Any, read: Any, answer: Callable[[dict[str, Any]], None]) -> Non
                 answer({"seconds": [timed(built.call) for _ in range(command["calls"])]})
                 continue
             built = None  # frees the row before
-            built = peer.build(Row.from_dict(command["row"]), command["direction"])
+            built = peer.build(case(command["row"]), command["direction"])
             results = built.arrays(built.call())
             if command["do"] == "exact":
                 with open(command["exact"], "wb") as file:
@@ -187,9 +187,8 @@ def serve(peer: Any, read: Any, answer: Callable[[dict[str, Any]], None]) -> Non
             answer({"failed": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"})
 
 
-def main() -> None:
-    """Run a worker: ``python -m konv.bench.worker PEER THREADS``."""
-    name, threads = sys.argv[1], int(sys.argv[2])
+def answer_commands(make: Callable[[], Any], case: Callable[[dict], Any] = Row.from_dict) -> None:
+    """Make a peer and serve it on this process's input and output."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
 
@@ -197,7 +196,13 @@ def main() -> None:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 
-    serve((PEERS | {REFERENCE.name: REFERENCE})[name].make(threads), sys.stdin, answer)
+    serve(make(), sys.stdin, answer, case)
+
+
+def main() -> None:
+    """Run a worker: ``python -m konv.bench.worker PEER THREADS``."""
+    name, threads = sys.argv[1:]
+    answer_commands(lambda: (PEERS | {REFERENCE.name: REFERENCE})[name].make(int(threads)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,259 @@
+"""``konv.torch.convert``: what it swaps, what it keeps, what it leaves, and back."""
+
+import copy
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+from torch.nn.utils import parametrizations, parametrize  # noqa: E402
+from torch.nn.utils import spectral_norm as old_spectral_norm  # noqa: E402
+
+import konv.torch  # noqa: E402
+from konv.torch import convert  # noqa: E402
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "distributed.py"
+KINDS = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
+
+
+def network():
+    """Convolutions of several kinds, in float64."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2, groups=16, bias=False),
+        nn.BatchNorm2d(16), nn.ConvTranspose2d(16, 8, 2, stride=2), nn.Conv2d(8, 4, 1, padding="same"),
+    ).double()  # fmt: skip
+
+
+def step(model, x):
+    """Results and all gradients."""
+    x = x.clone().requires_grad_()
+    model.zero_grad()
+    y = model(x)
+    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
+    return [y.detach(), x.grad, *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+def assert_same(ours, theirs, tolerance=1e-11):
+    """Of order 1, sums of at most a few thousand products in float64."""
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        scale = max(1.0, b.abs().max().item()) if b.numel() else 1.0
+        assert (a - b).abs().max().item() <= tolerance * scale
+
+
+IMAGES = torch.randn(2, 3, 13, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_converted_model_computes_the_same():
+    model = network()
+    expected = step(copy.deepcopy(model), IMAGES)
+    conversion = convert(model)
+    assert set(conversion.swapped) == {"0", "2", "4", "5"} and not conversion.left
+    assert all(type(model[i]).__module__ == "konv.torch.modules" for i in (0, 2, 4, 5))
+    assert_same(step(model, IMAGES), expected)
+
+
+def test_undo_gives_the_classes_back_and_keeps_what_was_learned():
+    model = network()
+    classes = [type(m) for m in model.modules()]
+    conversion = convert(model)
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    weight = model[0].weight
+    conversion.undo()
+    conversion.undo()  # nothing more to do
+    assert [type(m) for m in model.modules()] == classes and model[0].weight is weight
+    assert vars(model[0]).keys() == vars(network()[0]).keys()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_and_a_model_that_is_one(name):
+    layer = getattr(nn, name)(4, 6, 3)
+    conversion = convert(layer)
+    assert type(layer) is getattr(konv.torch, name)
+    assert conversion.swapped == {"": f"{name}(4, 6, kernel_size={layer.kernel_size}, stride={layer.stride})"}
+    assert "(the model)" in str(conversion)
+
+
+def test_parameters_keep_their_identity():
+    model = network()
+    model[2].weight.requires_grad_(False)
+    before, state = dict(model.named_parameters()), model.state_dict()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    convert(model)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys() and all(after[name] is before[name] for name in before)
+    assert not model[2].weight.requires_grad
+    assert model.state_dict().keys() == state.keys()
+    step(model, IMAGES)
+    old = model[0].weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(model[0].weight, old)
+
+
+def test_state_is_exchanged_in_both_directions():
+    model, other = network(), network()
+    convert(model)
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other[0].weight, model[0].weight)
+    fresh = network()
+    convert(fresh)
+    fresh.load_state_dict(other.state_dict())
+    assert torch.equal(fresh[0].weight, model[0].weight)
+
+
+def test_hooks_stay():
+    model, called = network(), []
+    model[0].register_forward_hook(lambda *_: called.append("forward"))
+    model[0].register_full_backward_hook(lambda *_: called.append("backward"))
+    convert(model)
+    step(model, IMAGES)
+    assert called == ["forward", "backward"]
+
+
+def test_a_module_that_is_used_twice_is_swapped_once():
+    layer = nn.Conv2d(3, 3, 3, padding=1).double()
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    expected = step(copy.deepcopy(model), IMAGES)
+    assert list(convert(model).swapped) == ["0"]
+    assert model[0] is model[2]
+    assert_same(step(model, IMAGES), expected)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        old_spectral_norm,
+    ],
+    ids=["weight_norm", "spectral_norm", "spectral_norm by hooks"],
+)
+def test_normed_weights(norm):
+    def normed():
+        torch.manual_seed(0)
+        return nn.Sequential(norm(nn.Conv2d(3, 5, 3).double()))
+
+    model, plain = normed(), normed()
+    conversion = convert(model)
+    assert list(conversion.swapped) == ["0"] and isinstance(model[0], konv.torch.Conv2d)
+    assert_same(step(model, IMAGES), step(plain, IMAGES))
+    if parametrize.is_parametrized(model[0]):
+        copied = copy.deepcopy(model)
+        assert_same(step(copied, IMAGES), step(model, IMAGES))
+        parametrize.remove_parametrizations(model[0], "weight")
+        assert type(model[0]) is konv.torch.Conv2d
+    conversion.undo()
+    assert not isinstance(model[0], konv.torch.Conv2d)
+    assert_same(step(model.eval(), IMAGES), step(plain.eval(), IMAGES))
+
+
+def test_copies_and_files(tmp_path):
+    model = network()
+    convert(model)
+    expected = step(model, IMAGES)
+    torch.save(model, tmp_path / "model.pt")
+    for other in (
+        copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(tmp_path / "model.pt", weights_only=False),
+    ):  # fmt: skip
+        assert type(other[0]) is konv.torch.Conv2d
+        assert_same(step(other, IMAGES), expected, 0)
+
+
+class Standardized(nn.Conv2d):
+    """A class that changes what is computed."""
+
+    def forward(self, x):
+        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+
+def test_what_is_left_and_why():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), Standardized(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
+    model[2].forward = lambda x: x
+    convert(model, only="3")
+    assert type(model[0]) is nn.Conv2d
+    conversion = convert(model)
+    assert list(conversion.swapped) == ["0"]
+    assert conversion.left == {
+        "1": f"{__name__}.Standardized is a class of its own",
+        "2": "its forward was replaced",
+        "3": "konv computes it already",
+    }
+    assert str(conversion).splitlines()[0] == "1 of 4 convolutions computed by konv"
+    assert "2 stays as it is: its forward was replaced" in str(conversion)
+
+
+def test_a_dry_run_changes_nothing():
+    model = network()
+    classes = [type(m) for m in model.modules()]
+    conversion = convert(model, dry_run=True)
+    assert len(conversion.swapped) == 4 and "would be computed" in str(conversion)
+    assert [type(m) for m in model.modules()] == classes
+
+
+@pytest.mark.parametrize(
+    "only, names",
+    [
+        ("0", ["0"]),
+        (["0", "4"], ["0", "4"]),
+        ("[24]", ["2", "4"]),
+        (lambda name, module: module.bias is None, ["2"]),
+        ([], []),
+    ],
+)
+def test_only(only, names):
+    assert list(convert(network(), only=only).swapped) == names
+
+
+@pytest.mark.parametrize(
+    "model, only, error, message",
+    [
+        ("resnet", None, TypeError, r"model='resnet': expected a torch\.nn\.Module"),
+        (nn.Conv2d, None, TypeError, r"expected a torch\.nn\.Module"),
+        (nn.Linear(2, 2), "conv1", ValueError, r"'conv1' fits no convolution of the model; near: it has none"),
+        (nn.Sequential(nn.Conv1d(1, 1, 1)), ["1"], ValueError, r"only=\['1'\]: '1' fits no convolution of the model; near: 0"),
+        (nn.Conv1d(1, 1, 1), 3, TypeError, r"only=3: expected names of modules"),
+        (nn.Conv1d(1, 1, 1), [nn.Conv1d], TypeError, r"only=\[<class"),
+    ],
+)
+def test_mistakes(model, only, error, message):
+    with pytest.raises(error, match=message):
+        convert(model, only=only)
+
+
+def test_the_report_is_not_the_model():
+    with pytest.raises(TypeError, match="call the model itself"):
+        convert(network())(IMAGES)
+
+
+def test_a_model_without_convolutions():
+    assert str(convert(nn.Linear(2, 2))) == "0 of 0 convolutions computed by konv"
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    gradients = []
+    for processes in (1, 2):
+        file = tmp_path / f"{processes}.pt"
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if processes == 2 else []
+        done = subprocess.run(
+            [sys.executable, *launcher, str(EXAMPLE), "--epochs", "1", "--save-gradients", str(file)],
+            env=environment, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert re.search(r"3 of 3 convolutions computed by konv[\s\S]*epoch 1: test accuracy", done.stdout)
+        gradients.append(torch.load(file))
+    for one, two in zip(*gradients, strict=True):
+        # Sums over 64 images in another order, means of two halves; Winograd's error, 2e-6, through three layers.
+        assert (one - two).abs().max() <= 2e-5 * two.abs().max()
