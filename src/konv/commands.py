@@ -350,7 +350,7 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="NAME",
-            help="Rows, groups, or patterns such as 'resnet-*'. Default: all. 'models', with some of their names: whole networks.",
+            help="Rows, groups, or patterns such as 'resnet-*'. Default: all. After 'models': whole networks.",
             show_default=False,
         ),
     ] = None,

@@ -135,7 +135,10 @@ class ModelPeer:
             result = model(x, labels=labels)
             result.loss.backward()
             optimizer.step()
-            return [result.logits.detach(), *(c.weight.grad for c in (convolutions[0], convolutions[-1]) if c.bias is None)]
+            return [
+                result.logits.detach(),
+                *(c.weight.grad for c in (convolutions[0], convolutions[-1]) if c.bias is None),
+            ]
 
         return Built(train, _arrays)
 
@@ -232,7 +235,9 @@ def _measure(case: Case, repeat: int, workers: dict[str, Worker], exact: Path) -
             calls = max(1, int(TURN / built[peer]["seconds"]))
             seconds[peer] += workers[peer].ask(do="run", calls=calls, warm=1)["seconds"]
     return ModelResult(
-        case, {peer: Timing.of(times) for peer, times in seconds.items()}, {peer: built[peer]["error"] for peer in TIMED}
+        case,
+        {peer: Timing.of(times) for peer, times in seconds.items()},
+        {peer: built[peer]["error"] for peer in TIMED},
     )
 
 
@@ -272,7 +277,17 @@ def grid(results: Sequence[ModelResult]) -> Grid:
         if means[0] and means[1]:
             first, last = (ratio_text(mean.ratio) for mean in means if mean)
             rows.append(
-                ["geometric mean", "", step, *[NOTHING] * 3, first, f"{GOALS[step]:g}", *[NOTHING] * 2, last, *[NOTHING] * 2]
+                [
+                    "geometric mean",
+                    "",
+                    step,
+                    *[NOTHING] * 3,
+                    first,
+                    f"{GOALS[step]:g}",
+                    *[NOTHING] * 2,
+                    last,
+                    *[NOTHING] * 2,
+                ]
             )
     return Grid("whole models, milliseconds", columns, rows, left=3)
 

@@ -62,8 +62,8 @@ class Worker:
         # A pipe that nobody reads would stall it. close() closes the file.
         self.said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [*(program or self.PROGRAM), peer, str(threads)], env=environment(threads), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self.said, text=True, **GROUP,
+            [*(program or self.PROGRAM), peer, str(threads)], env=environment(threads), stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=self.said, text=True, **GROUP,
         )  # fmt: skip
         self.versions: dict[str, str] = {}
 
@@ -154,7 +154,9 @@ def timed(call: Callable[[], Any]) -> float:
     return seconds
 
 
-def serve(peer: Any, read: Any, answer: Callable[[dict[str, Any]], None], case: Callable[[dict], Any] = Row.from_dict) -> None:
+def serve(
+    peer: Any, read: Any, answer: Callable[[dict[str, Any]], None], case: Callable[[dict], Any] = Row.from_dict
+) -> None:
     """Answer commands until they end. ``case`` makes what the peer builds of the entries that are sent as the row."""
     built: Built | None = None
     answer({"versions": peer.versions})

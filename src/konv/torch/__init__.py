@@ -8,6 +8,7 @@ except ModuleNotFoundError as error:
     raise ImportError('konv.torch needs PyTorch, which is not installed: pip install "konv[torch]"') from error
 
 from konv.torch.causal import CausalConv1d
+from konv.torch.convert import Conversion, convert
 from konv.torch.downconv import DownConv
 from konv.torch.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from konv.torch.modules import (
@@ -33,6 +34,7 @@ __all__ = [
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "Conversion",
     "DownConv",
     "LazyConv1d",
     "LazyConv2d",
@@ -46,4 +48,5 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "convert",
 ]

@@ -41,8 +41,8 @@ class Conversion:
     def undo(self) -> None:
         """Make PyTorch compute the swapped modules again. Parameters, hooks and buffers stay as they are now."""
         for module in self._modules:
-            if (original := _rebased(module, ORIGINALS)) is not None:
-                module.__class__ = original
+            if _rebased(module, ORIGINALS) is not None:
+                _become(module, ORIGINALS)
                 vars(module).pop(modules.ONLY_WHERE_FASTER, None)
         self._modules.clear()
 
@@ -115,9 +115,7 @@ def convert(model: nn.Module, *, only: Only | None = None, dry_run: bool = False
             continue
         conversion.swapped[name] = _description(module)
         if not dry_run:
-            ours = _rebased(module, CLASSES)
-            assert ours is not None
-            module.__class__ = ours
+            _become(module, CLASSES)
             setattr(module, modules.ONLY_WHERE_FASTER, True)
             conversion._modules.append(module)
     return conversion
@@ -131,11 +129,15 @@ def _wanted(only: Only | None, names: list[str]) -> Callable[[str, nn.Module], b
         return only
     patterns = [only] if isinstance(only, str) else list(only) if isinstance(only, Iterable) else None
     if patterns is None or not all(isinstance(pattern, str) for pattern in patterns):
-        raise TypeError(f"only={only!r}: expected names of modules, patterns such as 'layer1.*', or a function of name and module")
+        raise TypeError(
+            f"only={only!r}: expected names of modules, patterns such as 'layer1.*', or a function of name and module"
+        )
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             near = difflib.get_close_matches(pattern, names, cutoff=0.3) or names[:3]
-            raise ValueError(f"only={only!r}: {pattern!r} fits no convolution of the model; near: {', '.join(near) or 'it has none'}")
+            raise ValueError(
+                f"only={only!r}: {pattern!r} fits no convolution of the model; near: {', '.join(near) or 'it has none'}"
+            )
     return lambda name, module: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
@@ -171,6 +173,13 @@ def _rebased(module: nn.Module, classes: dict[type[nn.Module], type[nn.Module]])
         body = {name: value for name, value in vars(own).items() if name not in ("__dict__", "__weakref__")}
         return type(own.__name__, (classes[own.__bases__[0]],), body)
     return None
+
+
+def _become(module: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> None:
+    """Give a module the class that takes the place of its own."""
+    changed = _rebased(module, classes)
+    assert changed is not None
+    module.__class__ = changed
 
 
 def _description(module: nn.Module) -> str:

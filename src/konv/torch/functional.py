@@ -180,6 +180,20 @@ def exact_conv1d(x: Tensor, w: Tensor, b: Tensor | None, stride: Any, dilation: 
     return _face(1, F.conv1d, False, x, w, b, stride, 0, dilation, groups, 0, exact=True)
 
 
+def where_faster(
+    transposed: bool, x: Tensor, w: Tensor, b: Tensor | None,
+    stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any,
+) -> Tensor:  # fmt: skip
+    """The convolution, by konv where it is expected to be faster, else by PyTorch.
+
+    Forward and backward are decided for themselves. See :mod:`konv.torch.faster`.
+    """
+    axes = w.dim() - 2
+    theirs = getattr(F, f"conv_transpose{axes}d" if transposed else f"conv{axes}d")
+    more = stride, padding, dilation, groups, output_padding
+    return _face(axes, theirs, transposed, x, w, b, *more, where_faster=True)
+
+
 def autocast(t: Any) -> Any:
     """As the dispatcher casts the arguments of a convolution: float64 and what is elsewhere stays."""
     if not torch.is_autocast_enabled("cpu") or not isinstance(t, Tensor):
@@ -191,7 +205,7 @@ def autocast(t: Any) -> Any:
 
 def _face(
     axes: int, theirs: Callable[..., Tensor], transposed: bool, x: Tensor, w: Tensor, b: Tensor | None,
-    stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any, exact: bool = False,
+    stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any, exact: bool = False, where_faster: bool = False,
 ) -> Tensor:  # fmt: skip
     """konv's result where it computes such a call, else PyTorch's result or error."""
     given = (x, w, b)
@@ -208,8 +222,8 @@ def _face(
         if transposed:
             return theirs(x, w, b, stride, padding, output_padding, groups, dilation)
         return theirs(x, w, b, stride, padding, dilation, groups)
-    if exact:
-        options = options._replace(exact=True)
+    if exact or where_faster:
+        options = options._replace(exact=exact, where_faster=where_faster)
     if x.dim() == axes + 1:
         return convolution(x.unsqueeze(0), w, b, options).squeeze(0)
     return convolution(x, w, b, options)

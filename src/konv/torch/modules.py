@@ -21,6 +21,9 @@ __all__ = [
 ]  # fmt: skip
 
 
+ONLY_WHERE_FASTER = "_konv_only_where_faster"  # an attribute of layers that :func:`konv.torch.convert` made
+
+
 class _Convolution:
     """Put in front of a convolution of PyTorch, which calls ``_conv_forward``."""
 
@@ -30,6 +33,10 @@ class _Convolution:
         padding = self.padding
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+        if ONLY_WHERE_FASTER in vars(self):
+            return functional.where_faster(
+                False, input, weight, bias, self.stride, padding, self.dilation, self.groups, 0
+            )
         return self._function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
@@ -44,6 +51,9 @@ class _Transposed:
             list(option) for option in (self.stride, self.padding, self.kernel_size, self.dilation)
         )
         extra = self._output_padding(input, output_size, stride, padding, kernel, len(kernel), dilation)
+        if ONLY_WHERE_FASTER in vars(self):
+            more = self.stride, self.padding, self.dilation, self.groups, extra
+            return functional.where_faster(True, input, self.weight, self.bias, *more)
         return self._function(
             input, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation
         )

@@ -25,7 +25,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
-from konv.torch.tensors import DTYPES, Options, forward, gradients, memory_format
+from konv.torch import aten
+from konv.torch.faster import forward, gradients
+from konv.torch.tensors import DTYPES, Options, memory_format
 
 _ORDINARY = (Tensor, torch.nn.Parameter)
 
@@ -81,27 +83,12 @@ def convolution_backward(dy: Tensor, x: Tensor, w: Tensor, options: Options, mas
     if _transformed():
         found = _TransformedBackward.apply(dy, x, w, options, mask)
     elif forward_ad._current_level >= 0:  # of a graph that was made before
-        found = _of_pytorch(dy, x, w, options, mask)
+        return aten.gradients(dy, x, w, options, mask)
     elif torch.is_grad_enabled() or _watched():
         found = _backward_operator(dy, x, w, *options, mask)
     else:
         return gradients(dy, x, w, options, mask)
     return [gradient if wanted else None for gradient, wanted in zip(found, mask)]
-
-
-def _of_pytorch(dy: Tensor, x: Tensor, w: Tensor, options: Options, mask: list[bool]) -> tuple[Tensor, ...]:
-    """The gradients as PyTorch's operator computes them, which knows their forward-mode derivatives."""
-    o, filters = options, w.shape[1] * options.groups if options.transposed else w.shape[0]
-    low, high = o.padding[::2], o.padding[1::2]
-    more = [h - l for l, h in zip(low, high)]  # "same": at most one cell, at the end
-    padded = torch.nn.functional.pad(x, [n for extra in reversed(more) for n in (0, extra)])
-    dx, *others = torch.ops.aten.convolution_backward(
-        dy, padded, w, [filters], o.stride, low, o.dilation, o.transposed, o.output_padding, o.groups, mask
-    )
-    if mask[0]:
-        for axis, extra in enumerate(more):
-            dx = dx.narrow(2 + axis, 0, dx.shape[2 + axis] - extra)
-    return dx, *others
 
 
 class _Function(torch.autograd.Function):

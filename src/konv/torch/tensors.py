@@ -29,7 +29,8 @@ _FIRST = torch.contiguous_format
 class Options(NamedTuple):
     """What a convolution is told beside its tensors: a number for each spatial axis, of ``padding`` a low and a high one.
 
-    ``exact`` asks for sums whose order does not depend on the length of the input.
+    ``exact`` asks for sums whose order does not depend on the length of the input, ``where_faster`` for PyTorch's own
+    computation where konv's is not expected to be faster.
     """
 
     stride: tuple[int, ...]
@@ -39,11 +40,12 @@ class Options(NamedTuple):
     output_padding: tuple[int, ...]
     groups: int
     exact: bool = False
+    where_faster: bool = False
 
 
 def forward(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Tensor:
     """x (N, C, *spatial), w (F, C // groups, *kernel), or transposed (C, F // groups, *kernel) -> y (N, F, *output)."""
-    g, layout = _geometry(x.shape, w.shape, options, x.dtype), memory_format(x, w)
+    g, layout = geometry_of(x.shape, w.shape, options, x.dtype), memory_format(x, w)
     source, weights = _array(x, layout), _array(w, _FIRST)
     with using(torch.get_num_threads()):
         if not options.transposed:
@@ -61,7 +63,7 @@ def forward(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Tensor:
 
 def gradients(dy: Tensor, x: Tensor, w: Tensor, options: Options, mask: list[bool]) -> list[Tensor | None]:
     """dL/dx, dL/dw, dL/db from dy = dL/dy, None where ``mask`` is False."""
-    g, layout, dtype = _geometry(x.shape, w.shape, options, x.dtype), memory_format(x, w), x.dtype
+    g, layout, dtype = geometry_of(x.shape, w.shape, options, x.dtype), memory_format(x, w), x.dtype
     upstream = _array(dy, layout)
     dx = dw = db = None
     with using(torch.get_num_threads()):
@@ -107,7 +109,8 @@ def _is_last(t: Tensor) -> bool:
     return True
 
 
-def _geometry(x_shape: Any, w_shape: Any, options: Options, dtype: torch.dtype) -> Geometry:
+def geometry_of(x_shape: Any, w_shape: Any, options: Options, dtype: torch.dtype) -> Geometry:
+    """The checked shapes; of a transposed convolution those of the one that runs the other way."""
     return _known_geometry(x_shape, w_shape, options, DTYPES[dtype])
 
 
