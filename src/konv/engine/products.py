@@ -317,7 +317,8 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient
         row_regions=row_regions, reduction=reduction, region_columns=region_columns, column_regions=column_regions,
         images=g.batch, pixels=pixels, blocks=blocks, image_blocks=image_blocks, block_images=block_images,
         block_pixels=block_pixels, line_pixels=y.spatial[2], depth_lines=y.spatial[1],
-        image_lines=y.spatial[0] * y.spatial[1], most_runs=(block_pixels - 2) // y.spatial[2] + 2, **x.numbers("x"),
+        image_lines=y.spatial[0] * y.spatial[1], most_runs=(block_pixels - 2) // y.spatial[2] + 2,
+        one_cell=int(math.prod(x.kernel + x.step) == 1), **x.numbers("x"),
     )  # fmt: skip
     add, part_cells = None, 0
     if parts > 1:

@@ -161,7 +161,7 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, tail, rows, turned, x_stri
 
                 def looking_ahead(q, plain=plain, upcoming=upcoming, row_block=row_block):
                     """Packed pixels; a line of memory of the piece after this one is asked for."""
-                    upcoming.prefetch(q * x_channel + row_block % (vectors + 1) * lanes)
+                    upcoming.prefetch(q * x_channel + row_block % (vectors + 1) * lanes, later=True)
                     return plain(q)
 
                 for tile in loop((used_rows + (rows - 1)) // rows):

@@ -24,7 +24,7 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
         region_columns, column_regions, images, pixels, blocks, image_blocks, block_images, block_pixels, line_pixels,
         depth_lines, image_lines, most_runs,
         x_image, x_channels, x_channel, x_depth, x_row, x_cells, x_kernel_depth, x_kernel_height, x_kernel_width,
-        x_step_depth, x_step_height, x_step,
+        x_step_depth, x_step_height, x_step, one_cell,
     ):  # fmt: skip
         x_kernel_width, x_step = x_taps or x_kernel_width, x_stride or x_step
         column_region, rest = piece % column_regions, piece // column_regions
@@ -108,8 +108,19 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
                             numbers.put(
                                 (r * block_images + z) * count + j * lanes, line.vec(0, lanes, count=count - j * lanes)
                             )
+            # The pixels of the next block are asked for, some channels a tile
+            ahead = minimum(first_block + b + 1, blocks - 1)
+            upcoming = x.at(
+                (ahead // image_blocks * block_images * groups + group) * x_channels * x_channel
+                + ahead % image_blocks * block_pixels
+            )
+            share = (used_columns + (panels * tiles - 1)) // (panels * tiles)
             for panel in loop(panels):
                 for tile in loop(tiles):
+                    for i in loop(share * one_cell):
+                        q = first_column + (panel * tiles + tile) * share + i
+                        for line in loop(block_pixels // lanes + 2):
+                            upcoming.prefetch(q * x_channel + line * lanes, later=True)
                     places = [minimum(tile * rows + i, used_rows - 1) for i in range(rows)]
                     targets = [sums.at(r * region_columns + panel * width) for r in places]
                     totals = [Variable(sums.zero(lanes)) for _ in range(rows * vectors)]

@@ -463,9 +463,10 @@ class Pointer:
         """A vector of one number, of the type that elements are computed in."""
         return Value(ir.Constant(ir.VectorType(_computed(self.stored), lanes), [number] * lanes))
 
-    def prefetch(self, i: Any, write: bool = False) -> None:
-        """Ask for the cache line of element i, to read it or to ``write`` to it."""
-        _call("llvm.prefetch.p0", ir.VoidType(), self.at(i).address, INT32(int(write)), INT32(3), INT32(1))
+    def prefetch(self, i: Any, write: bool = False, later: bool = False) -> None:
+        """Ask for the cache line of element i, to read it or to ``write`` to it; ``later``: the nearest cache is left alone."""
+        near = INT32(2 if later else 3)
+        _call("llvm.prefetch.p0", ir.VoidType(), self.at(i).address, INT32(int(write)), near, INT32(1))
 
     def _filled(self, loaded: ir.Value, mask: ir.Value, fill: float) -> Value:
         value = Value(_widened(loaded, self.stored))
@@ -545,7 +546,7 @@ class ArrayPointer:
         """As :meth:`Pointer.full`."""
         return np.full(lanes, number, self._wide)
 
-    def prefetch(self, i: int, write: bool = False) -> None:
+    def prefetch(self, i: int, write: bool = False, later: bool = False) -> None:
         """As :meth:`Pointer.prefetch`: nothing."""
 
     @property
