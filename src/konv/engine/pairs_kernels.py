@@ -100,11 +100,12 @@ def multiply_pairs(y_dtype, lanes, vectors, rows, turned):
                 )  # copied again, unless there is no other group
                 if turned:
                     matrix = w.at(group * reduction * row_count + first_row)
-                    for i, used in in_vectors(used_rows * new_rows, used_rows * new_rows, lanes):
-                        for k in loop(reduction // 2):
+                    for k in loop((reduction // 2) * new_rows):
+                        for i, used in in_vectors(used_rows, used_rows, lanes):
                             low, high = (matrix.vec((2 * k + n) * row_count + i, lanes, count=used) for n in range(2))
                             copies.put(i * pairs + k * lanes, pair(low, high))
-                        for _ in loop(reduction % 2):
+                    for _ in loop((reduction % 2) * new_rows):
+                        for i, used in in_vectors(used_rows, used_rows, lanes):
                             low = matrix.vec((reduction - 1) * row_count + i, lanes, count=used)
                             copies.put(i * pairs + (pairs - 1) * lanes, pair(low, matrix.zero(lanes)))
                 else:

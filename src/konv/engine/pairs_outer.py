@@ -29,20 +29,22 @@ def sum_pairs(out_dtype, lanes, vectors, rows, last):
         used_columns = minimum(region_columns, reduction - first_column)
 
         sums = workspace.at(slot * slot_size)  # [row, column]
-        numbers = sums.at(region_rows * region_columns).as_("int32")  # of dy: [row, image, pair]; last [pair, row]
+        numbers = sums.at(region_rows * region_columns).as_(
+            "int32"
+        )  # of dy: [row, image, pair]; last [row / lanes, pair, lanes]
         packed = numbers.at(region_rows * block_images * ((block_pixels + 1) // 2))  # of x: [image, pair, column]
         for i in loop(used_rows * (region_columns // lanes)):
             sums.put(i * lanes, sums.zero(lanes))
 
-        def lay_rows(source, step, cells, pitch, count, target):
-            """``target[pair, cells]`` of ``source[pixel, cells]``, whole vectors of them."""
+        def lay(source, step, cells, count, target, pitch, spread):
+            """``source[pixel, cells]``, pixels ``step`` apart, to ``target``: pairs ``pitch`` apart, cells ``spread``."""
             for j, used in in_vectors(cells, cells, lanes):
                 for k in loop(count // 2):
                     low, high = (source.vec((2 * k + i) * step + j, lanes, count=used) for i in range(2))
-                    target.put(k * pitch + j, pair(low, high))
+                    target.put(k * pitch + j * spread, pair(low, high))
                 for _ in loop(count % 2):
                     low = source.vec((count - 1) * step + j, lanes, count=used)
-                    target.put(count // 2 * pitch + j, pair(low, source.zero(lanes)))
+                    target.put(count // 2 * pitch + j * spread, pair(low, source.zero(lanes)))
 
         first_block = part * blocks // parts
         for b in loop((part + 1) * blocks // parts - first_block):
@@ -53,10 +55,8 @@ def sum_pairs(out_dtype, lanes, vectors, rows, last):
             pairs, channels, filters = (count + 1) // 2, groups * reduction, groups * row_count
             all_pairs = used_images * pairs
             if last:
-                lay_rows(
-                    dy.at(first_pixel * filters + group * row_count + first_row), filters, used_rows, region_rows, count,
-                    numbers,
-                )  # fmt: skip
+                upstream = dy.at(first_pixel * filters + group * row_count + first_row)
+                lay(upstream, filters, used_rows, count, numbers, lanes, pairs)
             else:
                 for z in loop(used_images):
                     upstream = dy.at(
@@ -70,7 +70,7 @@ def sum_pairs(out_dtype, lanes, vectors, rows, last):
                 column = first_column + panel * width
                 if last:
                     cells = x.at(first_pixel * channels + group * reduction + column)
-                    lay_rows(cells, channels, minimum(width, reduction - column), width, count, packed)
+                    lay(cells, channels, minimum(width, reduction - column), count, packed, width, 1)
                 else:
                     for z in loop(used_images):
                         source = x.at(((first_image + z) * groups + group) * reduction * pixels + first_pixel)
@@ -90,8 +90,11 @@ def sum_pairs(out_dtype, lanes, vectors, rows, last):
                     places = [minimum(tile * rows + i, used_rows - 1) for i in range(rows)]
                     targets = [sums.at(r * region_columns + panel * width) for r in places]
                     totals = [Variable(target.vec(lanes * j, lanes)) for target in targets for j in range(vectors)]
-                    lines = [numbers.at(r if last else r * all_pairs) for r in places]
-                    multiply_tile(lines, region_rows if last else 1, packed, width, all_pairs, lanes, totals)
+                    if last:
+                        lines = [numbers.at(r // lanes * lanes * pairs + r % lanes) for r in places]
+                    else:
+                        lines = [numbers.at(r * all_pairs) for r in places]
+                    multiply_tile(lines, lanes if last else 1, packed, width, all_pairs, lanes, totals)
                     for i, target in enumerate(targets):
                         for j in range(vectors):
                             target.put(lanes * j, totals[vectors * i + j].get())
