@@ -1,6 +1,7 @@
 """The seam of the engine: an ordered table of algorithms, each of which accepts or says why not."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -9,10 +10,10 @@ from hypothesis import strategies as st
 
 import konv
 from compare import assert_equal
-from konv.engine import columns
+from konv.engine import columns, roofline
 from konv.engine import plan as planning
-from konv.engine.plan import KINDS, Problem, algorithms, choose
-from strategies import PADDING_MODES, convolutions, integers
+from konv.engine.plan import KINDS, Problem, algorithms, choose, prefer
+from strategies import BFLOAT16, PADDING_MODES, convolutions, integers
 
 REASON = "it only computes kernels of 3"
 
@@ -128,6 +129,7 @@ def test_the_last_always_accepts_and_the_first_that_accepts_is_chosen(case, kind
     assert plan.algorithm is table[place]
     assert plan.passed_over == tuple((a.NAME, r) for a, r in zip(table[:place], reasons))
     assert isinstance(plan.workspace, int) and plan.workspace >= 0  # some need none
+    assert plan.blocking and 0 <= plan.share < (4 if hasattr(plan.algorithm, "BEYOND") else 1)
     assert choose(problem) is plan
 
 
@@ -137,6 +139,48 @@ def test_a_plan_prints_shapes_work_and_workspace(kind):
     assert f"{kind} of x (8, 6, 11), w (4, 3, 5) -> y (8, 4, 6), float64" in text
     assert "5,760 FLOP on 6,240 bytes" in text
     assert "workspace" in text and "algorithm    " in text
+
+
+LAYERS = {
+    "pairs": ((8, 64, 28, 28), (96, 64, 1, 1), {}, "bfloat16"),
+    "products": ((8, 64, 28, 28), (96, 64, 1, 1), {}, "float32"),
+    "joined": ((8, 3, 64, 64), (32, 3, 7, 7), dict(stride=2), "float32"),
+    "grouped": ((8, 32, 112, 112), (32, 1, 3, 3), dict(padding=1, groups=32), "float32"),
+    "winograd": ((8, 64, 28, 28), (96, 64, 3, 3), dict(padding=1), "float32"),
+    "direct": ((8, 64, 28, 28), (96, 64, 3, 3), dict(stride=2), "float32"),
+}
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_plan_tells_how_it_cuts_the_work_and_what_it_expects(name, kind, layout):
+    x_shape, w_shape, options, dtype = LAYERS[name]
+    g = konv.geometry(x_shape, w_shape, **options, dtype=BFLOAT16 if dtype == "bfloat16" else dtype)
+    plan = choose(Problem(kind, g, dtype, layout=layout))
+    text = str(plan)
+    assert f"blocking     {plan.blocking}" in text and re.search(r"; \d+ pieces?, \d+ threads?", plan.blocking)
+    assert f"expected     {plan.share:.0%} of the {plan.limit} limit" in text
+    assert 0.02 < plan.share < 4 and (plan.share > 1) == (plan.algorithm.NAME in ("pairs", "winograd"))
+    assert plan.limit == ("memory" if name == "grouped" else "multiply-add")
+    planning.forget()
+    assert (choose(Problem(kind, g, dtype, layout=layout)).blocking, plan.share) == (plan.blocking, plan.share)
+    fewer = dataclasses.replace(g, batch=1)
+    assert roofline.share(Problem(kind, fewer, dtype), 1, speed=0.8, moving=1, storing=1) < roofline.share(
+        Problem(kind, g, dtype), 1, speed=0.8, moving=1, storing=1
+    )  # what a call costs counts for more
+
+
+def test_an_algorithm_need_not_tell(counting):
+    plan = konv.plan((2, 4, 9), (4, 4, 3))
+    assert plan.algorithm is counting and plan.blocking is plan.share is None
+    assert "blocking" not in str(plan) and "expected" not in str(plan)
+
+
+def test_the_columns_are_told():
+    with prefer("columns"):
+        text = str(konv.plan((8, 64, 28, 28), (96, 64, 3, 3)))
+    assert "blocking     the windows of " in text and "of the multiply-add limit" in text
 
 
 def test_the_names_of_the_algorithms_differ():

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from konv.arrays import accumulator
+from konv.engine import roofline
 from konv.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -170,3 +171,17 @@ def _by_group(dy: np.ndarray, g: Geometry, dtype: np.dtype) -> np.ndarray:
     """(n, F, *rows) -> (n, groups, F // groups, positions)"""
     positions = math.prod(dy.shape[2:])
     return np.ascontiguousarray(dy, dtype).reshape(len(dy), g.groups, g.filters // g.groups, positions)
+
+
+def blocking(problem: Problem) -> str:
+    """What is laid out at once, in words."""
+    g = problem.geometry
+    samples, rows = _block(g, 8 if problem.dtype == "float64" else 4)
+    return f"the windows of {samples} x {rows} x {math.prod(g.output[1:])} outputs as a matrix; the BLAS's threads"
+
+
+def share(problem: Problem) -> float:
+    """Of the limit; see :mod:`konv.engine.roofline`. Copies of all windows take longer than their product."""
+    g = problem.geometry
+    copies = g.batch * g.channels * math.prod(g.kernel + g.output) * g.itemsize / max(1, g.bytes)
+    return roofline.share(problem, 1.0, speed=0.5, moving=1 + copies, storing=0)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from konv.engine.axes import FORWARD, Axes, Axis, axes_of, forward_axes
+from konv.engine.axes import FORWARD, Axes, Axis, axes_of, forward_axes, gradient_phases
 from konv.engine.channels import AHEAD, accumulate_channels, correlate_channels
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
@@ -154,3 +154,18 @@ def tile_of(columns: int) -> int:
     if columns <= SHORT * most // 8:
         return columns
     return min((n for n in (8, 7, 4, 2, 1) if n <= min(most, columns)), key=lambda n: -(-columns // n) * (n + 2))
+
+
+def blocking(g: Geometry, dtype: str, kind: str) -> str:
+    """Tile and pieces, in words."""
+    lanes = machine().lanes(dtype)
+    if kind == "weight_gradient":
+        job = accumulation(g, dtype).job
+        used, what = width(job.pieces, g.flops // 2), "summed over"
+    else:
+        plan = correlation(g, FORWARD if kind == "forward" else gradient_phases(g)[0], dtype, dtype, get_threads())
+        job, used, what = plan.job, plan.threads, "computed in"
+    return (
+        f"{lanes} channels in a vector, {what} {job.numbers['chunk']} rows of {job.numbers['out_width']} outputs a piece; "
+        f"{job.cut(used)}"
+    )

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from konv.engine import columns, memory, weights
+from konv.engine import columns, memory, roofline, weights
 from konv.engine.correlate import RUN, correlate
 from konv.engine.launch import Job, address
 from konv.engine.machine import Machine, dtype_name, machine, wide_type
@@ -48,7 +48,8 @@ LARGE_WEIGHTS = 1 << 21  # these come from memory, where longer pieces are faste
 SLICE_TAPS_LARGE = 288
 
 __all__ = [
-    "NAME", "declines", "forward", "in_place", "input_gradient", "weight_and_bias_gradient", "weight_gradient", "workspace",
+    "NAME", "blocking", "declines", "forward", "in_place", "input_gradient", "share", "weight_and_bias_gradient",
+    "weight_gradient", "workspace",
 ]  # fmt: skip
 
 
@@ -328,3 +329,38 @@ def run(
             )  # fmt: skip
         finite = finite and not np.count_nonzero(checks)
     return finite
+
+
+def blocking(problem: Problem) -> str:
+    """Tile, block and pieces, in words."""
+    g, dtype, last = problem.geometry, problem.dtype, problem.layout == "last"
+    if problem.kind == "weight_gradient":
+        return weights.blocking(g, dtype, last)
+    gradient = problem.kind == "input_gradient"
+    plan, *more = correlations(g, gradient, dtype, dtype, problem.layout, problem.layout, get_threads(), True)
+    n, tile = plan.job.numbers, _tile(problem)
+    return (
+        f"{tile.runs} x {tile.run} pixels by {tile.filters} filters in registers; blocks of {n['block_images']} x "
+        f"{n['block_rows']} x {n['block_columns']} outputs by {n['part_panels'] * tile.filters} filters, summed over "
+        f"{n['slice_channels']} channels at a time; {plan.job.cut(plan.threads)}"
+        + (f", {1 + len(more)} times" if more else "")
+    )
+
+
+def share(problem: Problem) -> float:
+    """Of the limit; see :mod:`konv.engine.roofline`. Sums of few products wait for their stores."""
+    g, dtype = problem.geometry, problem.dtype
+    if problem.kind == "weight_gradient":
+        done = weights.done(g, dtype, problem.layout == "last")
+        return roofline.share(problem, done, speed=0.8, moving=1.0, storing=0)
+    tile, gradient = _tile(problem), problem.kind == "input_gradient"
+    done = roofline.padding((g.channels if gradient else g.filters) // g.groups, tile.filters)
+    done *= roofline.padding(sweeps(g, gradient)[2].sums, tile.run)
+    return roofline.share(problem, done, speed=0.85, moving=0.75, storing=6)
+
+
+def _tile(problem: Problem) -> Tile:
+    g, gradient = problem.geometry, problem.kind == "input_gradient"
+    filters = (g.channels if gradient else g.filters) // g.groups
+    outputs = sweeps(g, gradient)[2].worthwhile_block
+    return tile_for(machine(), machine().lanes(problem.dtype), filters, outputs, problem.layout == "first")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from konv.arrays import all_finite, known_layout
-from konv.engine import columns, depthwise, direct
+from konv.engine import columns, depthwise, direct, roofline
 from konv.engine.axes import FORWARD, Axis, forward_axes, gradient_axes, gradient_phases, leaves_cells
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
@@ -351,3 +351,37 @@ def _lanes(dtype: str, row: int) -> int:
     """Half vectors where a row is no longer than one."""
     lanes = machine().lanes(dtype)
     return lanes // 2 if row <= lanes // 2 and lanes > 4 else lanes
+
+
+def blocking(problem: Problem) -> str:
+    """Tile and pieces, in words."""
+    g, dtype = problem.geometry, problem.dtype
+    if problem.layout == "last":
+        return depthwise.blocking(g, dtype, problem.kind)
+    if problem.kind == "weight_gradient":
+        plan = _accumulation(g, dtype, get_threads())
+        n = plan.job.numbers
+        return (
+            f"rows of dy times rows of x, {_lanes(dtype, g.output[-1])} pixels in a vector; {n['group_chunk']} groups of "
+            f"{n['part_images']} images a piece; {plan.job.cut(plan.threads)}"
+        )
+    plans = _correlations(g, problem.kind == "input_gradient", dtype, dtype, get_threads())
+    if not plans:
+        return "nothing to compute"
+    n = plans[0].job.numbers
+    vector = _lanes(dtype, n["out_width"])
+    return (
+        f"{vector} neighbouring pixels in a vector; {n['chunk']} planes of at most {n['block_rows']} x {n['out_width']} outputs "
+        f"a piece; {plans[0].job.cut(plans[0].threads)}" + (f", {len(plans)} times" if len(plans) > 1 else "")
+    )
+
+
+def share(problem: Problem) -> float:
+    """Of the limit; see :mod:`konv.engine.roofline`. Little is computed with a number that is read: reading counts."""
+    g = problem.geometry
+    row = g.spatial[-1] if problem.kind == "input_gradient" else g.output[-1]
+    lanes = _lanes(problem.dtype, row)
+    done = roofline.padding(row, lanes) if problem.layout == "first" else roofline.padding(g.channels, lanes)
+    if problem.kind == "weight_gradient":
+        return roofline.share(problem, done, speed=0.65, moving=2, storing=0)
+    return roofline.share(problem, done, speed=0.8, moving=1.25, storing=2)

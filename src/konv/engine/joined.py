@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from konv.engine import columns, direct
+from konv.engine import columns, direct, roofline
 from konv.engine.direct import Join
 from konv.engine.simd import ITEMSIZE
 from konv.engine.threads import get_threads
@@ -33,7 +33,7 @@ LEAST_SHARE = 0.2  # of the products that must count
 # Up to these the kernel of grouped.py is 1.25-6 times as fast; for 11 x 11, or stride 4 and 20 taps of 1-D, 0.7-0.8 times.
 PLANES_STRIDE, PLANES_KERNEL = 2, 10
 
-__all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
+__all__ = ["NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_gradient", "workspace"]
 
 
 def declines(problem: Problem) -> str | None:
@@ -134,3 +134,24 @@ def _joined(g: Geometry) -> tuple[Geometry, Join]:
         output=tuple(-(-length // n) for length, n in zip(g.spatial, sizes)), itemsize=g.itemsize,
     )  # fmt: skip
     return inner, Join(g.channels, rows, width, g.spatial, math.prod(-(-k // s) for k, s in zip(g.kernel, g.stride)))
+
+
+def blocking(problem: Problem) -> str:
+    """What is joined, and how that is cut, in words."""
+    inner, join = _joined(problem.geometry)
+    plan, *_ = direct.correlations(
+        inner, False, problem.dtype, problem.dtype, *[problem.layout] * 2, get_threads(), True, join
+    )
+    n = plan.job.numbers
+    return (
+        f"{join.channels} channels of {join.rows} x {join.columns} cells joined as filters; blocks of {n['block_images']} x "
+        f"{n['block_rows']} x {n['block_columns']} rectangles, summed over {n['slice_channels']} filters at a time; "
+        f"{plan.job.cut(plan.threads)}"
+    )
+
+
+def share(problem: Problem) -> float:
+    """Of the limit; see :mod:`konv.engine.roofline`."""
+    inner, _ = _joined(problem.geometry)
+    done = inner.flops / problem.geometry.flops * roofline.padding(inner.filters, LANES)
+    return roofline.share(problem, done, speed=0.65, moving=1, storing=6)

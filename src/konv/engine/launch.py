@@ -43,6 +43,7 @@ class Job:
     Attributes
     ----------
     pointers : names of the pointers
+    numbers : the integers by name
     tables : the tables by name
     """
 
@@ -52,6 +53,7 @@ class Job:
             raise TypeError(f"{kernel.name} has no arguments {sorted(unknown)}")
         self.kernel, self.pieces = kernel, pieces
         self.tables = {name: table for name, table in numbers.items() if isinstance(table, np.ndarray)}
+        self.numbers = {name: int(number) for name, number in numbers.items() if name not in self.tables}
         numbers |= {name: address(table) for name, table in self.tables.items()}
         # What is the same in every run is packed once, so that a run packs a few pointers.
         self._cells: list[bytes | int] = [struct.pack(f"{HEADER}q", 0, 0, pieces, kernel.address, *[0] * (HEADER - 4))]
@@ -86,6 +88,10 @@ class Job:
             parallel(_worker_address(), job, threads, 0)
         else:
             _in_python_threads(job, threads)
+
+    def cut(self, threads: int) -> str:
+        """Pieces and threads, in words."""
+        return ", ".join(f"{n} {what}{'s' * (n != 1)}" for n, what in ((self.pieces, "piece"), (threads, "thread")))
 
 
 def _in_python_threads(job: bytes, threads: int) -> None:

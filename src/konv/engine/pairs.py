@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from konv.arrays import known_layout
-from konv.engine import memory
+from konv.engine import memory, roofline
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine
 from konv.engine.pairs_kernels import multiply_pairs
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from konv.engine.plan import Problem
 
 NAME = "pairs"
+BEYOND = "an instruction multiplies and adds two numbers a lane"
 ROWS_BYTES = 256 << 10  # rows of w that stay in L2; each panel of pixels, a part of L1, meets them all while they do
 BLOCK_BYTES = 384 << 10  # where there are more, packed pixels stay in L2 beside them
 PIECE_PANELS = 24  # of pixels
@@ -44,7 +45,7 @@ PARTS_BYTES = 256 << 10  # what sums over parts of the pixels may take, or 1/16 
 PIECES = 8  # so many, that threads share them evenly
 CELL = 4  # bytes of a pair, and of a sum
 
-__all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
+__all__ = ["NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_gradient", "workspace"]
 
 
 def declines(problem: Problem) -> str | None:
@@ -227,3 +228,18 @@ def _gradient(g: Geometry, out_dtype: str, last: bool, threads: int) -> Gradient
         part_cells = -(-parts * cells // lanes) * lanes
     used = width(sums.pieces, images * pixels * cells)
     return Gradient(sums, add, part_cells, used, (part_cells + used * slot_size) * CELL)
+
+
+def blocking(problem: Problem) -> str:
+    """Blocks and pieces, in words."""
+    g, dtype, last, threads = problem.geometry, problem.dtype, problem.layout == "last", get_threads()
+    if problem.kind == "weight_gradient":
+        sums = _gradient(g, dtype, last, threads)
+        return f"blocks of filters by channels, summed over blocks of pixels; {sums.sums.cut(sums.threads)}"
+    product = (_product_last if last else _product)(g, problem.kind == "input_gradient", dtype, threads)
+    return f"blocks of pixels by blocks of w's rows, two numbers in a lane; {product.multiply.cut(product.threads)}"
+
+
+def share(problem: Problem) -> float:
+    """Of the limit in float32; see :mod:`konv.engine.roofline`. Two products an instruction."""
+    return roofline.share(problem, 0.5, speed=0.65, moving=1.5, storing=1)

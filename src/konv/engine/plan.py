@@ -85,7 +85,7 @@ def problem(kind: str, g: Geometry, dtype: str, layout: str = "first") -> Proble
 
 
 class Algorithm(Protocol):
-    """What a module in the table offers; see :mod:`konv.engine`."""
+    """What a module in the table offers; see :mod:`konv.engine`. ``blocking`` and ``share`` may be missing."""
 
     NAME: str
 
@@ -94,6 +94,15 @@ class Algorithm(Protocol):
 
     def workspace(self, problem: Problem) -> int:
         """Bytes it allocates beside inputs and output."""
+
+    def blocking(self, problem: Problem) -> str:
+        """How it cuts the problem, in words: tile, blocks, pieces, threads."""
+
+    def share(self, problem: Problem) -> float:
+        """The least time that the machine's limits allow over the one expected; see :mod:`konv.engine.roofline`.
+
+        An algorithm whose share may be more than 1 says why in ``BEYOND``.
+        """
 
     def forward(self, x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
         """Write y = conv(x, w) + b into ``out``."""
@@ -142,6 +151,11 @@ class Plan:
     algorithm : the one that computes it
     workspace : int, bytes allocated beside inputs and output
     passed_over : tuple of (name, reason), the algorithms asked before it
+    blocking : str, how the algorithm cuts the problem: tile, blocks, pieces, threads; None if it does not tell
+    limit : "multiply-add" or "memory", whichever takes longer: the formula's operations, or reading x and w and writing y
+    share : float, of that limit, that is expected to be reached: from shapes and figures measured once, not from this
+        machine; within a factor of 1.3 for most layers. More than 1 where an algorithm multiplies less than the formula.
+        None if the algorithm does not tell
     """
 
     problem: Problem
@@ -149,8 +163,27 @@ class Plan:
     workspace: int
     passed_over: tuple[tuple[str, str], ...]
 
+    @property
+    def blocking(self) -> str | None:
+        """See above."""
+        describe = getattr(self.algorithm, "blocking", None)
+        return describe(self.problem) if describe else None
+
+    @property
+    def limit(self) -> str:
+        """See above."""
+        from konv.engine.roofline import binds
+
+        return binds(self.problem)
+
+    @property
+    def share(self) -> float | None:
+        """See above."""
+        expected = getattr(self.algorithm, "share", None)
+        return expected(self.problem) if expected else None
+
     def __str__(self) -> str:
-        g = self.problem.geometry
+        g, share = self.problem.geometry, self.share
         lines = [
             f"{self.problem.kind} of x {g.x_shape}, w {g.w_shape} -> y {g.output_shape}, {self.problem.dtype}"
             + (", channels last" if self.problem.layout == "last" else ""),
@@ -158,6 +191,11 @@ class Plan:
             f"work         {g.flops:,} FLOP on {g.bytes:,} bytes",
             f"workspace    {self.workspace:,} bytes",
         ]
+        if self.blocking:
+            lines.append(f"blocking     {self.blocking}")
+        if share is not None:
+            more = f": {getattr(self.algorithm, 'BEYOND', '')}" if share > 1 else ""
+            lines.append(f"expected     {share:.0%} of the {self.limit} limit{more}")
         lines += [f"passed over  {name}: {reason}" for name, reason in self.passed_over]
         return "\n".join(lines)
 
@@ -261,6 +299,8 @@ def plan(
     algorithm    winograd
     work         1,849,688,064 FLOP on 12,992,512 bytes
     workspace    ... bytes
+    blocking     tiles of 4 x 4 outputs; blocks of ...
+    expected     ...% of the multiply-add limit: 36 products stand for the formula's 144
     passed over  pairs: float32; it multiplies pairs of bfloat16
     passed over  products: windows see padding
     passed over  ...

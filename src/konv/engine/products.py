@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from konv.engine import memory
+from konv.engine import memory, roofline
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.products_kernels import multiply_pixels
@@ -40,7 +40,7 @@ PIECES = 8  # so many, that threads share them evenly
 PADDED_BYTES = 512 << 10  # of padded images that are computed together
 LEAST_CELLS = 4  # of a kernel whose windows see padding: fewer are few phases of the direct algorithm
 
-__all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
+__all__ = ["NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_gradient", "workspace"]
 
 
 def declines(problem: Problem) -> str | None:
@@ -349,3 +349,33 @@ def _run_gradient(g: Geometry, dy: np.ndarray, x: np.ndarray, out: np.ndarray) -
         job.sums.run(job.threads, dy=address(dy), x=address(x), out=target, workspace=space + job.part_cells * itemsize)
         if job.add:
             job.add.run(width(job.add.pieces, job.part_cells), sums=space, out=address(out))
+
+
+def blocking(problem: Problem) -> str:
+    """Tile, blocks and pieces, in words."""
+    g, dtype, gradient = problem.geometry, problem.dtype, problem.kind == "input_gradient"
+    rows, vectors = tile_shape()
+    wide = vectors * machine().lanes(dtype)
+    if problem.kind == "weight_gradient":
+        sums = _gradient(g, dtype, dtype, get_threads())
+        n = sums.sums.numbers
+        return (
+            f"{rows} filters by up to {wide} numbers of a window in registers; regions of {n['region_rows']} filters by "
+            f"{n['region_columns']} numbers, summed over blocks of {n['block_images'] * n['block_pixels']} pixels in "
+            f"{n['parts']} parts; {sums.sums.cut(sums.threads)}"
+        )
+    product = _product(_padded(g) if _crops(problem) else g, gradient, dtype, dtype, get_threads())
+    n, role = product.multiply.numbers, "numbers of a window" if gradient else "filters"
+    return (
+        f"{rows} {role} by up to {wide} pixels in registers; blocks of {n['block_panels']} such panels of pixels by "
+        f"{min(n['part_groups'] * n['row_group'], n['row_count'])} {role}, each a sum of {n['reduction']} products; "
+        f"{product.multiply.cut(product.threads)}" + (", then cropped" if _crops(problem) else "")
+    )
+
+
+def share(problem: Problem) -> float:
+    """Of the limit; see :mod:`konv.engine.roofline`. Short lines of few rows are packed as long as they are multiplied."""
+    g, rows = problem.geometry, tile_shape()[0]
+    numbers = g.channels // g.groups * math.prod(g.kernel)
+    done = roofline.padding(numbers if problem.kind == "input_gradient" else g.filters // g.groups, rows)
+    return roofline.share(problem, done, speed=0.75, moving=1.5, storing=1)

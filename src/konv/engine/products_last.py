@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from konv.engine import memory
+from konv.engine import memory, roofline
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.products import overlap, tile_shape
@@ -29,7 +29,7 @@ NAME = "products_last"
 BLOCK_BYTES = 384 << 10  # the panels of a piece stay in L2
 BLOCK_PIXELS = 512  # that they are used for
 
-__all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
+__all__ = ["NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_gradient", "workspace"]
 
 
 def declines(problem: Problem) -> str | None:
@@ -159,3 +159,23 @@ def _run(g: Geometry, transposed: bool, x: np.ndarray, w: np.ndarray, b: Any, ou
             job.threads, w=address(w), x=address(x), bias=address(bias), y=address(out), workspace=space,
             x_segments=address(job.x_segments), y_segments=address(job.y_segments),
         )  # fmt: skip
+
+
+def blocking(problem: Problem) -> str:
+    """Tile, blocks and pieces, in words."""
+    g, dtype, gradient = problem.geometry, problem.dtype, problem.kind == "input_gradient"
+    product, rows = _product(g, gradient, dtype, dtype, get_threads()), tile_shape()[0]
+    n, role = product.multiply.numbers, "numbers of a window" if gradient else "filters"
+    width = len(product.no_bias) // n["run_panels"]
+    return (
+        f"{rows} pixels by {width} {role} in registers; blocks of {n['block_pixels']} pixels by "
+        f"{min(n['part_panels'] * width, n['run'] * len(product.y_segments))} {role}, each a sum of "
+        f"{n['segments'] * n['segment_length']} products; {product.multiply.cut(product.threads)}"
+    )
+
+
+def share(problem: Problem) -> float:
+    """Of the limit; see :mod:`konv.engine.roofline`."""
+    g, lanes = problem.geometry, machine().lanes(problem.dtype)
+    run = g.channels * g.kernel[-1] if problem.kind == "input_gradient" else g.filters
+    return roofline.share(problem, roofline.padding(run, lanes), speed=0.75, moving=0.75, storing=6)

@@ -115,3 +115,25 @@ def _prepare(g: Geometry, dtype: str, out: str, last: bool, threads: int) -> Pre
     )  # fmt: skip
     adding = width(add.pieces, blocks.parts * math.prod(g.w_shape))
     return Prepared(multiply, add, used, adding, (cut.sums_size * blocks.pieces, cut.slot_size * used))
+
+
+def blocking(g: Geometry, dtype: str, last: bool) -> str:
+    """Tile, blocks and pieces, in words."""
+    if g.batch == 0:
+        return "nothing to sum"
+    cut, job = layout(g, dtype, last), _prepare(g, dtype, dtype, last, get_threads())
+    tile, pixels, lanes = cut.weights.tile, cut.pixels, machine().lanes(dtype)
+    return (
+        f"{tile.joined} x {tile.rows} numbers by {tile.vectors * lanes} filters in registers; blocks of {cut.weights.channels} "
+        f"channels by {cut.weights.block_panels * tile.vectors * lanes} filters, summed over units of {pixels.planes} x "
+        f"{pixels.rows} x {pixels.columns} outputs in {cut.weights.parts} parts; {job.multiply.cut(job.threads)}"
+    )
+
+
+def done(g: Geometry, dtype: str, last: bool) -> float:
+    """Multiply-adds for each one of the formula."""
+    if g.batch == 0:
+        return 1.0
+    cut = layout(g, dtype, last).weights
+    filters = cut.panels * cut.tile.vectors * machine().lanes(dtype) / (g.filters // g.groups)
+    return filters * cut.channel_blocks * cut.rows / (g.channels // g.groups * math.prod(g.kernel))

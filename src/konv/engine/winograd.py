@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from konv.arrays import known_layout
-from konv.engine import memory, winograd_weights
+from konv.engine import memory, roofline, winograd_weights
 from konv.engine.launch import Job, address
-from konv.engine.machine import dtype_name, wide_type
+from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.threads import get_threads, width
 from konv.engine.winograd_cuts import Axes, Sizes, best
 from konv.engine.winograd_formulas import OUTPUTS, TAPS
@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from konv.engine.plan import Problem
 
 NAME = "winograd"
+BEYOND = "36 products stand for the formula's 144"
 LEAST_CHANNELS, LEAST_FILTERS, LEAST_OUTPUTS, LEAST_OUTPUTS_OF_WEIGHTS, LEAST_TILES = 8, 9, 6, 9, 16  # see `declines`
 
-__all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
+__all__ = ["NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_gradient", "workspace"]
 
 
 def declines(problem: Problem) -> str | None:
@@ -164,3 +165,32 @@ def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transp
             job.threads, x=address(x), w=address(w), bias=address(bias), y=address(out), points=points,
             slots=points + job.filter_cells * bias.itemsize,
         )  # fmt: skip
+
+
+def blocking(problem: Problem) -> str:
+    """Tiles, blocks and pieces, in words."""
+    g, dtype = problem.geometry, problem.dtype
+    if problem.kind == "weight_gradient":
+        return winograd_weights.blocking(g, dtype, problem.layout)
+    transposed = problem.kind == "input_gradient"
+    job = _prepare(g, transposed, dtype, dtype, problem.layout, get_threads())
+    n, sizes = job.multiply.numbers, Sizes.of(g, transposed, wide_type(dtype))
+    panel = sizes.vectors * sizes.lanes
+    when = "ahead" if job.transform else "for each piece"
+    return (
+        f"tiles of {OUTPUTS} x {OUTPUTS} outputs; blocks of {n['block_rows']} x {n['block_columns']} tiles by "
+        f"{min(n['part_panels'] * panel, sizes.filters)} filters, {panel} at a time, summed over {sizes.chunk_channels} channels "
+        f"at a time, filters transformed {when}; {job.multiply.cut(job.threads)}"
+    )
+
+
+def share(problem: Problem) -> float:
+    """Of the limit; see :mod:`konv.engine.roofline`. Above 1, for 36 products stand for the formula's 144."""
+    g, transposed = problem.geometry, problem.kind == "input_gradient"
+    axes, lanes = Axes.of(g, transposed), machine().lanes(problem.dtype)
+    outputs = math.prod(axes.output[1:])
+    done = (OUTPUTS + TAPS - 1) ** 2 / TAPS**2 * axes.tile_rows * axes.tile_columns / outputs
+    done *= roofline.padding(g.channels if transposed else g.filters, lanes)
+    if problem.kind == "weight_gradient":
+        return roofline.share(problem, done, speed=0.5, moving=0.75, storing=0)
+    return roofline.share(problem, done, speed=0.6, moving=0.75, storing=0)

@@ -139,3 +139,13 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
             job.add.run(width(job.add.pieces, job.part_cells), sums=parts, dw=address(target))
     if target is not out:
         out[...] = target
+
+
+def blocking(g: Geometry, dtype: str, layout: str) -> str:
+    """Tiles, blocks and pieces, in words."""
+    job = prepare(g, dtype, layout, get_threads())
+    n = job.multiply.numbers
+    return (
+        f"tiles of 4 x 4 outputs; blocks of {n['block_channels']} channels by {n['block_filters']} filters, summed over blocks "
+        f"of {n['block_rows']} x {n['block_columns']} tiles in {n['parts']} parts; {job.multiply.cut(job.threads)}"
+    )
