@@ -211,7 +211,7 @@ def _pixels(g: Geometry, cell_bytes: int, last: bool) -> Pixels:
     return pixels
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)
 def _tile(run: int, runs: int, depth_runs: int, filters: int, lanes: int) -> Tile:
     """The tile that wastes least: multiply-adds and loads go two a cycle, and eight sums hide the latency of an addition."""
     host = machine()
