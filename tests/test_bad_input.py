@@ -509,3 +509,29 @@ def test_out_beside_x_in_the_same_memory_is_taken():
     memory[0] = np.arange(9)
     konv.conv(memory[:1], np.ones((1, 1, 1)), out=memory[1:])
     assert (memory[1] == memory[0]).all()
+
+
+@pytest.mark.parametrize("method", ["read", "real_taps"])
+def test_a_spatial_axis_that_is_not_there(method):
+    ask = getattr(konv.geometry((1, 1, 4, 6), (1, 1, 3, 3)), method)
+    with pytest.raises(ValueError, match="axis=5: expected one of the 2 spatial axes, 0 to 1"):
+        ask(5)
+    with pytest.raises(ValueError, match="axis=-1: must be at least 0"):
+        ask(-1)
+    with pytest.raises(TypeError, match=r"axis=0\.5: expected an integer, not float"):
+        ask(0.5)
+
+
+def test_numbers_that_no_float_can_hold():
+    for name, make in (("lr", konv.SGD), ("lr", konv.Adam)):
+        with pytest.raises(ValueError, match=rf"{name} must be a number that a float can hold, got 10{{400}}$"):
+            make(**{name: 10**400})
+    with pytest.raises(ValueError, match=r"b=10{400}: expected a number that float64 can hold"):
+        konv.Convolution(np.ones((1, 1, 2)), 10**400)
+
+
+@pytest.mark.parametrize("layer", [konv.ReLU(), konv.Sigmoid(), konv.Dropout(0.5), konv.Dropout(0.5).eval()], ids=str)
+def test_an_array_of_no_axes_stays_an_array(layer):
+    x = np.array(2, np.float32)
+    results = [layer.forward(x), *([layer.backward(x)] if layer.training else [])]
+    assert all(type(r) is np.ndarray and r.shape == () and r.dtype == np.float32 for r in results)

@@ -110,7 +110,13 @@ class Geometry:
         """Which cells of spatial axis ``axis`` some window reads: bool, shape (spatial[axis],).
 
         A cell of the input is read exactly if it is read on every axis.
+
+        Raises
+        ------
+        TypeError, ValueError
+            ``axis`` is no integer, or there is no such spatial axis.
         """
+        self._check_axis(axis)
         length, (low, high) = self.spatial[axis], self.padding[axis]
         kernel, stride, dilation = self.kernel[axis], self.stride[axis], self.dilation[axis]
         out, window = self.output[axis], self.receptive_field[axis]
@@ -127,13 +133,24 @@ class Geometry:
         result[source_cells(length, (low, high), self.padding_mode)[touched]] = True
         return result
 
+    def _check_axis(self, axis: int) -> None:
+        if checked_integer("axis", axis, 0) >= self.axes:
+            raise ValueError(f"axis={axis}: expected one of the {self.axes} spatial axes, 0 to {self.axes - 1}")
+
     @property
     def unread_cells(self) -> int:
         """Input cells of one channel that no window reads."""
         return math.prod(self.spatial) - math.prod(int(self.read(a).sum()) for a in range(self.axes))
 
     def real_taps(self, axis: int, outputs: np.ndarray | None = None) -> np.ndarray:
-        """For outputs along ``axis`` (all of them), how many of the ``kernel`` taps fall on input, not on padding: int."""
+        """For outputs along ``axis`` (all of them), how many of the ``kernel`` taps fall on input, not on padding: int.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As :meth:`read`.
+        """
+        self._check_axis(axis)
         length, (low, _) = self.spatial[axis], self.padding[axis]
         kernel, dilation = self.kernel[axis], self.dilation[axis]
         if outputs is None:

@@ -116,7 +116,7 @@ class Sigmoid(Layer):
         values = x.astype(accumulator(x.dtype), copy=False)
         with np.errstate(under="ignore"):  # exp(-1000) is 0, and that is right
             out = np.exp(np.minimum(values, 0)) / (1 + np.exp(-np.abs(values)))
-            out = out.astype(x.dtype, copy=False)
+            out = np.asarray(out, x.dtype)  # of no axes it would be a scalar
         # A copy: in-place work on the output must not change the gradient.
         self._remember((out.copy(), x.dtype) if self.training else None)
         return out
@@ -138,4 +138,4 @@ class Sigmoid(Layer):
         working = accumulator(dtype)
         dout, out = dout.astype(working, copy=False), out.astype(working, copy=False)
         with np.errstate(under="ignore"):
-            return (dout * out * (1 - out)).astype(dtype, copy=False)
+            return np.asarray(dout * out * (1 - out), dtype)

@@ -58,7 +58,10 @@ class _Convolution(Layer):
             return None
         filters, why = self._filters(W, groups)
         if isinstance(b, numbers.Real) and not isinstance(b, (bool, np.bool_)):
-            return np.full(filters, b, W.dtype)  # the book's programs pass 0
+            try:
+                return np.full(filters, b, W.dtype)  # the book's programs pass 0
+            except OverflowError:
+                raise ValueError(f"b={b}: expected a number that {W.dtype} can hold") from None
         checked_floats(b=checked_array("b", b))
         if b.shape != (filters,):
             raise ValueError(f"b has shape {b.shape}; expected (FN,) = ({filters},), {why}")

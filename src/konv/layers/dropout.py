@@ -96,11 +96,13 @@ class Dropout(Layer):
         (x,) = checked_floats(x=x)
         training = self.training if train_flg is None else bool(train_flg)
         if training:
-            mask = np.greater(self.rng.random(x.shape), self.dropout_ratio)
+            mask = np.asarray(
+                np.greater(self.rng.random(x.shape), self.dropout_ratio)
+            )  # of no axes it would be a scalar
             self._remember((mask, x.dtype), training)
-            return x * mask
+            return np.asarray(x * mask)
         self._remember(None, training)
-        return (x.astype(accumulator(x.dtype), copy=False) * (1.0 - self.dropout_ratio)).astype(x.dtype, copy=False)
+        return np.asarray(x.astype(accumulator(x.dtype), copy=False) * (1.0 - self.dropout_ratio), x.dtype)
 
     def backward(self, dout: np.ndarray) -> np.ndarray:
         """``dx = dout * mask`` in x's dtype. ``dout`` has x's shape.
@@ -116,4 +118,4 @@ class Dropout(Layer):
         (dout,) = checked_floats(dout=dout)
         check_upstream(dout, mask.shape, "dout")
         self._answered()
-        return dout.astype(dtype, copy=False) * mask
+        return np.asarray(dout.astype(dtype, copy=False) * mask)

@@ -34,7 +34,10 @@ class Setting:
         if not 0 <= value < self.below:
             limit = "and finite" if self.below == math.inf else f"and < {self.below:g}"
             raise ValueError(f"{self.name} must be >= 0 {limit}, got {value}")
-        optimizer.__dict__[self.name] = float(value)
+        try:
+            optimizer.__dict__[self.name] = float(value)
+        except OverflowError:
+            raise ValueError(f"{self.name} must be a number that a float can hold, got {value}") from None
 
 
 class Optimizer(ABC):
