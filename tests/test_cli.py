@@ -20,6 +20,7 @@ from konv import checks, commands
 from konv.gradcheck import gradcheck
 from konv.training import data
 from konv.training.loop import Trainer
+from programs import SECONDS
 
 ENVIRONMENT = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "100"}
 
@@ -42,7 +43,7 @@ def process(*words, **options):
     """``python -m konv WORDS`` in a process of its own."""
     command = [sys.executable, "-m", "konv", *map(str, words)]
     environment = {**os.environ, **ENVIRONMENT}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment, **options)
 
 
 def one_line_error(stderr):
@@ -121,7 +122,7 @@ def test_help_imports_nothing_heavy():
         "try:\n    main()\nexcept SystemExit as end:\n    print('code', end.code)\n"
         "print('heavy', sorted({'torch', 'sklearn', 'matplotlib', 'numba', 'PIL', 'pooch', 'scipy'} & sys.modules.keys()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS)
     assert done.stdout.endswith("code 0\nheavy []\n"), done.stdout + done.stderr
 
 
@@ -142,7 +143,7 @@ def test_letters_that_the_output_lacks(encoding, tmp_path, monkeypatch):
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_without_the_extra(missing):
     code = f"import sys\nsys.modules['{missing}'] = None\nfrom konv.cli import main\nmain()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 1 and not done.stdout
     assert "pip install 'konv[train]'" in done.stderr and "Traceback" not in done.stderr
 
@@ -488,5 +489,5 @@ def test_info_reads_caches(tmp_path):
 
 def test_torch_is_not_imported_to_learn_its_version():
     code = "import sys, konv\nkonv.info()\nprint('torch' in sys.modules, 'numba' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS)
     assert done.stdout == "False False\n", done.stderr

@@ -20,6 +20,7 @@ import pytest
 import konv
 import konv.book
 from konv.engine.plan import algorithms, forget
+from programs import SECONDS
 from test_architecture import place
 
 ROOT = Path(__file__).parents[1]
@@ -169,7 +170,11 @@ def help_of(*command: str) -> str:
     environment = os.environ | {"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"}
     code = "from konv.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, *command, "--help"], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, *command, "--help"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
     )
     assert done.returncode == 0, f"konv {' '.join(command)} --help: {done.stderr}"
     return done.stdout

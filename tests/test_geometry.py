@@ -189,14 +189,14 @@ HUGE = [
 @pytest.mark.parametrize("arguments", HUGE, ids=lambda a: str(a["x_shape"]))
 def test_shapes_that_overflow_are_refused_at_once(arguments):
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.process_time()  # not the clock's: others may use the machine
     try:
         with pytest.raises(ValueError, match="bytes, more than an array can have"):
             konv.geometry(**arguments)
         assert tracemalloc.get_traced_memory()[1] <= 100_000
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - began <= 1.0
+    assert time.process_time() - began <= 1.0
 
 
 def test_the_largest_shapes_that_do_fit_are_taken():

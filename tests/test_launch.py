@@ -238,22 +238,23 @@ def test_ctrl_c_leaves_a_usable_library(pool):
         x, w = np.ones((40, 16, 30, 30), np.float32), np.ones((16, 16, 5, 5), np.float32)
         right = konv.conv(x[:2], w)
         interrupts = 0
-        print("ready", flush=True)
         began = time.monotonic()
         while interrupts < 5 and time.monotonic() - began < 40:
             try:
+                print("ready", flush=True)  # in here: what is sent from now on is caught
                 while time.monotonic() - began < 40:
                     konv.conv(x, w)
             except KeyboardInterrupt:
-                time.sleep(0.05)  # helpers that have done their part leave
-                assert len(sys._current_frames()) == 1
+                interrupted = time.monotonic()
+                while len(sys._current_frames()) > 1:  # helpers that have done their part leave
+                    assert time.monotonic() - interrupted < 10
+                    time.sleep(0.01)
                 assert np.array_equal(konv.conv(x[:2], w), right)
                 interrupts += 1
-                print("interrupted", flush=True)
         assert interrupts == 5
     """)
     for _ in range(5):
-        if process.stdout.readline().strip() not in ("ready", "interrupted"):
+        if process.stdout.readline().strip() != "ready":
             break  # its end is told below
         time.sleep(0.03)
         process.send_signal(signal.SIGINT)
