@@ -7,7 +7,7 @@ import konv
 from compare import assert_equal, assert_same_bits
 from konv import textbook
 from konv.arrays import empty, laid_out
-from konv.engine import group_weights, small_planes, threads, winograd_groups
+from konv.engine import small_groups, small_planes, threads, winograd_groups
 from konv.engine.plan import KINDS, Problem
 from plain_engine import MACHINES, engine
 from strategies import integers
@@ -20,9 +20,11 @@ LAYERS = {
     "16 x 16, 7 pixels": (winograd_groups, (11, 32, 7, 7), (32, 16, 3, 3), dict(padding=1), ("first", "last")),
     "7 x 7 on 7 x 7": (small_planes, (3, 35, 7, 7), (35, 1, 7, 7), dict(padding=3), ("first",)),
     "7 x 8 on 5 x 16": (small_planes, (2, 16, 5, 16), (16, 1, 7, 8), dict(padding=((2, 6), (7, 0))), ("first",)),
-    "groups of 8": (group_weights, (5, 48, 9, 22), (48, 8, 3, 3), dict(padding=1), ("first", "last")),
-    "8 x 8, stride 3": (group_weights, (2, 16, 9, 38), (16, 8, 2, 5), dict(padding=((1, 0), (3, 2)), stride=(1, 3)), ("first",)),
-    "groups of 16": (group_weights, (2, 32, 6, 7), (32, 16, 3, 3), dict(padding=1), ("last",)),
+    "groups of 8": (small_groups, (5, 48, 9, 22), (48, 8, 3, 3), dict(padding=1), ("first", "last")),
+    "8 x 8, stride 3": (small_groups, (2, 16, 9, 38), (16, 8, 2, 5), dict(padding=((1, 0), (3, 2)), stride=(1, 3)), ("first",)),
+    "8 x 8 / 2": (small_groups, (2, 32, 9, 10), (32, 8, 3, 3), dict(padding=1, stride=2), ("first", "last")),
+    "8 x 8 / 3, left over": (small_groups, (1, 16, 11, 31), (16, 8, 2, 2), dict(padding=((0, 3), (1, 2)), stride=3), ("first",)),
+    "groups of 16": (small_groups, (2, 32, 6, 7), (32, 16, 3, 3), dict(padding=1), ("last",)),
 }  # fmt: skip
 EVERY = pytest.mark.parametrize(
     "name, layout", [(name, layout) for name, (*_, layouts) in LAYERS.items() for layout in layouts]

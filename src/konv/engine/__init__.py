@@ -3,7 +3,7 @@
 ::
 
     ops.py  --Problem-->  plan.choose  --asks in order-->  pairs -> products -> products_last -> fourier -> strips
-                                                           -> joined -> winograd_groups -> group_weights -> small_planes
+                                                           -> joined -> winograd_groups -> small_groups -> small_planes
                                                            -> grouped -> winograd -> direct -> columns
                                                            (the first that does not decline computes)
 
@@ -19,9 +19,9 @@
     windows.py                their tile, and windows that are taken apart and put together
     axes.py                   what an output reads, for the two below, which compute phase by phase
     grouped.py                pixels in lanes: jobs        planes.py, planes_outer.py   its kernels
-    small_planes.py           depthwise on small planes      small_planes_kernels.py   its kernels
-    group_weights.py          weight gradients of groups     group_weights_kernels.py   its kernels
     depthwise.py              the same, channels last      channels.py              its kernels
+    small_planes.py           depthwise on small planes      small_planes_kernels.py   its kernels
+    small_groups.py           groups of 8 and 16             small_groups_kernels.py   its kernels
     winograd.py               3 x 3, F(4x4, 3x3)           winograd_kernels.py      its kernels
     winograd_weights.py       its weight gradient          winograd_outer.py        its kernels
     winograd_formulas.py, winograd_tiles.py, winograd_cuts.py   formulas, tiles in memory, pieces

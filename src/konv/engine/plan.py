@@ -121,12 +121,12 @@ def algorithms() -> list[Algorithm]:
         columns,
         direct,
         fourier,
-        group_weights,
         grouped,
         joined,
         pairs,
         products,
         products_last,
+        small_groups,
         small_planes,
         strips,
         winograd,
@@ -136,7 +136,7 @@ def algorithms() -> list[Algorithm]:
 
     if not machine().fused:  # a CPU of before 2013: its BLAS is faster than kernels made of calls
         return [cast(Algorithm, columns)]
-    few = winograd_groups, group_weights, small_planes, grouped
+    few = winograd_groups, small_groups, small_planes, grouped
     modules = pairs, products, products_last, fourier, strips, joined, *few, winograd, direct, columns
     return [cast(Algorithm, module) for module in modules]
 

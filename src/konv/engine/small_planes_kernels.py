@@ -55,7 +55,9 @@ def correlate_small_planes(x_dtype, y_dtype, lanes, taps, x_width, out_width, pa
                                     total.set(pinned(fma(factor, pixel, total.get())))
                     for q, total in enumerate(sums):
                         results.put((row * out_width + begin + q) * lanes, total.get())
-            plane_out(results, y, first + channel, first + channels, out_height * out_width, lanes)
+            plane_out(
+                results, y, first + channel, first + channels, out_height * out_width, out_height * out_width, lanes
+            )
 
     wide = wide_type(x_dtype)
     return text, {"x": x_dtype, "w": wide, "bias": wide, "y": y_dtype, "slots": wide}
@@ -108,7 +110,9 @@ def accumulate_small_planes(dtype, lanes, taps, x_width, out_width, pad):
                     for t, product in enumerate(products):
                         at = (k * taps + t) * lanes
                         totals.put(at, totals.vec(at, lanes) + product.get())
-        plane_out(totals, sums, part * channels + channel, (part + 1) * channels, taps_high * taps, lanes)
+        plane_out(
+            totals, sums, part * channels + channel, (part + 1) * channels, taps_high * taps, taps_high * taps, lanes
+        )
         biases.put(part * channels + channel, bias.get(), channels - channel)
 
     wide = wide_type(dtype)
@@ -122,10 +126,13 @@ def cut(width, lanes):
     return [(width * i // parts, width * (i + 1) // parts) for i in range(parts)]
 
 
-def plane_in(array: Any, first: Any, end: Any, plane: Any, cells: Any, to: Any, lanes: int) -> None:
+def plane_in(array: Any, first: Any, end: Any, plane: Any, cells: Any, to: Any, lanes: int, ahead: Any = None) -> None:
     """``to[cell, lane] = array[first + lane, cell]``, ``plane`` from row to row; for ``end`` and later rows the last again."""
     rows = [array.at(minimum(first + i, end - 1) * plane) for i in range(lanes)]
     for q in loop(cells // lanes):
+        if ahead is not None:
+            for row in rows:
+                row.prefetch(q * lanes + ahead)
         for k, column in enumerate(transpose([row.vec(q * lanes, lanes) for row in rows])):
             to.put((q * lanes + k) * lanes, column)
     rest = cells - cells % lanes
@@ -134,8 +141,13 @@ def plane_in(array: Any, first: Any, end: Any, plane: Any, cells: Any, to: Any, 
             to.put((rest + k) * lanes, column)
 
 
-def plane_out(source: Any, array: Any, first: Any, end: Any, cells: Any, lanes: int) -> None:
-    """``array[first + lane, cell] = source[cell, lane]``, for rows before ``end``."""
+def plane_out(
+    source: Any, array: Any, first: Any, end: Any, plane: Any, cells: Any, lanes: int, ahead: Any = None
+) -> None:
+    """``array[first + lane, cell] = source[cell, lane]``, ``plane`` from row to row, for rows before ``end``."""
     for q in loop((cells + (lanes - 1)) // lanes):
+        if ahead is not None:
+            for i in range(lanes):
+                array.prefetch((first + i) * plane + q * lanes + ahead, write=True)
         for i, row in enumerate(transpose([source.vec((q * lanes + k) * lanes, lanes) for k in range(lanes)])):
-            array.put((first + i) * cells + q * lanes, row, (cells - q * lanes) * within(first + i, end))
+            array.put((first + i) * plane + q * lanes, row, (cells - q * lanes) * within(first + i, end))

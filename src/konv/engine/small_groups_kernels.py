@@ -1,4 +1,4 @@
-"""The weight gradient of small groups: a vector holds the same tap of whole groups, one channel a lane.
+"""Kernels for small groups: a vector holds the same cell of whole groups, one channel a lane.
 
 For each upstream pixel, each filter's gradient is spread over the lanes of its group; it meets the pixels under a row of
 taps. So 8 filters and 3 taps cost 8 shuffles and 4 loads for 24 multiply-adds, whatever the stride. The
@@ -12,7 +12,83 @@ import itertools
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, fma, loop, maximum, minimum, pinned, shuffle, splat
-from konv.engine.small_planes_kernels import plane_in
+from konv.engine.small_planes_kernels import plane_in, plane_out
+
+
+@kernel
+def correlate_groups(x_dtype, y_dtype, lanes, group, taps, down, up, pad, x_width, out_width, most, layout, back):
+    """Forward (``up`` is 1), or ``back``, the input gradient (``down`` is 1). A piece is (image, ``lanes`` channels).
+
+    Output o of a row and tap t meet cell c where ``down * o + t - pad == up * c``, of a gradient ``o - t + pad == up * c``.
+    At most so many outputs are summed together; ``rows`` tells the rows of x that a row of outputs meets, and of the kernel.
+    """
+    parts = -(-out_width // most)
+    tiles = [(out_width * i // parts, out_width * (i + 1) // parts) for i in range(parts)]
+
+    def meetings(begin, end):
+        """{cell: [(tap, output)]} of some outputs."""
+        met: dict[int, list[tuple[int, int]]] = {}
+        for o, t in itertools.product(range(begin, end), range(taps)):
+            at = o - t + pad if back else down * o + t - pad
+            if at % up == 0 and 0 <= at // up < x_width:
+                met.setdefault(at // up, []).append((t, o - begin))
+        return dict(sorted(met.items()))
+
+    def text(
+        piece, slot, x, weights, bias, y, slots, rows, chunks, slot_size, y_at,
+        channels, x_height, out_height, chunk_rows, weights_size,
+    ):  # fmt: skip
+        blocks = channels // lanes
+        image, block = piece // blocks, piece % blocks
+        channel = block * lanes
+        source = slots.at(slot * slot_size)
+        results, start = source.at(y_at), bias.vec(channel, lanes)
+        planes = image * channels + channel, (image + 1) * channels
+        for chunk in loop((out_height + (chunk_rows - 1)) // chunk_rows):
+            row = chunk * chunk_rows
+            own_rows = minimum(chunk_rows, out_height - row)
+            first, cells = chunks[chunk * 2], chunks[chunk * 2 + 1] * x_width
+            if layout == "first":
+                plane_in(x.at(first * x_width), *planes, x_height * x_width, cells, source, lanes, cells)
+            else:
+                gather(x.at((image * x_height + first) * x_width * channels + channel), channels, cells, source, lanes)
+            for r in loop(own_rows):
+                for begin, end in tiles:
+                    sums = [Variable(start) for _ in range(begin, end)]
+                    first_pair = rows[row + r]
+                    for n in loop(rows[row + r + 1] - first_pair):
+                        pair = out_height + 1 + (first_pair + n) * 2
+                        line = source.at((rows[pair] - first) * (x_width * lanes))
+                        factors = weights.at(block * weights_size + rows[pair + 1] * (taps * group * lanes))
+                        for i in range(group):
+                            row_of_taps = [factors.vec((t * group + i) * lanes, lanes) for t in range(taps)]
+                            for cell, met in meetings(begin, end).items():
+                                at = line.at(cell * lanes)
+                                pixel = (
+                                    splat(at[i], lanes) if group == lanes else spread(at.vec(0, lanes), i, group, lanes)
+                                )
+                                for t, o in met:
+                                    sums[o].set(pinned(fma(row_of_taps[t], pixel, sums[o].get())))
+                    for o, total in enumerate(sums):
+                        results.put((r * out_width + begin + o) * lanes, total.get())
+            if layout == "first":
+                plane_out(
+                    results,
+                    y.at(row * out_width),
+                    *planes,
+                    out_height * out_width,
+                    own_rows * out_width,
+                    lanes,
+                    chunk_rows * out_width,
+                )
+            else:
+                to = y.at((image * out_height + row) * out_width * channels + channel)
+                for p in loop(own_rows * out_width):
+                    to.put(p * channels, results.vec(p * lanes, lanes))
+
+    wide = wide_type(x_dtype)
+    pointers = {"x": x_dtype, "weights": wide, "bias": wide, "y": y_dtype, "slots": wide}
+    return text, pointers | {"rows": "int64", "chunks": "int64"}
 
 
 @kernel
