@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import konv
 from compare import assert_close, assert_equal, assert_same_bits, untouched
 from konv import textbook
-from konv.down import GRADIENTS, _layered, _layered_backward, _shape, declines, down_conv, down_conv_backward
+from konv.down import GRADIENTS, _layered, _layered_backward, _shape, down_conv, down_conv_backward, down_shape
 from konv.engine import down, memory
 from konv.engine.machine import machine
 from konv.layers.downconv import DownConv
@@ -249,7 +249,7 @@ def test_any_layout_and_nothing_is_written(layout):
 )
 def test_what_the_engine_declines_is_computed_one_after_the_other(case, reason):
     x, w1, b1, w2, b2, dy = arrays(case, whole(), np.float32)
-    assert reason in declines(x.shape, w1.shape, w2.shape, case[3], "float32")
+    assert reason in down.declines(_shape(x, w1, w2, case[3]))
     y, hidden = down_conv(x, w1, b1, w2, b2, padding=case[3])
     gradients = down_conv_backward(dy, x, hidden, w1, w2, padding=case[3])
     for actual, right in zip((y, *gradients), expected(x, w1, b1, w2, b2, dy, case[3]), strict=True):
@@ -258,7 +258,7 @@ def test_what_the_engine_declines_is_computed_one_after_the_other(case, reason):
 
 def test_a_machine_without_fused_multiply_add_is_declined():
     with engine(type(machine())("old", "+sse2", 16, 16)):
-        assert "multiply-add" in declines((2, 200, 64), (4, 64, 10), (64, 4, 5), 0, "float32")
+        assert "multiply-add" in down.declines(down_shape((2, 200, 64), (4, 64, 10), (64, 4, 5), 0, "float32"))
 
 
 def test_biases_may_be_none():

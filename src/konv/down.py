@@ -128,17 +128,6 @@ def down_conv_backward(
     return tuple(gradient if name in need else None for name, gradient in zip(GRADIENTS, found))
 
 
-def declines(
-    x_shape: tuple[int, ...], w1_shape: tuple[int, ...], w2_shape: tuple[int, ...], padding: int, dtype: str
-) -> str | None:
-    """Why the two convolutions of such arrays, which fit, are computed one after the other; None if they are fused.
-
-    >>> declines((8, 200, 64), (4, 64, 10), (64, 4, 5), 0, "float32") is None
-    True
-    """
-    return _engine().declines(_shape_of(x_shape, w1_shape, w2_shape, padding, dtype))
-
-
 def _floats(**given: np.ndarray | None) -> tuple[Any, ...]:
     """The arrays, checked; biases may be None."""
     there = {name: array for name, array in given.items() if array is not None or not name.startswith("b")}
@@ -147,12 +136,12 @@ def _floats(**given: np.ndarray | None) -> tuple[Any, ...]:
 
 
 def _shape(x: np.ndarray, w1: np.ndarray, w2: np.ndarray, padding: int) -> Any:
-    return _shape_of(x.shape, w1.shape, w2.shape, checked_integer("padding", padding, 0), dtype_name(x.dtype))
+    return down_shape(x.shape, w1.shape, w2.shape, checked_integer("padding", padding, 0), dtype_name(x.dtype))
 
 
 @functools.lru_cache(maxsize=256)
-def _shape_of(x: tuple[int, ...], w1: tuple[int, ...], w2: tuple[int, ...], padding: int, dtype: str) -> Any:
-    """The engine's description of arrays of these shapes, which must fit."""
+def down_shape(x: tuple[int, ...], w1: tuple[int, ...], w2: tuple[int, ...], padding: int, dtype: str) -> Any:
+    """The engine's description of arrays of these shapes, which must fit: a ``konv.engine.down.Shape``."""
     for name, shape, axes in (("x", x, "(B, L, H)"), ("w1", w1, "(C, H, k1)"), ("w2", w2, "(G, C, k2)")):
         if len(shape) != 3 or 0 in shape[name == "x" :]:
             raise ValueError(

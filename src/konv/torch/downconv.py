@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from konv.segments import Segments, check_input, down_conv_segments, segments
+from konv.torch.down import down_conv
 
 
 class DownConv(nn.Module):
@@ -69,10 +69,11 @@ class DownConv(nn.Module):
     **Cost** for each sequence: ``2 * seq_len * hidden_size**2 / channel_reduction`` floating-point operations in conv1a and
     ``m_segments * k2 / seq_len`` of that, about ``1 / k1``, in conv2a: linear in the length.
 
-    **Matrix form.** Windows whose stride is their kernel lie side by side, so each convolution is one matrix product: x, seen
-    without a copy as (B, windows, k1 * hidden_size), times the weight as (k1 * hidden_size, channels). ``nn.Conv1d`` on a
-    permuted tensor copies x there and dx back: for batches of 32 to 256 on one CPU core its forward took 3 to 20 times as
-    long, a training step 3 to 9 times; with a batch of 1 there is no difference.
+    **How it is computed.** On the CPU both convolutions and the ReLU in one pass over x; backward reads x once more and writes
+    its gradient once. What is kept for it beside x has ``1 / (k1 * channel_reduction)`` of its size. Elsewhere (another device,
+    autocast, ``torch.compile``, ``torch.func``, a derivative of a derivative) each convolution is one matrix product of
+    PyTorch's: windows whose stride is their kernel lie side by side, so x is seen without a copy as
+    (B, windows, k1 * hidden_size). ``nn.Conv1d`` on a permuted tensor copies x there and dx back.
 
     **What may be changed.** Weights may be assigned, tied, frozen and parametrized (``torch.nn.utils.parametrizations``). Where
     a part has a hook, another forward, another kernel, or was replaced by another module, all three parts are called as
@@ -143,16 +144,7 @@ class DownConv(nn.Module):
                 f"input_tensor is {input_tensor.dtype} but the parameters are {weight1.dtype}: convert one of them, with "
                 f"input_tensor.to({weight1.dtype}) or module.to({input_tensor.dtype}), or use torch.autocast"
             )
-        windows = self.seq_len // self.k1
-        x = input_tensor
-        if self.seq_len % self.k1:  # asked because even a slice of everything costs a copy in backward
-            x = x[:, : windows * self.k1]
-        x = x.unflatten(1, (windows, self.k1)).flatten(2)
-        x = self.relu1a(F.linear(x, _as_matrix(weight1), self.conv1a.bias))
-        # Padded to m * k2 windows and no more: conv2a would not read the last one either.
-        x = F.pad(x, (0, 0, self.padding, self.m * self.k2 - windows - self.padding))
-        x = x.unflatten(1, (self.m, self.k2)).flatten(2)
-        return F.linear(x, _as_matrix(weight2), self.conv2a.bias)
+        return down_conv(input_tensor, weight1, self.conv1a.bias, weight2, self.conv2a.bias, self.padding)
 
     def geometry(self) -> Segments:
         """Which inputs each segment reads, which are never read, which segments see padding alone. It prints itself."""
@@ -174,11 +166,6 @@ class DownConv(nn.Module):
             and _arguments(self.conv1a) == (self.k1, self.k1, 0, 1, 1, "zeros")
             and _arguments(self.conv2a) == (self.k2, self.k2, self.padding, 1, 1, "zeros")
         )
-
-
-def _as_matrix(weight: Tensor) -> Tensor:
-    """(filters, channels, kernel) -> (filters, kernel * channels), the order of a window in a channels-last sequence."""
-    return weight.transpose(1, 2).flatten(1)
 
 
 def _is_plain(part: nn.Module, kind: type[nn.Module]) -> bool:

@@ -46,16 +46,16 @@ class Options(NamedTuple):
 def forward(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Tensor:
     """x (N, C, *spatial), w (F, C // groups, *kernel), or transposed (C, F // groups, *kernel) -> y (N, F, *output)."""
     g, layout = geometry_of(x.shape, w.shape, options, x.dtype), memory_format(x, w)
-    source, weights = _array(x, layout), _array(w, _FIRST)
+    source, weights = array_of(x, layout), array_of(w, _FIRST)
     with using(torch.get_num_threads()):
         if not options.transposed:
             y = torch.empty(g.output_shape, dtype=x.dtype, memory_format=layout)
-            bias = None if b is None else _array(b, _FIRST)
-            _algorithm("forward", g, x.dtype, layout, options.exact).forward(source, weights, bias, g, _view(y))
+            bias = None if b is None else array_of(b, _FIRST)
+            _algorithm("forward", g, x.dtype, layout, options.exact).forward(source, weights, bias, g, view_of(y))
             return y
         wide = x.dtype if b is None or x.dtype.itemsize > 2 else torch.float32  # half types are rounded once
         y = torch.empty(g.x_shape, dtype=wide, memory_format=layout)
-        _algorithm("input_gradient", g, x.dtype, layout, options.exact).input_gradient(source, weights, g, _view(y))
+        _algorithm("input_gradient", g, x.dtype, layout, options.exact).input_gradient(source, weights, g, view_of(y))
     if b is not None:
         y = y.add_(b.detach().view(-1, *[1] * g.axes)).to(x.dtype)
     return y
@@ -64,27 +64,27 @@ def forward(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Tensor:
 def gradients(dy: Tensor, x: Tensor, w: Tensor, options: Options, mask: list[bool]) -> list[Tensor | None]:
     """dL/dx, dL/dw, dL/db from dy = dL/dy, None where ``mask`` is False."""
     g, layout, dtype = geometry_of(x.shape, w.shape, options, x.dtype), memory_format(x, w), x.dtype
-    upstream = _array(dy, layout)
+    upstream = array_of(dy, layout)
     dx = dw = db = None
     with using(torch.get_num_threads()):
         if mask[0]:
             dx = torch.empty(x.shape, dtype=dtype, memory_format=layout)
-            weights = _array(w, _FIRST)
+            weights = array_of(w, _FIRST)
             if options.transposed:
-                _algorithm("forward", g, dtype, layout).forward(upstream, weights, None, g, _view(dx))
+                _algorithm("forward", g, dtype, layout).forward(upstream, weights, None, g, view_of(dx))
             else:
-                _algorithm("input_gradient", g, dtype, layout).input_gradient(upstream, weights, g, _view(dx))
+                _algorithm("input_gradient", g, dtype, layout).input_gradient(upstream, weights, g, view_of(dx))
         if mask[1]:
-            dw, source = torch.empty(w.shape, dtype=dtype), _array(x, layout)
+            dw, source = torch.empty(w.shape, dtype=dtype), array_of(x, layout)
             chosen = _algorithm("weight_gradient", g, dtype, layout)
             both = getattr(chosen, "weight_and_bias_gradient", None)
             if options.transposed:
-                chosen.weight_gradient(source, upstream, g, _view(dw))
+                chosen.weight_gradient(source, upstream, g, view_of(dw))
             elif mask[2] and both is not None:
                 db = torch.empty(g.filters, dtype=dtype)
-                both(upstream, source, g, _view(dw), _view(db))
+                both(upstream, source, g, view_of(dw), view_of(db))
             else:
-                chosen.weight_gradient(upstream, source, g, _view(dw))
+                chosen.weight_gradient(upstream, source, g, view_of(dw))
             dw = dw.contiguous(memory_format=layout)
         if mask[2] and db is None:
             db = _bias_gradient(upstream, dtype)
@@ -136,23 +136,28 @@ def _algorithm(
 def _bias_gradient(upstream: np.ndarray, dtype: torch.dtype) -> Tensor:
     from konv.engine.bias import bias_gradient  # LLVM takes a while to import
 
-    db = bias_gradient(upstream)
-    return torch.from_numpy(db.view(np.int16)).view(dtype) if dtype is torch.bfloat16 else torch.from_numpy(db)
+    return tensor_of(bias_gradient(upstream), dtype)
 
 
-def _array(t: Tensor, layout: torch.memory_format) -> np.ndarray:
+def array_of(t: Tensor, layout: torch.memory_format = _FIRST) -> np.ndarray:
     """A view of the tensor where it is contiguous in ``layout``, else of a copy, which PyTorch makes with all threads."""
     if t.requires_grad:
         t = t.detach()
     if t.is_neg():
         t = t.resolve_neg()
-    return _view(t.contiguous(memory_format=layout))
+    return view_of(t.contiguous(memory_format=layout))
 
 
-def _view(t: Tensor) -> np.ndarray:
+def view_of(t: Tensor) -> np.ndarray:
+    """The memory of a tensor that needs no gradient."""
     if t.dtype is torch.bfloat16:
         return t.view(torch.int16).numpy().view(_numpy_dtype("bfloat16"))
     return t.numpy()
+
+
+def tensor_of(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """A tensor of ``dtype`` on the memory of an array of that type."""
+    return torch.from_numpy(array.view(np.int16)).view(dtype) if dtype is torch.bfloat16 else torch.from_numpy(array)
 
 
 @functools.cache
