@@ -85,6 +85,7 @@ class Shape:
         return self.batch * self.segments * self.segment_size * self.outputs
 
 
+@functools.lru_cache(maxsize=256)
 def declines(shape: Shape) -> str | None:
     """Why this file does not compute a shape, or None if it does."""
     if not machine().fused:
@@ -144,10 +145,7 @@ def backward(
             sums = _first_sums(dy, x, hidden, w1, w2, shape, dx, plan)
         if first:
             dw1 = np.empty((shape.channels, shape.features, shape.k1), x.dtype)
-            job = Job(
-                add_rows(shape.dtype, machine().lanes(shape.dtype)), shape.channels, features=shape.features, k1=shape.k1,
-                parts=len(sums), channels=shape.channels, sums_size=plan.sums_size,
-            )  # fmt: skip
+            job = _add(shape, len(sums), plan.sums_size)
             job.run(width(job.pieces, PACKED * sums.size), sums=address(sums), dw=address(dw1))
             db1 = sums[:, plan.size * shape.channels :][:, : shape.channels].sum(axis=0).astype(x.dtype)
     return dw1, db1, dw2, db2
@@ -323,12 +321,25 @@ def _laid(w: np.ndarray, shape: Shape, tile: int, size: int) -> np.ndarray:
     rows = aligned((blocks, size // lanes, tile, lanes), wide_type(shape.dtype))
     if size > shape.size or blocks * tile > shape.channels:
         rows[...] = 0
-    job = Job(
-        lay_rows(shape.dtype, lanes), shape.channels, features=shape.features, k1=shape.k1, tile=tile,
-        block_size=size * tile,
-    )  # fmt: skip
+    job = _lay(shape, tile, size)
     job.run(width(job.pieces, PACKED * w.size), w=address(w), rows=address(rows))
     return rows
+
+
+@functools.lru_cache(maxsize=256)
+def _lay(shape: Shape, tile: int, size: int) -> Job:
+    return Job(
+        lay_rows(shape.dtype, machine().lanes(shape.dtype)), shape.channels, features=shape.features, k1=shape.k1,
+        tile=tile, block_size=size * tile,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def _add(shape: Shape, parts: int, sums_size: int) -> Job:
+    return Job(
+        add_rows(shape.dtype, machine().lanes(shape.dtype)), shape.channels, features=shape.features, k1=shape.k1,
+        parts=parts, channels=shape.channels, sums_size=sums_size,
+    )  # fmt: skip
 
 
 def _lengthened(b: np.ndarray | None, size: int, shape: Shape) -> np.ndarray:
