@@ -402,12 +402,13 @@ def bench(
     * `konv bench 3x3 1x1 --forward` - two groups, forward only
     * `konv bench 'resnet-*' --save after.json` - the layers of one network, kept
     * `konv bench models` - whole networks, converted by konv.torch.convert and as they are
+    * `konv bench downconv` - DownConv beside its original and an expert's form
     * `konv bench --compare before.json after.json` - what a change did
     """
-    if names and names[0] == "models":
+    if names and names[0] in ("models", "downconv"):
         if forward or backward or peers or quick or save or compare or list_rows:
-            raise typer.BadParameter("models takes names of networks, --repeat and --threads only")
-        _bench_models(names[1:], repeat, threads)
+            raise typer.BadParameter(f"{names[0]} takes no options but --repeat and --threads")
+        _bench_models(names[1:], repeat, threads) if names[0] == "models" else _bench_downconv(names, repeat, threads)
         return
     from konv.bench import compare as comparison
     from konv.bench import layers, measure, results, table
@@ -452,6 +453,25 @@ def bench(
         fail("wrong results\n  " + "\n  ".join(table.line(result) for result in run.failed))
     if run.settings["interrupted"]:
         fail("interrupted", 130)
+
+
+def _bench_downconv(names: Sequence[str], repeat: int | None, threads: int | None) -> None:
+    """``konv bench downconv``."""
+    from importlib.util import find_spec
+
+    from konv.bench import downconv
+    from konv.engine.threads import get_threads
+
+    if len(names) > 1:
+        raise typer.BadParameter(f"downconv takes no names; {names[1]!r} is one too many")
+    if find_spec("torch") is None:
+        fail("konv bench downconv needs torch: pip install torch")
+    results = downconv.run(
+        repeat=repeat or 10, threads=threads or get_threads(), report=lambda text: typer.echo(text, err=True)
+    )
+    _console().print(downconv.grid(results).rich())
+    if wrong := [downconv.line(result) for result in results if not result.right]:
+        fail("wrong results\n  " + "\n  ".join(wrong))
 
 
 def _bench_models(names: Sequence[str], repeat: int | None, threads: int | None) -> None:

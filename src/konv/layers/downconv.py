@@ -145,7 +145,8 @@ class DownConv(Layer):
             The shape is not the one that the layer was built for.
         """
         (x,) = checked_floats(x=x)
-        check_input(x.shape, self.geometry(), self.hidden_size)
+        if x.shape[1:] != (self.seq_len, self.hidden_size):
+            check_input(x.shape, self.geometry(), self.hidden_size)
         if not self._parts_are_plain():
             y = self.conv2a.forward(self.relu1a.forward(self.conv1a.forward(x.transpose(0, 2, 1)))).transpose(0, 2, 1)
             self._remember((y.shape, None))

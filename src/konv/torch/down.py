@@ -27,11 +27,14 @@ from konv.torch.tensors import DTYPES, array_of, tensor_of, view_of
 
 def down_conv(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, padding: int) -> Tensor:
     """As :func:`konv.down.down_conv` on tensors that fit together; only y."""
-    if not _fuses(x, w1, b1, w2, b2, padding):
+    if not _takes(x, w1, b1, w2, b2):
+        return in_matrix_form(x, w1, b1, w2, b2, padding)
+    shape = down_shape(tuple(x.shape), tuple(w1.shape), tuple(w2.shape), padding, DTYPES[x.dtype])
+    if down.declines(shape) is not None:
         return in_matrix_form(x, w1, b1, w2, b2, padding)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w1, b1, w2, b2)):
-        return _Function.apply(x, w1, b1, w2, b2, padding)
-    return _forward(x, w1, b1, w2, b2, padding)[0]
+        return _Function.apply(x, w1, b1, w2, b2, shape)
+    return _forward(x, w1, b1, w2, b2, shape)[0]
 
 
 def in_matrix_form(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, padding: int) -> Tensor:
@@ -52,13 +55,11 @@ def _as_matrix(weight: Tensor) -> Tensor:
     return weight.transpose(1, 2).flatten(1)
 
 
-def _fuses(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, padding: int) -> bool:
+def _takes(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> bool:
     """Whether konv computes with such tensors, here and now."""
     if torch.compiler.is_compiling() or leaves() or torch.is_autocast_enabled("cpu") or _seen():
         return False
-    if not (computes(x, w1, b1) and computes(x, w2, b2)) or type(x) not in (Tensor, torch.nn.Parameter):
-        return False
-    return down.declines(down_shape(tuple(x.shape), tuple(w1.shape), tuple(w2.shape), padding, DTYPES[x.dtype])) is None
+    return type(x) in (Tensor, torch.nn.Parameter) and computes(x, w1, b1) and computes(x, w2, b2)
 
 
 def _seen() -> bool:
@@ -75,9 +76,8 @@ def _plain(dy: Tensor) -> bool:
     return type(dy) is Tensor and not torch._C._functorch.is_legacy_batchedtensor(dy)
 
 
-def _forward(x: Tensor, w1: Tensor, b1: Any, w2: Tensor, b2: Any, padding: int) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, w1: Tensor, b1: Any, w2: Tensor, b2: Any, shape: down.Shape) -> tuple[Tensor, Tensor]:
     """y and the hidden numbers."""
-    shape = down_shape(tuple(x.shape), tuple(w1.shape), tuple(w2.shape), padding, DTYPES[x.dtype])
     y = torch.empty((shape.batch, shape.segments, shape.outputs), dtype=x.dtype)
     biases = [None if b is None else array_of(b) for b in (b1, b2)]
     with using(torch.get_num_threads()):
@@ -88,21 +88,20 @@ def _forward(x: Tensor, w1: Tensor, b1: Any, w2: Tensor, b2: Any, padding: int) 
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, padding: int
+        ctx: Any, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, shape: down.Shape
     ) -> Tensor:
-        y, hidden = _forward(x, w1, b1, w2, b2, padding)
+        y, hidden = _forward(x, w1, b1, w2, b2, shape)
         ctx.save_for_backward(x, w1, b1, w2, b2, hidden)
-        ctx.padding = padding
+        ctx.shape = shape
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         *inputs, hidden = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:5]
+        needed, shape = ctx.needs_input_grad[:5], ctx.shape
         if torch.is_grad_enabled() or forward_ad._current_level >= 0 or _seen() or not _plain(dy):
-            return *_gradients_of_pytorch(dy, inputs, ctx.padding, needed), None
+            return *_gradients_of_pytorch(dy, inputs, shape.padding, needed), None
         x, w1, _, w2, _ = inputs
-        shape = down_shape(tuple(x.shape), tuple(w1.shape), tuple(w2.shape), ctx.padding, DTYPES[x.dtype])
         dx = torch.empty(x.shape, dtype=x.dtype) if needed[0] else None
         target = None if dx is None else view_of(dx)
         with using(torch.get_num_threads()):

@@ -134,7 +134,8 @@ class DownConv(nn.Module):
         if not input_tensor.is_floating_point():
             hint = "take its .real or .imag" if input_tensor.is_complex() else "convert it with .float()"
             raise TypeError(f"input_tensor is {input_tensor.dtype}, DownConv needs floating point: {hint}")
-        check_input(input_tensor.shape, self.geometry(), self.hidden_size, "input_tensor")
+        if input_tensor.shape[1:] != (self.seq_len, self.hidden_size):
+            check_input(input_tensor.shape, self.geometry(), self.hidden_size, "input_tensor")
         if not self._parts_are_plain():
             return self.conv2a(self.relu1a(self.conv1a(input_tensor.transpose(1, 2)))).transpose(1, 2)
 

@@ -1,0 +1,252 @@
+"""``konv bench downconv``: DownConv as one operation beside its original form and an expert's, and the time to read x once.
+
+Run as a program it is the process of one peer: ``python -m konv.bench.downconv PEER THREADS``; see :mod:`konv.bench.worker`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from konv.bench.measure import PAUSE, PEERS_MARGIN
+from konv.bench.peers import Built
+from konv.bench.results import Timing
+from konv.bench.table import Grid, milliseconds, ratio_text
+from konv.bench.worker import Worker, answer_commands, timed
+from konv.engine.compile import kernel
+from konv.engine.simd import Variable, loop, minimum
+
+PASSES = ("forward", "step")
+TURN = 0.1  # seconds of timed calls in a turn
+READ = 1 << 16  # numbers in a piece of the reading
+TIMED = ("konv", "original", "products")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A DownConv whose windows and segments come out even, on a batch; "forward", or the "step" forward and back."""
+
+    batch: int
+    seq_len: int
+    hidden_size: int
+    m_segments: int
+    k1: int
+    direction: str
+
+    @property
+    def x(self) -> tuple[int, int, int]:
+        """The input's shape."""
+        return self.batch, self.seq_len, self.hidden_size
+
+    @property
+    def goals(self) -> tuple[float, float]:
+        """How many times faster than the original, and than the products, konv wants to be."""
+        return GOALS[self.x, self.direction]
+
+
+SIZES = ((256, 200, 64, 4, 10), (8, 16384, 128, 64, 32))
+GOALS = {
+    ((256, 200, 64), "forward"): (8, 2),
+    ((256, 200, 64), "step"): (12, 3),
+    ((8, 16384, 128), "forward"): (25, 1.4),
+    ((8, 16384, 128), "step"): (30, 3),
+}
+CASES = [Case(*sizes, direction) for sizes, direction in itertools.product(SIZES, PASSES)]
+
+
+def original(torch: Any, module: Any, x: Any) -> Any:
+    """As its authors wrote it: ``nn.Conv1d`` on a permuted tensor."""
+    return module.conv2a(torch.relu_(module.conv1a(x.permute(0, 2, 1)))).permute(0, 2, 1)
+
+
+def products(torch: Any, module: Any, x: Any) -> Any:
+    """As an expert writes it: each convolution a matrix product with bias on a reshaped view."""
+    first, last = (part.weight.transpose(1, 2).flatten(1).T for part in (module.conv1a, module.conv2a))
+    h = torch.relu(torch.addmm(module.conv1a.bias, x.reshape(-1, first.shape[0]), first))
+    return torch.addmm(module.conv2a.bias, h.reshape(-1, last.shape[0]), last).reshape(len(x), module.m, -1)
+
+
+class DownPeer:
+    """One way to compute it; ``form`` is None for konv's."""
+
+    def __init__(self, threads: int, form: Callable[[Any, Any, Any], Any] | None, dtype: str = "float32"):
+        import torch
+
+        torch.set_num_threads(threads)
+        self.torch, self.form, self.dtype = torch, form, getattr(torch, dtype)
+        self.versions = {"torch": torch.__version__}
+
+    def build(self, case: Case, direction: str) -> Built:
+        """A pass of a case. Its results: y, and of a step all gradients."""
+        import konv.torch
+
+        torch, form = self.torch, self.form
+        torch.manual_seed(0)
+        module = konv.torch.DownConv(case.seq_len, case.hidden_size, case.m_segments, case.k1)
+        x, dy = torch.randn(case.x), torch.randn(case.batch, case.m_segments, case.hidden_size)
+        module, x, dy = module.to(self.dtype), x.to(self.dtype), dy.to(self.dtype)
+
+        def compute() -> Any:
+            return module(x) if form is None else form(torch, module, x)
+
+        if direction == "forward":
+
+            def forward() -> list[Any]:
+                with torch.no_grad():
+                    return [compute()]
+
+            return Built(forward, _arrays)
+        x.requires_grad_()
+
+        def step() -> list[Any]:
+            module.zero_grad()
+            x.grad = None
+            y = compute()
+            y.backward(dy)
+            return [y.detach(), x.grad, *(parameter.grad for parameter in module.parameters())]
+
+        return Built(step, _arrays)
+
+
+def _arrays(tensors: Sequence[Any]) -> list[Any]:
+    return [tensor.numpy() for tensor in tensors]
+
+
+PEERS: dict[str, Callable[[int], DownPeer]] = {
+    "exact": lambda threads: DownPeer(threads, products, "float64"),
+    "konv": lambda threads: DownPeer(threads, None),
+    "original": lambda threads: DownPeer(threads, original),
+    "products": lambda threads: DownPeer(threads, products),
+}
+
+
+@dataclass(frozen=True)
+class DownResult:
+    """What was measured of a case: each peer's time and its error against float64, and the time to read x once."""
+
+    case: Case
+    timings: dict[str, Timing]
+    errors: dict[str, float]
+    reading: Timing
+
+    def ratio(self, rival: str) -> float:
+        """How many times faster konv is."""
+        return self.timings[rival].median / self.timings["konv"].median
+
+    @property
+    def right(self) -> bool:
+        """Whether konv's error is at most ten times that of PyTorch's products. NaN is wrong."""
+        return self.errors["konv"] <= PEERS_MARGIN * self.errors["products"]
+
+
+def run(*, repeat: int, threads: int, report: Callable[[str], None]) -> list[DownResult]:
+    """Measure all cases: each peer in a process of its own, in turns, its results compared with float64 first."""
+    program = (sys.executable, "-P", "-m", "konv.bench.downconv")
+    workers = {name: Worker(name, threads, program) for name in PEERS}
+    results = []
+    try:
+        for worker in workers.values():
+            worker.start()
+        with tempfile.TemporaryDirectory(prefix="konv-bench-") as folder:
+            for case in CASES:
+                results.append(_measure(case, repeat, threads, workers, Path(folder) / "exact.npz"))
+                report(line(results[-1]))
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return results
+
+
+def _measure(case: Case, repeat: int, threads: int, workers: dict[str, Worker], exact: Path) -> DownResult:
+    task = {"row": asdict(case), "direction": case.direction, "exact": str(exact)}
+    workers["exact"].ask(do="exact", **task)
+    built = {peer: workers[peer].ask(do="build", **task) for peer in TIMED}
+    read = reading(np.ones(case.x, np.float32), threads)
+    seconds: dict[str, list[float]] = {peer: [] for peer in (*TIMED, "reading")}
+    for _ in range(repeat):
+        for peer in TIMED:
+            time.sleep(PAUSE)
+            calls = max(1, int(TURN / built[peer]["seconds"]))
+            seconds[peer] += workers[peer].ask(do="run", calls=calls, warm=max(1, calls // 10))["seconds"]
+        read()
+        seconds["reading"] += [timed(read) for _ in range(10)]
+    timings = {peer: Timing.of(times) for peer, times in seconds.items()}
+    errors = {peer: built[peer]["error"] for peer in TIMED}
+    return DownResult(case, timings, errors, timings["reading"])
+
+
+def reading(x: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
+    """A call that reads x once, in the engine's own language, and returns its sums by lane, some for each piece."""
+    from konv.engine.launch import Job, address
+    from konv.engine.machine import machine
+
+    lanes = machine().lanes("float32")
+    job = Job(add_up(lanes), -(-x.size // READ), size=x.size)
+    sums = np.empty((job.pieces, lanes), np.float32)
+
+    def read() -> np.ndarray:
+        job.run(threads, x=address(x), sums=address(sums))
+        return sums
+
+    return read
+
+
+@kernel
+def add_up(lanes):
+    """``sums[piece, lane]`` of READ numbers each, what is left over not included."""
+
+    def text(piece, slot, x, sums, size):
+        first = piece * READ
+        totals = [Variable(x.zero(lanes)) for _ in range(8)]
+        for q in loop(minimum(READ, size - first) // (lanes * len(totals))):
+            for i, total in enumerate(totals):
+                total.set(total.get() + x.vec(first + (q * len(totals) + i) * lanes, lanes))
+        for total in totals[1:]:
+            totals[0].set(totals[0].get() + total.get())
+        sums.put(piece * lanes, totals[0].get())
+
+    return text, {"x": "float32", "sums": "float32"}
+
+
+def line(result: DownResult) -> str:
+    """A result in one line."""
+    wrong = "" if result.right else f", WRONG: errors {result.errors}"
+    return (
+        f"{result.case.x} {result.case.direction}: {milliseconds(result.timings['konv'].median)} ms, "
+        f"{ratio_text(result.ratio('original'))} the original, {ratio_text(result.ratio('products'))} products{wrong}"
+    )
+
+
+def grid(results: Sequence[DownResult]) -> Grid:
+    """All results."""
+    rows = []
+    for result in results:
+        konv, medians = result.timings["konv"], {peer: milliseconds(t.median) for peer, t in result.timings.items()}
+        goals = [f"{goal:g}" for goal in result.case.goals]
+        against = [ratio_text(result.ratio(rival)) if result.right else "WRONG" for rival in TIMED[1:]]
+        rows.append(
+            [
+                str(result.case.x), result.case.direction, medians["konv"],
+                f"{milliseconds(konv.quarter)}-{milliseconds(konv.three_quarters)}", medians["original"], against[0],
+                goals[0], medians["products"], against[1], goals[1], medians["reading"],
+                f"{konv.median / result.reading.median:.2f}", f"{result.errors['konv']:.1e}",
+            ]
+        )  # fmt: skip
+    columns = [
+        "x", "pass", "konv", "quartiles", "original", "x original", "goal", "products", "x products", "goal", "reading x",
+        "konv / reading", "konv error",
+    ]  # fmt: skip
+    return Grid("DownConv, milliseconds", columns, rows, left=2)
+
+
+if __name__ == "__main__":
+    name, threads = sys.argv[1:]
+    answer_commands(lambda: PEERS[name](int(threads)), lambda entries: Case(**entries))
