@@ -13,7 +13,7 @@
     sweeps.py                 what an output reads, axis by axis, as tables: all phases of a row together
     joined.py                 few channels: neighbouring cells in the lanes
     products.py               windows apart: jobs          products_kernels.py, products_weights.py   its kernels
-    products_last.py          channels last: jobs          products_last_kernels.py   its kernels
+    products_last.py          channels last: jobs          products_last_kernels.py, products_last_weights.py   its kernels
     pairs.py                  1x1 in bfloat16, where the CPU multiplies its pairs
     pairs_kernels.py, pairs_last_kernels.py, pairs_outer.py   its kernels
     windows.py                their tile, and windows that are taken apart and put together

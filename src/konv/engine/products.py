@@ -4,6 +4,9 @@ Kernels of one cell, strided or not, and kernels as long as their stride (patche
 convolution of U-Nets). Every cell of x belongs to one window at most, so forward, input gradient and weight gradient are
 plain products, and nothing is copied but blocks that stay in the cache. Where windows see padding, the input gradient is
 still one: a few padded images of it are computed, and their middles copied.
+
+One level of Strassen's algorithm, as seven products of half the size, took 1.04 to 1.1 times as long as the whole on the deepest
+1x1 layers, before its additions: more is lost at the edges of small products than the eighth that is saved.
 """
 
 from __future__ import annotations
@@ -297,7 +300,7 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient
     block_images = max(1, min(g.batch, most_pixels // pixels))
     blocks = -(-g.batch // block_images) * image_blocks
     cells = g.groups * row_count * reduction
-    most = max(PARTS_BYTES, columns_bytes(g, itemsize) // 16) // (cells * itemsize)
+    most = parts_bytes(g, itemsize) // (cells * itemsize)
     most_rows, most_columns = REGION
     for narrower, shorter in ((1, 1), (2, 1), (4, 1), (4, 2)):  # shorter ones lay out x more often
         row_regions, region_rows = even(row_count, most_rows // shorter, rows)
@@ -327,6 +330,11 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient
         part_cells = -(-parts * cells // lanes) * lanes
     used = width(sums.pieces, g.batch * pixels * cells)
     return Gradient(sums, add, part_cells, used, (part_cells + used * slot_size) * itemsize)
+
+
+def parts_bytes(g: Geometry, itemsize: int) -> int:
+    """What sums over parts of the pixels may take."""
+    return max(PARTS_BYTES, columns_bytes(g, itemsize) // 16)
 
 
 def columns_bytes(g: Geometry, itemsize: int) -> int:
