@@ -215,8 +215,8 @@ def blocking(problem: Problem) -> str:
         n = job.sums.numbers
         wide = tile_shape()[1] * machine().lanes(dtype)
         return (
-            f"{tile_shape()[0]} filters by up to {wide} numbers of a window in registers; blocks of {n['block_pixels']} pixels by "
-            f"{n['region_rows']} filters; {job.sums.cut(job.threads)}"
+            f"{tile_shape()[0]} filters by up to {wide} numbers of a window in registers; blocks of "
+            f"{n['block_pixels']} pixels by {n['region_rows']} filters; {job.sums.cut(job.threads)}"
         )
     product, rows = _product(g, gradient, dtype, dtype, get_threads()), tile_shape()[0]
     n, role = product.multiply.numbers, "numbers of a window" if gradient else "filters"
