@@ -1,5 +1,6 @@
 """The functions of konv.torch against those of torch.nn.functional: results, gradients, refusals, and who computes."""
 
+import itertools
 import warnings
 
 import numpy as np
@@ -26,6 +27,12 @@ OPTIONS = [
     {"stride": 2, "padding": 1},
     {"dilation": 2, "groups": 2, "padding": (2,)},
     {"stride": 3, "groups": 4, "bias": False},
+]
+CASES = [(name, torch.float32, options) for name in NAMES for options in OPTIONS]
+CASES += [
+    (name, dtype, OPTIONS[(i + j) % len(OPTIONS)])
+    for i, name in enumerate(NAMES)
+    for j, dtype in enumerate([torch.float64, *HALVES])
 ]
 
 
@@ -62,9 +69,7 @@ def konv_computes(monkeypatch):
     assert counted
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize("name, dtype, options", CASES, ids=str)
 def test_results_and_gradients_are_pytorchs_exactly(name, dtype, options, konv_computes):
     options = dict(options)
     x, w, b = arguments(name, options.get("groups", 1), options.pop("bias", True), dtype)
@@ -74,7 +79,7 @@ def test_results_and_gradients_are_pytorchs_exactly(name, dtype, options, konv_c
             continue
         mine, others = (differentiable(x.to(memory_format=layout), w, b) for _ in range(2))
         y, expected = ours(*mine, **options), theirs(*others, **options)
-        as_theirs = layout is not LAST[3]  # which they forget for float64
+        as_theirs = layout is not LAST[3]  # which they forget for most dtypes
         assert y.dtype == dtype and (y.stride() == expected.stride() or not as_theirs)
         assert torch.equal(y, expected)
         dy = integers(*y.shape, dtype=dtype, seed=3)
@@ -123,8 +128,8 @@ def test_opcheck(name, layout):
     x, w, b = differentiable(x.to(memory_format=layout), w, b)
     opcheck(torch.ops.konv.convolution.default, (x, w, b, *options))
     (dy,) = differentiable(torch.ops.konv.convolution(x, w, b, *options))
-    for mask in ([True, True, True], [False, True, False]):
-        opcheck(torch.ops.konv.convolution_backward.default, (dy, x, w, *options, mask))
+    mask = [layout is torch.contiguous_format, True, layout is torch.contiguous_format]
+    opcheck(torch.ops.konv.convolution_backward.default, (dy, x, w, *options, mask))
 
 
 class Network(torch.nn.Module):
@@ -444,6 +449,7 @@ def test_exact_sums_refuse_winograd(monkeypatch):
 # PyTorch's own samples
 
 
+EVERY = 5  # of PyTorch's samples: most differ in their options alone, which every test here varies
 SAMPLED = [torch.float64, torch.float32, *([torch.bfloat16] if torch.bfloat16 in tensors.DTYPES else [])]
 
 
@@ -472,7 +478,7 @@ def with_gradients(function, dy, given, sample_args, sample_kwargs):
 def test_op_info_samples(name, dtype, op_infos):
     """The oracle is PyTorch in float64; counts and scales of the sums are the same call on ones and on absolute values."""
     ours, theirs = both(name)
-    for sample in op_infos[name].sample_inputs("cpu", dtype, requires_grad=True):
+    for sample in itertools.islice(op_infos[name].sample_inputs("cpu", dtype, requires_grad=True), 0, None, EVERY):
         # Arguments may come in a tuple or by name.
         tensors_ = [sample.input, *(a for a in sample.args if isinstance(a, torch.Tensor) or a is None)]
         rest = [a for a in sample.args if not (isinstance(a, torch.Tensor) or a is None)]
@@ -508,7 +514,7 @@ def test_op_info_samples(name, dtype, op_infos):
 def test_op_info_samples_of_other_types_are_pytorchs(dtype, op_infos, konv_is_silent):
     for name in NAMES:
         ours, theirs = both(name)
-        for sample in op_infos[name].sample_inputs("cpu", dtype):
+        for sample in itertools.islice(op_infos[name].sample_inputs("cpu", dtype), 0, None, EVERY):
             args = sample.input, *sample.args
             assert torch.equal(ours(*args, **sample.kwargs), theirs(*args, **sample.kwargs))
 
