@@ -115,8 +115,8 @@ def differentiable_calls(name):
 
 
 OPERATOR = {
-    "conv": ([2, 1], [1, 1, 0, 1], [1, 1], False, [0, 0], 2, False),
-    "conv_transpose": ([2, 1], [1, 1, 0, 1], [1, 1], True, [1, 0], 2, False),
+    "conv": ([2, 1], [1, 1, 0, 1], [1, 1], False, [0, 0], 2, False, False),
+    "conv_transpose": ([2, 1], [1, 1, 0, 1], [1, 1], True, [1, 0], 2, False, True),
 }
 
 

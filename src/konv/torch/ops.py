@@ -173,7 +173,7 @@ def _second_derivative(ctx: Any, vx: Tensor, vw: Tensor, vb: Tensor) -> tuple[Te
 
 _OPTIONS = (
     "SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups, "
-    "bool exact"
+    "bool exact, bool where_faster"
 )
 
 
