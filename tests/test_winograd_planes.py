@@ -1,4 +1,6 @@
-"""Winograd on dilated and 3-D layers: phases and planes, forward and both gradients."""
+"""Winograd beyond 3 x 3 with stride 1: phases, planes and sections; forward and both gradients."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from compare import assert_same_bits
 from konv import textbook
 from konv.arrays import laid_out
 from konv.engine import winograd as algorithm
-from konv.engine import winograd_weights
+from konv.engine import winograd_cuts, winograd_weights
 from konv.engine.winograd_outer import add_parts, tiles_to_weights
 from konv.geometry import geometry
 from strategies import seeds
@@ -44,36 +46,62 @@ def expected(x, w, dy, **options):
     return textbook.conv(x, w, **options), dx, dw
 
 
-@st.composite
-def layers(draw):
-    """x shape, w shape, options: 2-D dilated, and 3-D with any depth, stride 1."""
-    axes = draw(st.sampled_from([2, 3, 3]))
-    kernel = ((draw(st.integers(1, 4)),) if axes == 3 else ()) + (3, 3)
-    dilation = tuple(draw(st.integers(1, 4)) for _ in kernel)
-    padding = tuple((draw(st.integers(0, 5)), draw(st.integers(0, 5))) for _ in kernel)
-    spatial = tuple(
-        draw(
-            st.integers(
-                max(1, d * (k - 1) + 1 - low - high), max(1, d * (k - 1) + 1 - low - high) + (4 if axes == 3 else 14)
-            )
-        )
-        for k, d, (low, high) in zip(kernel, dilation, padding)
-    )
-    channels, filters = draw(st.sampled_from([1, 16, 17, 40])), draw(st.sampled_from([1, 5, 33]))
-    return (
-        (draw(st.integers(1, 2)), channels, *spatial),
-        (filters, channels, *kernel),
-        dict(padding=padding, dilation=dilation),
-    )
+LAYERS = {  # x shape, w shape, options
+    "dilated": ((2, 17, 13, 18), (33, 17, 3, 3), dict(padding=((2, 3), (0, 1)), dilation=(2, 3))),
+    "3-D": ((1, 16, 5, 8, 9), (5, 16, 3, 3, 3), dict(padding=(1, 1, 2), dilation=(2, 1, 1))),
+    "4x4/2": ((2, 40, 16, 18), (33, 40, 4, 4), dict(stride=2, padding=1)),
+    "3x3/2": ((1, 17, 17, 31), (20, 17, 3, 3), dict(stride=2, padding=1)),
+    "3x3/(1, 3)": ((2, 5, 9, 27), (6, 5, 3, 4), dict(stride=(1, 3), padding=((0, 2), (1, 2)))),
+    "5x5": ((1, 16, 12, 11), (9, 16, 5, 5), dict(padding=2)),
+    "1x3": ((1, 20, 5, 17), (17, 20, 1, 3), dict(padding=(0, 1))),
+    "1-D": ((3, 20, 63), (33, 20, 3), dict(padding=1)),
+    "1-D dilated": ((2, 20, 75), (17, 20, 3), dict(padding=8, dilation=8)),
+    "1-D k16/8": ((2, 20, 67), (33, 20, 16), dict(stride=8, padding=4)),
+    "1-D k7/3": ((2, 9, 50), (12, 9, 7), dict(stride=3)),
+    "3-D/2": ((1, 12, 5, 9, 10), (10, 12, 3, 3, 3), dict(stride=2, padding=1)),
+    "small": ((3, 12, 3, 5), (10, 12, 3, 3), dict(padding=1)),
+}
 
 
-@settings(max_examples=40)
-@given(layers(), st.sampled_from(LAYOUTS), seeds)
-def test_phases_and_planes(layer, layout, seed):
-    x_shape, w_shape, options = layer
-    arrays = drawn(np.random.default_rng(seed), x_shape, w_shape, **options)
+@pytest.mark.parametrize("name, layout", list(zip(LAYERS, itertools.cycle(LAYOUTS))))
+def test_forward_and_gradients(name, layout):
+    x_shape, w_shape, options = LAYERS[name]
+    arrays = drawn(np.random.default_rng(0), x_shape, w_shape, **options)
     for actual, right in zip(run(*arrays, layout, **options), expected(*arrays, **options)):
         assert (np.abs(actual - right) <= 1e-5 * np.abs(right).max()).all()
+
+
+@settings(max_examples=20)
+@given(st.data(), seeds)
+def test_any_padding_and_batch(data, seed):
+    """Of layers of few kernels to compile."""
+    draw = data.draw
+    kernel, options = draw(st.sampled_from([((4, 4), dict(stride=2)), ((1, 3, 3), dict(dilation=(1, 2, 2)))]))
+    padding = [draw(st.integers(0, 2)) for _ in kernel]
+    sizes = [16 + k - 2 - 2 * n if k > 1 else 1 for k, n in zip(kernel, padding)]
+    x_shape, w_shape = (draw(st.integers(1, 3)), 17, *sizes), (20, 17, *kernel)
+    arrays = drawn(np.random.default_rng(seed), x_shape, w_shape, padding=padding, **options)
+    for actual, right in zip(run(*arrays, padding=padding, **options), expected(*arrays, padding=padding, **options)):
+        assert (np.abs(actual - right) <= 1e-5 * np.abs(right).max()).all()
+
+
+@pytest.mark.parametrize("name", ["4x4/2", "3x3/2", "1-D k16/8"])
+def test_bits_of_sections_depend_on_neither_threads_nor_the_batch(name):
+    x_shape, w_shape, options = LAYERS[name]
+    x, w, dy = drawn(np.random.default_rng(1), (5, *x_shape[1:]), w_shape, **options)
+    before = konv.get_threads()
+    try:
+        konv.set_threads(1)
+        y, dx, dw = run(x, w, dy, **options)
+        for threads in (2, 7):
+            konv.set_threads(threads)
+            for actual, right in zip(run(x, w, dy, "last", **options), (y, dx, dw)):
+                assert_same_bits(actual, right)
+            own_y, own_dx, _ = run(x[3:4], w, dy[3:4], **options)
+            assert_same_bits(own_y, y[3:4].copy())
+            assert_same_bits(own_dx, dx[3:4].copy())
+    finally:
+        konv.set_threads(before)
 
 
 def test_a_phase_has_the_bits_of_a_layer_that_is_not_dilated():
@@ -106,6 +134,7 @@ def test_bits_depend_on_neither_threads_nor_layout():
 @pytest.mark.parametrize("x_shape, w_shape, options", [
     ((1, 3, 5, 9), (2, 3, 3, 3), dict(padding=2, dilation=2)), ((2, 17, 14, 23), (9, 17, 3, 3), dict(padding=1, dilation=(3, 2))),
     ((1, 2, 3, 5, 6), (3, 2, 3, 3, 3), dict(padding=1)), ((1, 17, 4, 7, 9), (17, 17, 2, 3, 3), dict(dilation=(2, 1, 2))),
+    *(LAYERS[name] for name in ("4x4/2", "3x3/2", "3x3/(1, 3)", "1-D", "1-D k16/8")),
 ])  # fmt: skip
 def test_guard_pages(x_shape, w_shape, options, end, layout):
     def place(array, layout):
@@ -121,6 +150,7 @@ def test_guard_pages(x_shape, w_shape, options, end, layout):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("x_shape, w_shape, options", [
     ((1, 2, 9, 10), (2, 2, 3, 3), dict(padding=2, dilation=2)), ((1, 2, 3, 5, 6), (2, 2, 2, 3, 3), dict(padding=1)),
+    *(LAYERS[name] for name in ("4x4/2", "3x3/2", "5x5", "1-D", "1-D k16/8", "1-D k7/3")),
 ])  # fmt: skip
 def test_no_number_is_lost(value, x_shape, w_shape, options):
     rng = np.random.default_rng(0)
@@ -138,6 +168,7 @@ def test_no_number_is_lost(value, x_shape, w_shape, options):
 
 @pytest.mark.parametrize("x_shape, w_shape, options", [
     ((1, 3, 9, 11), (5, 3, 3, 3), dict(padding=2, dilation=(2, 3))), ((1, 3, 2, 5, 6), (5, 3, 2, 3, 3), dict(padding=1)),
+    ((1, 3, 9, 11), (5, 3, 4, 4), dict(padding=1, stride=2)), ((2, 3, 20), (5, 3, 5), dict(padding=1, stride=3)),
 ])  # fmt: skip
 def test_text_on_numpy_equals_compiled(monkeypatch, x_shape, w_shape, options):
     arrays = drawn(np.random.default_rng(0), x_shape, w_shape, **options)
@@ -151,10 +182,26 @@ def test_text_on_numpy_equals_compiled(monkeypatch, x_shape, w_shape, options):
         assert (np.abs(actual - right) <= 1e-5 * np.abs(right).max()).all()
 
 
-def test_plan_takes_them():
-    for x_shape, w_shape, options in [
-        ((2, 512, 33, 33), (512, 512, 3, 3), dict(padding=2, dilation=2)),
-        ((2, 64, 8, 28, 28), (64, 64, 3, 3, 3), dict(padding=1)),
-    ]:
-        for kind in ("forward", "input_gradient", "weight_gradient"):
-            assert konv.plan(x_shape, w_shape, kind=kind, **options).algorithm is algorithm
+@pytest.mark.parametrize("x_shape, w_shape, options", [
+    ((2, 512, 33, 33), (512, 512, 3, 3), dict(padding=2, dilation=2)), ((2, 64, 8, 28, 28), (64, 64, 3, 3, 3), dict(padding=1)),
+    ((8, 128, 32, 32), (128, 128, 4, 4), dict(padding=1, stride=2)), ((8, 64, 28, 28), (64, 64, 5, 5), dict(padding=2)),
+    ((4, 128, 1024), (128, 128, 3), dict(padding=8, dilation=8)),
+])  # fmt: skip
+def test_plan_takes_them(x_shape, w_shape, options):
+    for kind in ("forward", "input_gradient", "weight_gradient"):
+        assert konv.plan(x_shape, w_shape, kind=kind, **options).algorithm is algorithm
+
+
+@pytest.mark.parametrize("x_shape, w_shape, options", [
+    ((16, 256, 16, 16), (512, 256, 4, 4), dict(padding=1, stride=2)),
+    ((16, 128, 1024), (128, 128, 3), dict(padding=16, dilation=8)),
+    ((8, 128, 56, 56), (128, 128, 3, 3), dict(padding=1, stride=2)),
+])  # fmt: skip
+def test_workspace_is_small(x_shape, w_shape, options):
+    """At most 15 % of the im2col matrix, of an input gradient of that with the columns of dx, with two threads."""
+    g = geometry(x_shape, w_shape, **options)
+    cells, taps = g.batch * np.prod(g.output) * 4, np.prod(g.kernel)
+    assert winograd_cuts.best(g, False, "float32", 2).size <= 0.15 * cells * taps * g.channels
+    columns = g.batch * np.prod(g.spatial) * 4 * taps // np.prod(g.stride)
+    assert winograd_cuts.best(g, True, "float32", 2).size <= 0.15 * columns * g.filters
+    assert winograd_weights.prepare(g, "float32", "first", 2).size <= 0.15 * cells * taps * g.channels

@@ -13,12 +13,11 @@ from compare import assert_same_bits
 from konv import textbook
 from konv.engine import memory, winograd_weights
 from konv.engine.simd import ArrayPointer
-from konv.engine.winograd_formulas import OUTPUTS, SPAN, TAPS, input_column, upstream_column, weight_column
 from konv.engine.winograd_outer import add_parts, tiles_to_weights
 from konv.geometry import geometry
 from strategies import seeds
 from test_guard_page import guarded
-from test_winograd import UNIT, PlainJob, Space, assert_within, matrix, normal, wide
+from test_winograd import FILLED, TAPS, UNIT, PlainJob, Space, assert_within, matrix, normal, number, tiles_of, wide
 
 LAYOUTS = ["first", "last"]
 
@@ -53,37 +52,31 @@ def drawn(rng, x_shape, filters, padding):
 
 
 @functools.cache
-def magnitudes():
-    def number(a, r=0):
-        return float(a) + float(r) * 2**0.5
-
-    pairs = [(input_column, SPAN), (upstream_column, OUTPUTS), (weight_column, SPAN)]
+def magnitudes(scheme):
+    n = scheme.points
+    pairs = [(scheme.inputs, n), (scheme.upstream, scheme.outputs), (scheme.weights, n)]
     return [np.abs(np.array(matrix(formula, n, number))) for formula, n in pairs]
 
 
 def error_bound(dy, x, padding):
     """Roundings on the longest path times the sum of absolute values met on the way, as for the forward computation."""
-    bt, e, dt = magnitudes()
-    (low_h, _), (low_w, _) = padding
-    (n, c, height, width), (out_h, out_w) = x.shape, dy.shape[2:]
-    rows, columns = -(-out_h // OUTPUTS), -(-out_w // OUTPUTS)
-    padded = np.zeros((n, c, max(rows * OUTPUTS + 2, low_h + height), max(columns * OUTPUTS + 2, low_w + width)))
-    padded[:, :, low_h : low_h + height, low_w : low_w + width] = np.abs(x)
-    padded = padded[:, :, : rows * OUTPUTS + 2, : columns * OUTPUTS + 2]
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (SPAN, SPAN), (2, 3))[:, :, ::OUTPUTS, ::OUTPUTS]
-    whole = np.zeros((n, dy.shape[1], rows * OUTPUTS, columns * OUTPUTS))
-    whole[:, :, :out_h, :out_w] = np.abs(dy)
-    tiles = whole.reshape(n, dy.shape[1], rows, OUTPUTS, columns, OUTPUTS)
-    v = np.einsum("pi,nchwij,qj->nchwpq", bt, windows, bt, optimize=True)
-    q = np.einsum("pi,nfhiwj,qj->nfhwpq", e, tiles, e, optimize=True)
+    padded = np.pad(np.abs(x).astype(np.float64), ((0, 0), (0, 0), *padding))
+    schemes, windows = tiles_of(padded, dy.shape[2:], (TAPS, TAPS))
+    (bt, e, dt), (bt_, e_, dt_) = (magnitudes(scheme) for scheme in schemes)
+    (n, filters), (rows, columns) = dy.shape[:2], windows.shape[2:4]
+    whole = np.zeros((n, filters, rows * schemes[0].outputs, columns * schemes[1].outputs))
+    whole[:, :, : dy.shape[2], : dy.shape[3]] = np.abs(dy)
+    tiles = whole.reshape(n, filters, rows, schemes[0].outputs, columns, schemes[1].outputs)
+    v = np.einsum("pi,nchwij,qj->nchwpq", bt, windows, bt_, optimize=True)
+    q = np.einsum("pi,nfhiwj,qj->nfhwpq", e, tiles, e_, optimize=True)
     depth = 6 * (4 + 2) + n * rows * columns + 2
-    return depth * UNIT / (1 - depth * UNIT) * np.einsum("op,nchwpq,nfhwpq,rq->fcor", dt, v, q, dt, optimize=True)
+    return depth * UNIT / (1 - depth * UNIT) * np.einsum("op,nchwpq,nfhwpq,rq->fcor", dt, v, q, dt_, optimize=True)
 
 
 @st.composite
 def layers(draw):
     padding = tuple((draw(st.integers(0, 4)), draw(st.integers(0, 4))) for _ in range(2))
-    sizes = [draw(st.integers(max(1, 3 - low - high), 21)) for low, high in padding]
+    sizes = [draw(st.sampled_from([n for n in range(1, 22) if n + low + high - 2 in FILLED])) for low, high in padding]
     channels, filters = draw(st.sampled_from([1, 5, 16, 17, 70])), draw(st.sampled_from([1, 5, 32, 33, 100]))
     return (draw(st.integers(1, 4)), channels, *sizes), filters, padding
 

@@ -22,8 +22,9 @@
     depthwise.py              the same, channels last      channels.py              its kernels
     small_planes.py           depthwise on small planes      small_planes_kernels.py   its kernels
     small_groups.py           groups of 8 and 16             small_groups_kernels.py   its kernels
-    winograd.py               3 x 3, F(4x4, 3x3)           winograd_kernels.py      its kernels
+    winograd.py               short kernels: jobs          winograd_kernels.py      its kernels
     winograd_weights.py       its weight gradient          winograd_outer.py        its kernels
+    winograd_axes.py          strides and long kernels as sums of short ones
     winograd_formulas.py, winograd_tiles.py, winograd_cuts.py   formulas, tiles in memory, pieces
     winograd_groups.py        the same for small groups    winograd_groups_kernels.py   its kernels
     fourier.py                long 1-D kernels: jobs       fourier_kernels.py, fourier_passes.py   its kernels

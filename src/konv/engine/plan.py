@@ -41,8 +41,8 @@ class Problem:
 def set_exact(exact: bool) -> None:
     """Whether every output must be the sum of its own products, as the formula says; False at the start.
 
-    Winograd's algorithm computes 4 x 4 outputs together from sums and differences: its error is up to three times a
-    direct sum's, and a NaN may fill all of them. Fourier transforms compute whole blocks of a row together: a small output
+    Winograd's algorithm computes tiles of outputs together from sums and differences: its error is up to three times a
+    direct sum's, and a NaN may fill a whole tile. Fourier transforms compute whole blocks of a row together: a small output
     has the rounding of the largest in its block. True refuses both, for every following operation of konv in this process.
 
     Raises
@@ -300,7 +300,7 @@ def plan(
     work         1,849,688,064 FLOP on 12,992,512 bytes
     workspace    ... bytes
     blocking     tiles of 4 x 4 outputs; blocks of ...
-    expected     ...% of the multiply-add limit: 36 products stand for the formula's 144
+    expected     ...% of the multiply-add limit: few products stand for many of the formula's
     passed over  pairs: float32; it multiplies pairs of bfloat16
     passed over  products: windows see padding
     passed over  ...

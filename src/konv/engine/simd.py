@@ -423,15 +423,15 @@ class Pointer:
             loaded = _call(name, vector, address, INT32(size), mask, _zeros(vector))
         return Value(_builder.bitcast(loaded, ir.VectorType(INT32, lanes)))
 
-    def put(self, i: Any, vector: Value, count: Any = None, start: Any = None) -> None:
-        """Write a vector to i, i + 1, ...; the memory of lanes outside start .. count - 1 is not touched."""
+    def put(self, i: Any, vector: Value, count: Any = None, start: Any = None, bits: Any = None) -> None:
+        """Write a vector to i, i + 1, ...; the memory of lanes outside start .. count - 1 (or ``bits``) is not touched."""
         value, address, size = _narrowed(vector.ir, self.stored), self.at(i).address, ITEMSIZE[self.stored]
-        if count is None and start is None:
+        if count is None and start is None and bits is None:
             _builder.store(value, address, align=size)
         else:
             lanes = value.type.count
             name = f"llvm.masked.store.{_mangled(value.type)}.p0"
-            mask = _mask(lanes, lanes if count is None else count, start)
+            mask = _mask(lanes, lanes if count is None else count, start) if bits is None else _bit_mask(lanes, bits)
             _call(name, ir.VoidType(), value, address, INT32(size), mask)
 
     def stream(self, i: Any, vector: Value) -> None:
@@ -508,18 +508,18 @@ class ArrayPointer:
         fill: float = 0,
     ) -> np.ndarray:  # fmt: skip
         """As :meth:`Pointer.vec`."""
-        used = _used(lanes, count, start)
-        if bits is not None:
-            used = np.array([i for i in range(lanes) if bits >> i & 1], np.int64)
+        used = _used(lanes, count, start, bits)
         return self._read(i + used, used, lanes, fill)
 
     def pairs(self, i: int, lanes: int, count: int | None = None) -> np.ndarray:
         """As :meth:`Pointer.pairs`."""
         return pair(*self.vec(i, 2 * lanes, count).reshape(lanes, 2).T)
 
-    def put(self, i: int, vector: np.ndarray, count: int | None = None, start: int | None = None) -> None:
+    def put(
+        self, i: int, vector: np.ndarray, count: int | None = None, start: int | None = None, bits: int | None = None
+    ) -> None:
         """As :meth:`Pointer.put`."""
-        used = _used(len(vector), count, start)
+        used = _used(len(vector), count, start, bits)
         self.array[self._cells(i + used)] = vector[used]
 
     def stream(self, i: int, vector: np.ndarray) -> None:
@@ -569,9 +569,11 @@ class ArrayPointer:
         return cells
 
 
-def _used(lanes: int, count: int | None, start: int | None) -> np.ndarray:
-    """The lanes start .. count - 1."""
+def _used(lanes: int, count: int | None, start: int | None, bits: int | None = None) -> np.ndarray:
+    """The lanes start .. count - 1, or those of ``bits``."""
     lane = np.arange(lanes)
+    if bits is not None:
+        return lane[[bool(bits >> i & 1) for i in range(lanes)]]
     return lane[(lane < (lanes if count is None else count)) & (lane >= (0 if start is None else start))]
 
 

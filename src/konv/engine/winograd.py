@@ -1,19 +1,22 @@
-"""Winograd's algorithm F(4x4, 3x3) for 3 x 3 convolutions with stride 1: a quarter of the multiplications.
+"""Winograd's algorithm for kernels of several taps along the last axes: 36 products instead of 144 for 3 x 3.
 
-A dilated convolution is one of each phase: tiles of cells that lie ``dilation`` apart. A 3-D one sums planes of 3 x 3 taps
-as it sums channels.
+Along each axis a scheme F(m, r) of :mod:`konv.engine.winograd_formulas`: of few products for the outputs that there are. A
+dilated convolution is one of each phase: tiles of cells that lie ``dilation`` apart. A 3-D one sums planes as it sums channels,
+a strided or a long kernel the short ones that it is cut into (:mod:`konv.engine.winograd_axes`): 100 products instead of 256
+for 4 x 4 with stride 2, 81 instead of 144 for 3 x 3, 121 instead of 400 for 5 x 5.
 
-The input gradient is the same computation on dy, with the taps in reverse order, filters and channels exchanged, and
-``2 - low`` cells of padding (fewer than none where ``low`` is larger: then dy is cut). The weight gradient is F(3x3, 4x4),
-in :mod:`konv.engine.winograd_weights`.
+The input gradient is the same computation on dy, with the taps in reverse order, filters and channels exchanged; with a
+stride each phase of dx has a kernel of its own. The weight gradient is F(r, m), in :mod:`konv.engine.winograd_weights`.
 
-Error: 0.3-1.8e-6 of the largest output (direct: 0.3-0.8e-6), of the input gradient 0.3-1.6e-6 (0.3-0.8e-6), of the weight
-gradient 0.2-0.9e-6 (0.2-0.9e-6), measured against float64 on normal, rectified and positive numbers, layers 64@56, 128@28,
-256@14, 512@7, 512@28, 64->128@112, 512@33 dilated 2, 64@8x28x28; in float64 the same, times 2e-9.
+Error: 0.3-2.2e-6 of the largest output (direct: 0.2-0.8e-6), of the input gradient 0.3-1.8e-6 (0.2-0.8e-6), of the weight
+gradient 0.2-1.1e-6 (0.2-0.9e-6), measured against float64 on normal, rectified and positive numbers: 3x3 layers 64@56,
+128@28, 256@14, 512@7, 512@28, 64->128@112, 256@6, 512@33 dilated 2, 64@8x28x28; 4x4/2 512@16, 128@64; 3x3/2 128@56, 256@28;
+5x5 and 7x7 64@28; k3, k31, k3/2, k16/8. In float64 the same, times 2e-9.
 It is relative to the largest output, not to each: one that is small beside its tile loses digits. Numbers above 1e36 may
-overflow. A NaN or an infinity makes every output that reads it NaN or infinite, and may do so to their whole 4 x 4 tiles.
+overflow. A NaN or an infinity makes every output that reads it NaN or infinite, and may do so to their whole tiles.
+Two axes have at most 6 points each, one alone 8: F(6x6, 3x3) erred by 1.2e-5, F(7x7, 2x2) by 1.2-2.5e-5.
 
-A sum runs over the channels in the same order in every tile, so its bits depend on neither threads nor the batch.
+A sum runs over the channels and sections in the same order in every tile, so its bits depend on neither threads nor the batch.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ from konv.engine import memory, roofline, winograd_weights
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.threads import get_threads, width
-from konv.engine.winograd_cuts import Axes, Sizes, best
-from konv.engine.winograd_formulas import OUTPUTS, TAPS
+from konv.engine.winograd_axes import Axes, span, tables, taps_of, tiles_in_words
+from konv.engine.winograd_cuts import Sizes, best, gain, shapes
 from konv.engine.winograd_kernels import filters_to_points, winograd
 from konv.engine.winograd_weights import weight_gradient
 from konv.geometry import Geometry
@@ -40,8 +43,10 @@ if TYPE_CHECKING:
     from konv.engine.plan import Problem
 
 NAME = "winograd"
-BEYOND = "36 products stand for the formula's 144"
-LEAST_CHANNELS, LEAST_FILTERS, LEAST_OUTPUTS, LEAST_OUTPUTS_OF_WEIGHTS, LEAST_TILES = 8, 9, 6, 9, 16  # see `declines`
+BEYOND = "few products stand for many of the formula's"
+# See `declines`.
+LEAST_CHANNELS, LEAST_FILTERS, LEAST_TILES, MOST_TAPS, MOST_SPAN = 8, 9, 16, 128, 63
+LEAST_SAVED, LEAST_SAVED_OF_WEIGHTS, LEAST_GAIN, LEAST_GAIN_OF_WEIGHTS = 1.5, 2.1, 1.02, 1.12
 
 __all__ = ["NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_gradient", "workspace"]
 
@@ -52,35 +57,51 @@ def declines(problem: Problem) -> str | None:
     The batch is asked for weights only: the bits of a sample must not depend on it. The figures are its speed relative to
     the other algorithm's, on images of 3 x 3 to 224 x 224, batches of 1 to 100.
 
-    ==========================================  ======================================================================
-    summed channels (dy's filters) below 8      direct, 3 channels: 0.8-1.3; 8 channels 1.0-1.7, 64 and more 1.7-2.2
-    filters (of a gradient, x's channels) to 8  pixels in lanes, 8 filters: 0.3-0.85
-    fewer than 6 outputs in a tile, on average  direct, 2 x 2 images: 0.8-2.1, 36 products where 36 are needed; of what is
-                                                taken, one image of 4 x 4 gains least: 0.8-1.2
-    weights: fewer than 9 outputs, or 16 tiles  direct, 64@5: 1.0; 2048 -> 256@33, dilated 12, whose padding direct skips:
-                                                0.65; one image of 64@4, 256@4, 512@7: 0.8, 0.5, 1.1
-    ==========================================  ======================================================================
+    ============================================  ====================================================================
+    summed channels (dy's filters) below 8        direct, 3 channels: 0.8-1.3; 8 channels 1.0-1.7, 64 and more 1.7-2.2
+    filters (of a gradient, x's channels) to 8    pixels in lanes, 8 filters: 0.3-0.85
+    fewer than 1.5 products saved of each         direct, 2 x 2 images: 0.8-2.1; of what is taken, one image of 4 x 4 gains
+                                                  least: 0.8-1.2
+    weights: not 2.1, or fewer than 16 tiles      direct, one image of 64@4, 256@4, 512@7: 0.8, 0.5, 1.1
+    several sections (strides, long kernels) and  direct, 3x3/2: 512@14 0.9 (estimate 0.9), 256@28 1.05 (1.1), 128@56 1.2
+    a gain that is estimated below 1.05, of       (1.15), 16@28 0.7 (0.5); 4x4/2: 512@16 1.8 (1.8), 16@28 0.9 (0.8); k16/8:
+    weights 1.12                                  0.95, its gradient 1.1 (0.96, 1.3); k3/2 1.2, its weights 0.9 (1.03, 1.06)
+    ============================================  ====================================================================
     """
-    g, gradient = problem.geometry, problem.kind == "input_gradient"
+    g, gradient, weights = problem.geometry, problem.kind == "input_gradient", problem.kind == "weight_gradient"
     if problem.exact:
-        return "an exact sum is asked for: its error is up to three times a direct sum's, and one NaN may fill a 4 x 4 tile"
-    if g.axes < 2 or g.kernel[-2:] != (TAPS, TAPS):
-        return f"its kernels are 3 x 3 along the last axes, not {' x '.join(map(str, g.kernel))}"
-    for name, value in [("stride", g.stride), ("groups", (g.groups,))]:
-        if set(value) != {1}:
-            return f"its {name} is 1, not {' x '.join(map(str, value))}"
+        return "an exact sum is asked for: its error is up to three times a direct sum's, and one NaN may fill a whole tile"
+    if g.groups > 1:
+        return f"its groups are 1, not {g.groups}"
+    if any(stride > 1 and dilation > 1 for stride, dilation in zip(g.stride, g.dilation)):
+        return (
+            f"kernels are either strided or dilated along an axis, not both: stride {g.stride}, dilation {g.dilation}"
+        )
+    if gradient and any(kernel < stride for kernel, stride in zip(g.kernel, g.stride)):
+        return f"its kernels are at least as long as their stride, not {' x '.join(map(str, g.kernel))} with {g.stride}"
+    if math.prod(g.kernel) > MOST_TAPS:
+        return f"{math.prod(g.kernel)} taps, more than {MOST_TAPS}: a section takes few"
     channels, filters = (g.filters, g.channels) if gradient else (g.channels, g.filters)
     if channels < LEAST_CHANNELS:
         return f"{channels} channels to sum, fewer than {LEAST_CHANNELS}: the transforms cost more than they save"
     if filters < LEAST_FILTERS:
         return f"{filters} filters, fewer than {LEAST_FILTERS}: pixels fill vectors better than filters do"
     axes = Axes.of(g, gradient)
-    height, row = axes.output[1:]
-    tiles, weights = axes.tile_rows * axes.tile_columns, problem.kind == "weight_gradient"
-    least = LEAST_OUTPUTS_OF_WEIGHTS if weights else LEAST_OUTPUTS
-    if height * row < least * tiles:
-        return f"{height} x {row} outputs fill less than {least} of a tile's {OUTPUTS * OUTPUTS} cells"
-    if weights and g.batch * axes.output[0] * tiles < LEAST_TILES:
+    if axes.points == 1:
+        return f"it saves products of several taps along the last two axes, none of kernels {' x '.join(map(str, g.kernel))} here"
+    if span(axes, g) > MOST_SPAN:
+        return f"taps of a section lie {span(axes, g)} cells of a filter apart, more than {MOST_SPAN}"
+    fewer, least = axes.sums / (axes.products * axes.tiles), LEAST_SAVED_OF_WEIGHTS if weights else LEAST_SAVED
+    sections = len(axes.phases) * len(axes.sections(axes.phases[0])) // axes.depth.points
+    if sections == 1 and fewer < least:
+        return f"its tiles need one product of {fewer:.2f}, for outputs that do not fill them; it saves time from {least} on"
+    if sections > 1:
+        found, least = gain(axes, channels, filters), LEAST_GAIN_OF_WEIGHTS if weights else LEAST_GAIN
+        if found < least:
+            return (
+                f"one product of {fewer:.2f}, but {sections} transforms: a gain of about {found:.2f}, less than {least}"
+            )
+    if weights and g.batch * axes.tiles < LEAST_TILES:
         return f"sums over fewer than {LEAST_TILES} tiles: what is transformed at their end costs more than they save"
     return None
 
@@ -112,6 +133,7 @@ class Prepared:
     transform : the filters to points, ahead of the rest; None where each piece transforms what it needs
     multiply : everything else
     no_bias : zeros for the filters of all panels
+    sections, phases : the tables
     filter_cells : cells of the transformed filters; the slots lie behind them
     threads : that ``multiply`` uses, each with a slot
     size : bytes of the workspace
@@ -120,6 +142,8 @@ class Prepared:
     transform: Job | None
     multiply: Job
     no_bias: np.ndarray
+    sections: np.ndarray
+    phases: np.ndarray
     filter_cells: int
     threads: int
     size: int
@@ -129,41 +153,47 @@ class Prepared:
 def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, layout: str, threads: int) -> Prepared:
     wide, axes = wide_type(dtype), Axes.of(g, transposed)
     sizes, cut = Sizes.of(g, transposed, wide), best(g, transposed, wide, threads)
-    taps = math.prod(g.kernel)
+    schemes = [(axis.scheme.outputs, axis.scheme.taps) for axis in (axes.rows, axes.columns)]
+    taps, (sections, phases) = taps_of(axes, g), tables(axes, g)
     shared = {
-        "filter_stride": taps * (1 if transposed else g.channels),
-        "channel_stride": taps * (g.channels if transposed else 1),
+        "filter_stride": math.prod(g.kernel) * (1 if transposed else g.channels),
+        "channel_stride": math.prod(g.kernel) * (g.channels if transposed else 1),
         "filters": sizes.filters,
         "channels": sizes.channels,
-        "chunks": sizes.chunks,
-        "channel_chunks": sizes.channel_chunks,
+        "panels": sizes.panels,
+        "section_count": len(sections),
         "chunk_channels": sizes.chunk_channels,
     }
-    transform, source = None, "flipped taps" if transposed else "taps" if axes.planes == 1 else "taps of planes"
+    transform = None
     if cut.ahead:
-        kernel, source = filters_to_points(wide, sizes.lanes, sizes.vectors, source), "points"
-        transform = Job(kernel, sizes.panels * sizes.chunks, plane=cut.numbers["filter_plane"], **shared)
-    kernel = winograd(dtype, out, sizes.lanes, sizes.vectors, cut.group, sizes.depth, source, layout, axes.dilated)
-    multiply = Job(kernel, cut.pieces, **axes.numbers(), **cut.numbers, **shared)
+        kernel = filters_to_points(wide, sizes.lanes, sizes.vectors, *schemes, taps)
+        pieces = sizes.channel_chunks * sizes.panels * len(sections)
+        transform = Job(kernel, pieces, plane=cut.numbers["filter_plane"], **shared)
+    kernel = winograd(
+        dtype, out, sizes.lanes, sizes.vectors, cut.group, sizes.depth, *schemes, taps, int(cut.ahead), layout,
+        *((axes.rows.in_step, axes.columns.in_step), (axes.rows.out_step, axes.columns.out_step)), axes.dilated,
+    )  # fmt: skip
+    multiply = Job(kernel, cut.pieces, channel_chunks=sizes.channel_chunks, **shapes(axes), **cut.numbers, **shared)
     no_bias = np.zeros(sizes.panels * sizes.lanes * sizes.vectors, wide)
-    return Prepared(transform, multiply, no_bias, cut.filter_cells, cut.threads, cut.size)
+    return Prepared(transform, multiply, no_bias, sections, phases, cut.filter_cells, cut.threads, cut.size)
 
 
 def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transposed: bool, out: np.ndarray) -> None:
     if out.size == 0:
         return
     job = _prepare(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), known_layout(x, out), get_threads())
-    bias = job.no_bias
+    bias, sections = job.no_bias, address(job.sections)
     w = np.ascontiguousarray(w, bias.dtype)
     if b is not None:
         bias = np.zeros_like(bias)
         bias[: len(b)] = b
     with memory.workspace(job.size) as points:
         if job.transform is not None:
-            job.transform.run(width(job.transform.pieces, job.filter_cells), w=address(w), points=points)
+            threads = width(job.transform.pieces, job.filter_cells)
+            job.transform.run(threads, w=address(w), points=points, sections=sections)
         job.multiply.run(
             job.threads, x=address(x), w=address(w), bias=address(bias), y=address(out), points=points,
-            slots=points + job.filter_cells * bias.itemsize,
+            slots=points + job.filter_cells * bias.itemsize, sections=sections, phases=address(job.phases),
         )  # fmt: skip
 
 
@@ -178,18 +208,17 @@ def blocking(problem: Problem) -> str:
     panel = sizes.vectors * sizes.lanes
     when = "ahead" if job.transform else "for each piece"
     return (
-        f"tiles of {OUTPUTS} x {OUTPUTS} outputs; blocks of {n['block_rows']} x {n['block_columns']} tiles by "
-        f"{min(n['part_panels'] * panel, sizes.filters)} filters, {panel} at a time, summed over {sizes.chunk_channels} channels "
-        f"at a time, filters transformed {when}; {job.multiply.cut(job.threads)}"
+        f"{tiles_in_words(Axes.of(g, transposed))}; blocks of {n['block_rows']} x {n['block_columns']} tiles by "
+        f"{min(n['share_panels'] * panel, sizes.filters)} filters, {panel} at a time, summed over {sizes.chunk_channels} "
+        f"channels at a time, filters transformed {when}; {job.multiply.cut(job.threads)}"
     )
 
 
 def share(problem: Problem) -> float:
-    """Of the limit; see :mod:`konv.engine.roofline`. Above 1, for 36 products stand for the formula's 144."""
+    """Of the limit; see :mod:`konv.engine.roofline`. Above 1, for few products stand for many of the formula's."""
     g, transposed = problem.geometry, problem.kind == "input_gradient"
     axes, lanes = Axes.of(g, transposed), machine().lanes(problem.dtype)
-    outputs = math.prod(axes.output[1:])
-    done = (OUTPUTS + TAPS - 1) ** 2 / TAPS**2 * axes.tile_rows * axes.tile_columns / outputs
+    done = axes.products * axes.tiles / (math.prod(g.output) * math.prod(g.kernel))
     done *= roofline.padding(g.channels if transposed else g.filters, lanes)
     if problem.kind == "weight_gradient":
         return roofline.share(problem, done, speed=0.5, moving=0.75, storing=0)

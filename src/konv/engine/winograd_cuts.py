@@ -13,89 +13,60 @@ import numpy as np
 
 from konv.engine.machine import machine
 from konv.engine.threads import width
-from konv.engine.winograd_formulas import OUTPUTS, POINTS, SPAN, TAPS
+from konv.engine.winograd_axes import Axes
 from konv.engine.winograd_kernels import SPREAD
+from konv.engine.winograd_tiles import Tiling
 from konv.geometry import Geometry
 
 MEMORY, LEAST_MEMORY = 0.15, 800_000  # of the im2col matrix; bytes that may always be borrowed
 AHEAD_TILES, PASSING_TILES = (112, 84, 56, 42, 28, 14), (98, 64, 56, 42, 32, 28, 16)  # tiles of a block that are tried
+MANY_POINTS = 36  # of a tile: of fewer points more tiles fit into as much memory
 MOST_PANELS = 8  # of a piece, where channels pass by
 FAST_BYTES, SPILLED = 1 << 20, 0.5  # what fits into L2; what products lose for as many beyond
-# Nanoseconds on one core: a product of a channel, a filter and a tile; a tile of inputs, for each channel; a filter's taps;
-# its 36 points from L3, from L2; a tile's inputs in lines of some cells beside which other blocks lie: they come from
-# memory, short lines unasked for (64@224: 34 ms in lines of 56 cells, 26 of 112, 22 of 224).
-PRODUCT, INPUT, FILTER, FAR_POINTS, NEAR_POINTS, SHORT_LINES = 0.32, 4.5, 2.5, 0.8, 0.5, 1500
+# Nanoseconds on one core: a product of a channel, a filter and a tile at one point; what is read of a tile of inputs for each
+# channel, its points; a filter's taps, their points, those again from L3 and from L2; a tile's inputs in lines of some
+# cells beside which other blocks lie: they come from memory, short lines unasked for (64@224: 34 ms in lines of 56 cells, 26
+# of 112, 22 of 224).
+PRODUCT, CELL, POINT, FILTER, FILTER_POINT = 0.0089, 0.09, 0.065, 1, 0.042
+FAR_POINT, NEAR_POINT, SHORT_LINES = 0.022, 0.014, 1500
 LONG_LINE = 224
+USUAL_TILES, USUAL_SHARE = 40, 128  # of a block, and filters of a share, where the batch must not be asked
 
 
-@dataclass(frozen=True)
-class Axes:
-    """A convolution's three axes: what is read, how it is padded and dilated, what is computed; of 2-D ones the first is 1.
+def rows_and_columns(axes: Axes, batch: int, most_tiles: int) -> dict[str, int]:
+    """The kernels' arguments that tell how all tiles are cut into blocks of at most about ``most_tiles``."""
+    step = axes.columns.dilation
+    all_rows = batch * axes.planes * axes.rows.tiles
+    column_blocks, wholes = evenly(axes.columns.tiles // step, max(1, most_tiles // step))
+    _, block_rows = evenly(all_rows, max(1, most_tiles // (wholes * step)))
+    return {
+        "planes": axes.planes,
+        "tile_rows": axes.rows.tiles,
+        "tile_columns": axes.columns.tiles,
+        "all_rows": all_rows,
+        "block_rows": block_rows,
+        "block_columns": wholes * step,
+        "column_blocks": column_blocks,
+    }
 
-    Attributes
-    ----------
-    spatial, output : lengths
-    low : padding before the first cell, less than none where an input gradient cuts
-    dilation : from one tap to the next
-    planes : taps along the first axis, each a plane of 3 x 3
-    tile_rows, tile_columns : tiles in a plane of outputs; whole phases of a dilation
-    """
 
-    spatial: tuple[int, ...]
-    output: tuple[int, ...]
-    low: tuple[int, ...]
-    dilation: tuple[int, ...]
-    planes: int
-    tile_rows: int
-    tile_columns: int
+def strip_size(axes: Axes, block_columns: int, lanes: int) -> tuple[int, int]:
+    """Cells of a strip's line, and of a strip."""
+    columns, rows = axes.columns, axes.rows
+    cells = Tiling(columns.scheme.outputs, columns.dilation).cells(block_columns, columns.scheme.points)
+    pitch = -(-cells // lanes) * lanes
+    return pitch, pitch * lanes * rows.scheme.points
 
-    @staticmethod
-    def of(g: Geometry, transposed: bool) -> Axes:
-        """Those of a convolution, or of its input gradient."""
-        missing = 3 - g.axes
-        spatial, output, kernel, dilation = (
-            (1,) * missing + lengths for lengths in (g.spatial, g.output, g.kernel, g.dilation)
-        )
-        low = (0,) * missing + tuple(low for low, _ in g.padding)
-        if transposed:
-            spatial, output = output, spatial
-            low = tuple(step * (taps - 1) - n for step, taps, n in zip(dilation, kernel, low))
-        rows, columns = (-(-n // (OUTPUTS * step)) * step for n, step in zip(output[1:], dilation[1:]))
-        return Axes(spatial, output, low, dilation, kernel[0], rows, columns)
 
-    @property
-    def dilated(self) -> bool:
-        """Whether tiles are phases."""
-        return self.dilation[1:] != (1, 1)
-
-    def rows_and_columns(self, batch: int, most_tiles: int) -> dict[str, int]:
-        """The kernels' arguments that tell how all tiles are cut into blocks of at most about ``most_tiles``."""
-        step = self.dilation[2]
-        all_rows = batch * self.output[0] * self.tile_rows
-        column_blocks, wholes = evenly(self.tile_columns // step, max(1, most_tiles // step))
-        _, block_rows = evenly(all_rows, max(1, most_tiles // (wholes * step)))
-        return {
-            "tile_rows": self.tile_rows,
-            "tile_columns": self.tile_columns,
-            "all_rows": all_rows,
-            "block_rows": block_rows,
-            "block_columns": wholes * step,
-            "column_blocks": column_blocks,
-        }
-
-    def pitch(self, block_columns: int, lanes: int) -> int:
-        """Cells of a strip's line."""
-        return -(-(block_columns * OUTPUTS + (TAPS - 1) * self.dilation[2]) // lanes) * lanes
-
-    def numbers(self) -> dict[str, int]:
-        """The kernels' arguments that tell shapes."""
-        axes = ("depth", "height", "width")
-        return (
-            dict(zip((f"x_{axis}" for axis in axes), self.spatial))
-            | dict(zip((f"out_{axis}" for axis in axes), self.output))
-            | dict(zip((f"pad_{axis}" for axis in axes), self.low))
-            | dict(zip(("depth_step", "row_step", "column_step"), self.dilation))
-        )
+def shapes(axes: Axes, written: bool = True) -> dict[str, int]:
+    """The kernels' arguments that tell shapes; ``depth_out_step`` where phases are written."""
+    names = ("depth", "height", "width")
+    return (
+        {f"x_{name}": axis.spatial for name, axis in zip(names, axes.all)}
+        | {f"out_{name}": axis.output for name, axis in zip(names, axes.all)}
+        | dict(depth_in_step=axes.depth.in_step, row_dilation=axes.rows.dilation, column_dilation=axes.columns.dilation)
+        | (dict(depth_out_step=axes.depth.out_step) if written else {})
+    )
 
 
 @dataclass(frozen=True)
@@ -108,7 +79,6 @@ class Sizes:
     wide, lanes : the type it computes in, and how many a vector has
     depth : channels that are summed before they are added up: 128 is no faster than 64, and the error 1.4 times as large
     channel_chunks, chunk_channels : parts of at most ``depth`` channels
-    chunks : parts of the sum, those of all planes of a kernel
     vectors, panels : vectors of filters in registers, how many such panels there are
     """
 
@@ -117,7 +87,6 @@ class Sizes:
     wide: str
     lanes: int
     depth: int
-    chunks: int
     channel_chunks: int
     chunk_channels: int
     vectors: int
@@ -132,11 +101,17 @@ class Sizes:
         vectors = min(host.tile[0], -(-filters // lanes))  # 16 filters: 1.6 times as fast as half a panel of zeros
         depth = 64 if channels <= 128 else 32  # where filters are many, memory is short
         chunks, chunk_vectors = evenly(-(-channels // lanes), depth // lanes)
-        planes = g.kernel[0] if g.axes == 3 else 1
         return Sizes(
-            channels, filters, wide, lanes, depth, planes * chunks, chunks, chunk_vectors * lanes, vectors,
+            channels,
+            filters,
+            wide,
+            lanes,
+            depth,
+            chunks,
+            chunk_vectors * lanes,
+            vectors,
             -(-filters // (lanes * vectors)),
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
@@ -173,7 +148,8 @@ class Cut:
 def best(g: Geometry, transposed: bool, wide: str, threads: int) -> Cut:
     """The cheapest that fits into the memory; where none does, the best product of both."""
     axes, sizes = Axes.of(g, transposed), Sizes.of(g, transposed, wide)
-    matrix = g.batch * math.prod(axes.output) * sizes.channels * math.prod(g.kernel) * np.dtype(wide).itemsize
+    cells = g.batch * math.prod(axis.output for axis in axes.all) // math.prod(axis.out_step for axis in axes.all)
+    matrix = cells * sizes.channels * math.prod(g.kernel) * np.dtype(wide).itemsize
     cuts = list(_cuts(max(1, g.batch), axes, sizes, threads))  # of no images as of one
     fitting = [cut for cut in cuts if cut.size <= max(LEAST_MEMORY, MEMORY * matrix)]
     return min(fitting, key=lambda cut: cut.cost) if fitting else min(cuts, key=lambda cut: cut.cost * cut.size)
@@ -186,50 +162,58 @@ def evenly(n: int, most: int) -> tuple[int, int]:
 
 
 def _cuts(batch: int, axes: Axes, sizes: Sizes, threads: int) -> Iterator[Cut]:
+    more = max(1, MANY_POINTS // axes.points)  # tiles of few points are many
     for tiles in AHEAD_TILES:
-        yield _cut(batch, axes, sizes, threads, tiles, sizes.panels, True)
+        yield _cut(batch, axes, sizes, threads, tiles * more, sizes.panels * axes.phases_alike, True)
     for tiles in PASSING_TILES:
-        for panels in range(1, min(sizes.panels, MOST_PANELS) + 1):
-            yield _cut(batch, axes, sizes, threads, tiles, panels, False)
+        for panels in range(1, min(sizes.panels * axes.phases_alike, MOST_PANELS) + 1):
+            yield _cut(batch, axes, sizes, threads, tiles * more, panels, False)
 
 
-def _cut(batch: int, axes: Axes, s: Sizes, threads: int, most_tiles: int, part_panels: int, ahead: bool) -> Cut:
-    tiled = axes.rows_and_columns(batch, most_tiles)
+def _cut(batch: int, axes: Axes, s: Sizes, threads: int, most_tiles: int, share_panels: int, ahead: bool) -> Cut:
+    tiled, points = rows_and_columns(axes, batch, most_tiles), axes.points
     block_rows, block_columns = tiled["block_rows"], tiled["block_columns"]
+    sections = [len(axes.sections(phase)) for phase in axes.phases]
+    alike, panels = axes.phases_alike, axes.phases_alike * s.panels
+    apart = len(axes.phases) // alike
     blocks = -(-tiled["all_rows"] // block_rows) * tiled["column_blocks"]
     group = _group(block_rows * block_columns, machine().tile[1])
     tiles = -(-block_rows * block_columns // group) * group
-    while ahead and blocks * -(-s.panels // part_panels) < 2 * threads and part_panels > 1:
-        part_panels = -(-part_panels // 2)
-    parts, part_panels = evenly(s.panels, part_panels)
-    pieces, panel = blocks * parts, s.lanes * s.vectors
+    while ahead and apart * blocks * -(-panels // share_panels) < 2 * threads and share_panels > 1:
+        share_panels = -(-share_panels // 2)
+    shares, share_panels = evenly(panels, share_panels)
+    turns = apart if blocks * shares >= 2 * threads else 1  # phases that write the same lines are best in one cache
+    pieces, panel = blocks * apart // turns * shares, s.lanes * s.vectors
 
     input_plane, sums_plane, filter_plane = (
         n + SPREAD for n in (tiles * s.depth, tiles * panel, s.chunk_channels * panel)
     )
-    pitch = axes.pitch(block_columns, s.lanes)
-    strip_at = (s.chunks if ahead else 1) * POINTS * input_plane
-    sums_at = strip_at + SPAN * pitch * s.lanes
-    filters_at = sums_at + (1 if ahead else part_panels) * POINTS * sums_plane
-    slot_size = filters_at + (0 if ahead else POINTS * filter_plane)
-    filter_cells = s.panels * s.chunks * POINTS * filter_plane if ahead else 0
+    pitch, strip = strip_size(axes, block_columns, s.lanes)
+    strip_at = (max(sections) * s.channel_chunks if ahead else 1) * points * input_plane
+    sums_at = strip_at + strip
+    filters_at = sums_at + (1 if ahead else share_panels) * points * sums_plane
+    slot_size = filters_at + (0 if ahead else points * filter_plane)
+    filter_cells = s.panels * sum(sections) * s.channel_chunks * points * filter_plane if ahead else 0
 
-    channels = s.channels * axes.planes
-    itemsize = np.dtype(s.wide).itemsize
-    products = blocks * tiles * channels * s.filters
-    used = width(pieces, products * POINTS)
+    itemsize, pairs = np.dtype(s.wide).itemsize, s.channels * s.filters
+    products = blocks * tiles * axes.products * pairs
+    used = width(pieces, products)
     cost = products * PRODUCT * (1 + min(0.6, SPILLED * max(0, slot_size * itemsize / FAST_BYTES - 1)))
-    line = block_columns * OUTPUTS
-    inputs = INPUT + (SHORT_LINES * max(0, 1 / line - 1 / LONG_LINE) if tiled["column_blocks"] > 1 else 0)
-    points = FAR_POINTS if (slot_size + filter_cells) * itemsize > FAST_BYTES else NEAR_POINTS
-    filters = FILTER + blocks * points if ahead else blocks * FILTER
-    cost += blocks * tiles * parts * channels * inputs + channels * s.filters * filters
+    line = block_columns * axes.columns.scheme.outputs * axes.columns.in_step
+    read = axes.rows.scheme.points * axes.columns.scheme.outputs * axes.columns.in_step
+    inputs = read * CELL + points * POINT
+    inputs += SHORT_LINES * max(0, 1 / line - 1 / LONG_LINE) if tiled["column_blocks"] > 1 else 0
+    far = (slot_size + filter_cells) * itemsize > FAST_BYTES
+    filters = FILTER + points * FILTER_POINT
+    filters = filters + blocks * points * (FAR_POINT if far else NEAR_POINT) if ahead else blocks * filters
+    cost += sum(sections) * (blocks * tiles * shares * s.channels * inputs / alike + pairs * filters)
     idle = -(-pieces // used) * used / pieces + (used - 1) / pieces / 4  # threads do not end together
     return Cut(
         ahead, group, pieces, used, filter_cells, slot_size, itemsize, cost * idle,
         dict(
-            slot_size=slot_size, strip_at=strip_at, sums_at=sums_at, filters_at=filters_at, part_panels=part_panels,
-            panels=s.panels, parts=parts, input_plane=input_plane, sums_plane=sums_plane, filter_plane=filter_plane,
+            slot_size=slot_size, strip_at=strip_at, sums_at=sums_at, filters_at=filters_at, share_panels=share_panels,
+            shares=shares, turns=turns, turn_phases=apart // turns, phase_panels=alike,
+            input_plane=input_plane, sums_plane=sums_plane, filter_plane=filter_plane,
             pitch=pitch, **tiled,
         ),
     )  # fmt: skip
@@ -243,3 +227,16 @@ def _group(tiles: int, most: int) -> int:
     if tiles <= most * 2 // 7:
         return most * 2 // 7
     return min((most, most * 4 // 5, most * 4 // 7), key=lambda group: -(-tiles // group) * (group + 1))
+
+
+def gain(axes: Axes, channels: int, filters: int) -> float:
+    """About how many times faster than a sum of all products this is, by the times above; of any batch."""
+    sections, phases = sum(len(axes.sections(phase)) for phase in axes.phases), len(axes.phases)
+    cells = axes.columns.scheme.outputs * axes.columns.in_step * axes.rows.scheme.points
+    inputs = (cells * CELL + axes.points * POINT) * sections / axes.phases_alike
+    outputs = axes.rows.scheme.outputs * axes.columns.scheme.outputs
+    written = (outputs * CELL * min(2, axes.columns.out_step) + axes.points * POINT) * phases
+    block = USUAL_TILES * max(1, MANY_POINTS // axes.points)
+    weights = (FILTER + axes.points * FILTER_POINT) * sections / block
+    tile = axes.products * PRODUCT + inputs / min(filters, USUAL_SHARE) + written / channels + weights
+    return axes.sums * PRODUCT / (tile * axes.tiles)

@@ -21,9 +21,8 @@ from konv.engine import memory
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.threads import get_threads, width
-from konv.engine.winograd_cuts import Axes, evenly
-from konv.engine.winograd_formulas import POINTS, SPAN, TAPS
-from konv.engine.winograd_groups_kernels import winograd_of_groups
+from konv.engine.winograd_cuts import evenly
+from konv.engine.winograd_groups_kernels import OUTPUTS, POINTS, SPAN, TAPS, winograd_of_groups
 from konv.engine.winograd_kernels import SPREAD
 from konv.geometry import Geometry
 
@@ -51,9 +50,8 @@ def declines(problem: Problem) -> str | None:
         return "its kernels are 3 x 3 of stride and dilation 1"
     if g.groups == 1 or channels % lanes or filters % lanes or max(channels, filters) > MOST:
         return f"groups of {channels} x {filters}: it takes whole vectors of {lanes} lanes, of at most {MOST} channels"
-    axes = Axes.of(g, problem.kind == "input_gradient")
-    height, row = axes.output[1:]
-    if height * row < LEAST_OUTPUTS * axes.tile_rows * axes.tile_columns:
+    height, row = g.spatial if problem.kind == "input_gradient" else g.output
+    if height * row < LEAST_OUTPUTS * -(-height // OUTPUTS) * -(-row // OUTPUTS):
         return f"{height} x {row} outputs fill less than {LEAST_OUTPUTS} of a tile's 16 cells"
     return None
 
@@ -91,13 +89,15 @@ class Prepared:
 
 @functools.lru_cache(maxsize=512)
 def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, layout: str, threads: int) -> Prepared:
-    axes, wide, host = Axes.of(g, transposed), wide_type(dtype), machine()
+    wide, host = wide_type(dtype), machine()
     channels, filters = g.channels // g.groups, g.filters // g.groups
     if transposed:
         channels, filters = filters, channels
+    (x_height, x_width), cells = (g.output, g.spatial) if transposed else (g.spatial, g.output)
+    low = [TAPS - 1 - n if transposed else n for n, _ in g.padding]
     lanes = host.lanes(dtype)
     vectors = 2 if filters % (2 * lanes) == 0 else 1
-    images, (rows, columns) = max(1, g.batch), (axes.tile_rows, axes.tile_columns)
+    images, (rows, columns) = max(1, g.batch), [-(-n // OUTPUTS) for n in cells]
     column_blocks, block_columns = evenly(columns, BLOCK_TILES)
     row_blocks, block_rows = evenly(rows, max(1, BLOCK_TILES // block_columns))
     whole = row_blocks * column_blocks == 1
@@ -111,7 +111,7 @@ def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, layout: str, t
     panel = lanes * vectors
     held = -(-block_tiles // tiles) * tiles
     input_plane, sums_plane, filter_plane = (n + SPREAD for n in (held * channels, held * panel, channels * panel))
-    pitch = axes.pitch(block_columns, lanes) + lanes
+    pitch = -(-(block_columns * OUTPUTS + TAPS - 1) // lanes) * lanes + lanes
     sums_at = POINTS * input_plane
     filters_at = sums_at + POINTS * sums_plane
     strip_at = filters_at + POINTS * filter_plane * (filters // panel)
@@ -121,8 +121,8 @@ def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, layout: str, t
         winograd_of_groups(dtype, out, lanes, vectors, tiles, "flipped taps" if transposed else "taps", layout),
         g.groups * parts, slot_size=slot_size, sums_at=sums_at, filters_at=filters_at, strip_at=strip_at, images=g.batch,
         groups=g.groups, channels=channels, filters=filters,
-        x_height=axes.spatial[1], x_width=axes.spatial[2], pad_height=axes.low[1], pad_width=axes.low[2],
-        out_height=axes.output[1], out_width=axes.output[2], tile_rows=rows, tile_columns=columns,
+        x_height=x_height, x_width=x_width, pad_height=low[0], pad_width=low[1], out_height=cells[0],
+        out_width=cells[1], tile_rows=rows, tile_columns=columns,
         block_images=block_images, block_rows=block_rows, block_columns=block_columns,
         row_blocks=row_blocks, column_blocks=column_blocks, blocks=blocks, piece_blocks=piece_blocks, parts=parts,
         filter_stride=tap * (1 if transposed else channels), channel_stride=tap * (filters if transposed else 1),

@@ -5,17 +5,22 @@ from __future__ import annotations
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, fma, loop, maximum, minimum, splat, transpose, within
-from konv.engine.winograd_formulas import OUTPUTS, POINTS, SPAN, TAPS, input_column
-from konv.engine.winograd_kernels import panel_to_points
+from konv.engine.winograd_formulas import Scheme
+from konv.engine.winograd_kernels import Taps, panel_to_points
 from konv.engine.winograd_tiles import (
     Images,
     Strip,
+    Tiling,
     constants,
     points_to_strip,
     read_strip,
     strip_to_points,
     write_strip,
 )
+
+SCHEME = Scheme(4, 3)
+OUTPUTS, TAPS, SPAN, POINTS = SCHEME.outputs, SCHEME.taps, SCHEME.points, SCHEME.points**2
+ALL_TAPS = (1 << TAPS * TAPS) - 1  # as bits
 
 
 @kernel
@@ -25,7 +30,9 @@ def winograd_of_groups(dtype, out, lanes, vectors, tiles, order, layout):
     Its filters are transformed first. A block is some rows and columns of tiles, of several images where each is one block.
     ``tiles`` are multiplied at once with ``vectors`` of filters; ``order`` is that of the taps, "taps" or "flipped taps".
     """
-    width = lanes * vectors
+    width, schemes = lanes * vectors, (SCHEME, SCHEME)
+    places = Taps(TAPS, TAPS, *((-TAPS, -1) if order == "flipped taps" else (0, 0)))
+    tilings = Tiling(OUTPUTS), Tiling(OUTPUTS)
 
     def text(
         piece, slot, x, w, bias, y, slots, slot_size, sums_at, filters_at, strip_at, images, groups, channels, filters,
@@ -42,8 +49,8 @@ def winograd_of_groups(dtype, out, lanes, vectors, tiles, order, layout):
         panels = filters // width
         for p in loop(panels):
             panel_to_points(
-                w, points.at(p * POINTS * filter_plane), lanes, vectors, order, p * width, filters, filter_stride,
-                group * channels * filters * (TAPS * TAPS), channel_stride, channels, filter_plane,
+                w, points.at(p * POINTS * filter_plane), lanes, vectors, schemes, places, p * width, filters, filter_stride,
+                group * channels * filters * (TAPS * TAPS), channel_stride, channels, filter_plane, ALL_TAPS,
             )  # fmt: skip
 
         for b in loop(minimum(piece_blocks, blocks - part * piece_blocks)):
@@ -60,11 +67,13 @@ def winograd_of_groups(dtype, out, lanes, vectors, tiles, order, layout):
                     first = group * channels + v * lanes
                     place = image + i, 0, first, top - pad_height, left - pad_width, cells
                     read = _read_lines if layout == "first" else read_strip
-                    read(source, Strip(lines, pitch), lanes, height, *place)
+                    read(source, Strip(lines, pitch, *tilings), lanes, height, *place)
                     for r in loop(rows):
-                        strip = Strip(lines.at(r * OUTPUTS * pitch * lanes), pitch)
+                        strip = Strip(lines.at(r * OUTPUTS * pitch * lanes), pitch, *tilings)
                         to = inputs.at((i * image_tiles + r * columns) * channels + v * lanes)
-                        strip_to_points(strip, to, lanes, input_column, SPAN, columns, channels, input_plane, number)
+                        strip_to_points(
+                            strip, to, lanes, [SCHEME.inputs] * 2, (SPAN, SPAN), columns, channels, input_plane, number
+                        )
             for p in loop(panels):
                 for point in loop(POINTS):
                     values, taps = inputs.at(point * input_plane), points.at((p * POINTS + point) * filter_plane)
@@ -76,9 +85,9 @@ def winograd_of_groups(dtype, out, lanes, vectors, tiles, order, layout):
                     offset = bias.vec(first, lanes)
                     for i in loop(own_images):
                         for r in loop(rows):
-                            strip = Strip(lines, pitch)
+                            strip = Strip(lines, pitch, *tilings)
                             done = sums.at((i * image_tiles + r * columns) * width + j * lanes)
-                            points_to_strip(done, strip, lanes, columns, width, sums_plane, offset, number)
+                            points_to_strip(done, strip, lanes, schemes, columns, width, sums_plane, offset, number)
                             place = image + i, 0, first, top + r * OUTPUTS, left, columns * OUTPUTS
                             write_strip(target, strip, lanes, *place)
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
-from konv.engine.simd import Variable, fma, loop, minimum, splat, transpose
-from konv.engine.winograd_formulas import (
-    OUTPUTS,
-    POINTS,
-    SPAN,
-    TAPS,
-    both_axes,
-    filter_column,
-    input_column,
-)
+from konv.engine.simd import Variable, fma, loop, minimum, splat, transpose, within
+from konv.engine.winograd_formulas import Scheme, both_axes
 from konv.engine.winograd_tiles import (
     Images,
     Strip,
+    Tiling,
     constants,
-    first_cell,
     points_to_strip,
     read_strip,
     strip_to_points,
@@ -27,141 +21,205 @@ from konv.engine.winograd_tiles import (
 
 AHEAD = 8  # channels between asking for taps and using them
 SPREAD = 16  # cells between the planes of the points beyond their size: at powers of two they would evict each other
+# A section's line in a table: its first cells along the three axes; where its taps begin in a filter's and which of those
+# that follow are its own, as bits; points along two axes.
+SECTION = 7
+PHASE = 5  # a phase's line: the first output along three axes; its first section, and how many it has
 
 
 @kernel
-def filters_to_points(wide, lanes, vectors, order):
-    """``U[point, channel, filters] = G w G^T`` for a panel of filters and a chunk of channels, which are a piece.
+def filters_to_points(wide, lanes, vectors, rows, columns, taps):
+    """``U[point, channel, filters] = G w G^T`` for a panel of filters, a section of their taps and a chunk of channels, a piece.
 
-    ``order`` is "taps" where a filter's taps lie together; "flipped taps" those of an input gradient; "taps of planes" those
-    of a 3-D kernel.
+    ``rows``, ``columns`` : schemes (outputs, taps); ``taps`` : where the taps of a section lie, see :class:`Taps`.
     """
-    width = lanes * vectors
+    schemes, places = (Scheme(*rows), Scheme(*columns)), Taps(rows[1], columns[1], *taps)
+    width, cells = lanes * vectors, schemes[0].points * schemes[1].points
 
     def text(
-        piece, slot, w, points, filter_stride, channel_stride, filters, channels, chunks, channel_chunks, chunk_channels, plane
+        piece, slot, w, points, sections, filter_stride, channel_stride, filters, channels, section_count, panels,
+        chunk_channels, plane,
     ):  # fmt: skip
-        panel, chunk = piece // chunks, piece % chunks
-        first = chunk % channel_chunks * chunk_channels
-        taps = _taps_of_chunk(chunk, chunks, channel_chunks, order)
+        chunk, panel, section = (
+            piece // (panels * section_count),
+            piece // section_count % panels,
+            piece % section_count,
+        )
+        section, first = sections.at(section * SECTION), chunk * chunk_channels
         panel_to_points(
-            w, points.at(piece * POINTS * plane), lanes, vectors, order, panel * width, filters, filter_stride,
-            first * channel_stride + taps, channel_stride, minimum(chunk_channels, channels - first), plane,
+            w, points.at(piece * cells * plane), lanes, vectors, schemes, places, panel * width, filters, filter_stride,
+            first * channel_stride + section[3], channel_stride, minimum(chunk_channels, channels - first), plane, section[4],
         )  # fmt: skip
 
-    return text, {"w": wide, "points": wide}
+    return text, {"w": wide, "points": wide, "sections": "int64"}
 
 
 @kernel
-def winograd(dtype, out, lanes, vectors, group, depth, filters_from, layout, dilated):
-    """The convolution of a block of tiles with a part of the panels of filters, which are a piece.
+def winograd(
+    dtype, out, lanes, vectors, group, depth, rows, columns, taps, ahead, layout, in_steps, out_steps, dilated
+):
+    """The convolution of a block of tiles with a share of the panels of filters, which are a piece.
 
     A block is ``block_rows`` rows (of all images, one after the other) by ``block_columns`` columns of tiles. Three steps,
-    all in the slot's workspace: inputs to points, products summed over channels, and points to outputs.
+    all in the slot's workspace: inputs to points, products summed over channels and sections, and points to outputs.
+    Phases that read the same inputs are as many times the panels; others follow each other, in one piece or in several.
 
-    ``filters_from`` is "points" where :func:`filters_to_points` ran before: then the inputs' points of all channels are
-    there, and panels pass by, each with its 36 sums. U is 4 times as large as the weights: where that is too much,
-    the other orders of taps keep the sums of all panels of the part instead, and chunks of channels pass by.
+    ``ahead`` is 1 where :func:`filters_to_points` ran before: then the inputs' points of all channels are there, and panels
+    pass by, each with its sums. U is a few times as large as the weights: where that is too much, the sums of all panels of the
+    share are kept instead, and chunks of channels pass by.
     """
-    width = lanes * vectors
+    row_scheme, column_scheme = schemes = Scheme(*rows), Scheme(*columns)
+    places = Taps(rows[1], columns[1], *taps)
+    width, cells = lanes * vectors, row_scheme.points * column_scheme.points
 
     def text(
-        piece, slot, x, w, bias, y, points, slots, slot_size, strip_at, sums_at, filters_at,
-        channels, x_depth, x_height, x_width, pad_depth, pad_height, pad_width, filters, out_depth, out_height, out_width,
-        depth_step, row_step, column_step,
-        tile_rows, tile_columns, all_rows, block_rows, block_columns, column_blocks, part_panels, panels, parts,
-        chunks, channel_chunks, chunk_channels, input_plane, sums_plane, filter_plane, pitch, filter_stride, channel_stride,
+        piece, slot, x, w, bias, y, points, slots, sections, phases, slot_size, strip_at, sums_at, filters_at,
+        channels, x_depth, x_height, x_width, filters, out_depth, out_height, out_width,
+        depth_in_step, depth_out_step, row_dilation, column_dilation, planes, tile_rows, tile_columns,
+        all_rows, block_rows, block_columns, column_blocks, share_panels, panels, shares, turns, turn_phases, phase_panels,
+        section_count, channel_chunks, chunk_channels, input_plane, sums_plane, filter_plane, pitch, filter_stride,
+        channel_stride,
     ):  # fmt: skip
-        part, block = piece % parts, piece // parts
+        share, block = piece % shares, piece // (shares * turn_phases)
         first_row, first_column = block // column_blocks * block_rows, block % column_blocks * block_columns
-        rows = minimum(block_rows, all_rows - first_row)
-        columns = minimum(block_columns, tile_columns - first_column)
-        first_panel = part * part_panels
-        own_panels = minimum(part_panels, panels - first_panel)
+        own_rows = minimum(block_rows, all_rows - first_row)
+        own_columns = minimum(block_columns, tile_columns - first_column)
+        first_panel = share * share_panels
+        own_panels = minimum(share_panels, panels * phase_panels - first_panel)
         inputs = slots.at(slot * slot_size)
-        strip = Strip(inputs.at(strip_at), pitch, *((row_step, column_step) if dilated else ()))
+        dilation = (row_dilation, column_dilation) if dilated else (1, 1)
+        strip = Strip(inputs.at(strip_at), pitch, *map(Tiling, (rows[0], columns[0]), dilation))
         all_sums, own_filters = inputs.at(sums_at), inputs.at(filters_at)
         source = Images(x, layout, channels, x_depth, x_height, x_width)
         target = Images(y, layout, filters, out_depth, out_height, out_width)
-        left = first_column * OUTPUTS
         number = constants(bias.zero(lanes))
 
         def place(r):
-            """Image, plane and first line of a row of tiles."""
+            """Image, plane and row of a row of tiles."""
             plane = (first_row + r) // tile_rows
-            return plane // out_depth, plane % out_depth, first_cell((first_row + r) % tile_rows, strip.row_step)
+            return plane // planes, plane % planes, (first_row + r) % tile_rows
 
-        def channels_of(chunk):
-            """The first channel of a chunk, and how many it has."""
-            first = chunk % channel_chunks * chunk_channels
-            return first, minimum(chunk_channels, channels - first)
+        def compute(first_phase):
+            """A phase, or all that read the same inputs."""
+            own_sections = phases[first_phase * PHASE + 4]
+            chunks = channel_chunks * own_sections
 
-        def transform_inputs(chunk, to):
-            """Lanes past the last channel are summed by nobody."""
-            first, count = channels_of(chunk)
-            for r in loop(rows):
-                image, plane, top = place(r)
-                plane = plane + chunk // channel_chunks * depth_step - pad_depth
-                for v in loop((count + (lanes - 1)) // lanes):
-                    read_strip(
-                        source, strip, lanes, SPAN, image, plane, first + v * lanes, top - pad_height, left - pad_width,
-                        columns * OUTPUTS + (TAPS - 1) * strip.column_step,
-                    )  # fmt: skip
-                    tiles = to.at(r * columns * depth + v * lanes)
-                    strip_to_points(strip, tiles, lanes, input_column, SPAN, columns, depth, input_plane, number)
-
-        def transform_filters(panel, chunk):
-            first, count = channels_of(chunk)
-            start = first * channel_stride + _taps_of_chunk(chunk, chunks, channel_chunks, filters_from)
-            panel_to_points(
-                w, own_filters, lanes, vectors, filters_from, panel * width, filters, filter_stride, start, channel_stride, count,
-                filter_plane,
-            )  # fmt: skip
-
-        def multiply(chunk, values, taps, sums):
-            """One matrix product (tiles, channels) @ (channels, filters) for each point."""
-            for point in loop(POINTS):
-                for g in loop((rows * columns + (group - 1)) // group):
-                    _add_products(
-                        values.at(point * input_plane + g * (group * depth)), taps.at(point * filter_plane), filter_plane,
-                        sums.at(point * sums_plane + g * (group * width)), channels_of(chunk)[1], depth, group, lanes, vectors,
-                        chunk * lanes,
-                    )  # fmt: skip
-
-        def transform_sums(panel, sums):
-            for j in loop(minimum(vectors, (filters - panel * width + (lanes - 1)) // lanes)):
-                first = panel * width + lanes * j
-                offset = bias.vec(first, lanes)
-                for r in loop(rows):
-                    tiles = sums.at(r * columns * width + lanes * j)
-                    points_to_strip(tiles, strip, lanes, columns, width, sums_plane, offset, number)
-                    image, plane, top = place(r)
-                    write_strip(target, strip, lanes, image, plane, first, top, left, columns * OUTPUTS)
-
-        if filters_from == "points":
-            for chunk in loop(chunks):
-                transform_inputs(chunk, inputs.at(chunk * POINTS * input_plane))
-            for p in loop(own_panels):
+            def phase_of(p):
+                """The line in the table of the phase that a panel of the share belongs to, and which of all filters it has."""
                 panel = first_panel + p
+                return phases.at((first_phase + panel % phase_panels) * PHASE), panel // phase_panels
+
+            def section_of(p, chunk):
+                """All sections of some channels are summed, then those of the next channels."""
+                return phase_of(p)[0][3] + chunk % own_sections
+
+            def channels_of(chunk):
+                """The first channel of a chunk, and how many it has."""
+                first = chunk // own_sections * chunk_channels
+                return first, minimum(chunk_channels, channels - first)
+
+            def transform_inputs(chunk, to):
+                """Lanes past the last channel are summed by nobody."""
+                (first, count), section = channels_of(chunk), sections.at(section_of(0, chunk) * SECTION)
+                left = strip.columns.first(first_column) * in_steps[1] + section[2]
+                for r in loop(own_rows):
+                    image, plane, row = place(r)
+                    for v in loop((count + (lanes - 1)) // lanes):
+                        read_strip(
+                            source, strip, lanes, row_scheme.points, image, plane * depth_in_step + section[0],
+                            first + v * lanes, strip.rows.first(row) * in_steps[0] + section[1], left,
+                            strip.columns.cells(own_columns, column_scheme.points), in_steps,
+                        )  # fmt: skip
+                        strip_to_points(
+                            strip, to.at(r * own_columns * depth + v * lanes), lanes, (row_scheme.inputs, column_scheme.inputs),
+                            (row_scheme.points, column_scheme.points), own_columns, depth, input_plane, number,
+                        )  # fmt: skip
+
+            def transform_filters(p, chunk):
+                (first, count), section = channels_of(chunk), sections.at(section_of(p, chunk) * SECTION)
+                panel_to_points(
+                    w, own_filters, lanes, vectors, schemes, places, phase_of(p)[1] * width, filters, filter_stride,
+                    first * channel_stride + section[3], channel_stride, count, filter_plane, section[4],
+                )  # fmt: skip
+
+            def multiply(p, chunk, values, taps, sums):
+                """A matrix product (tiles, channels) @ (channels, filters) for each point; of those left out zero, once."""
+                count, section = channels_of(chunk)[1], sections.at(section_of(p, chunk) * SECTION)
+                groups = (own_rows * own_columns + (group - 1)) // group
+                for point in loop(cells):
+                    row, column = point // column_scheme.points, point % column_scheme.points
+                    inside = within(row, section[5]) * within(column, section[6])
+                    for g in loop(groups * (1 - minimum(chunk, 1) * (1 - inside))):
+                        _add_products(
+                            values.at(point * input_plane + g * (group * depth)), taps.at(point * filter_plane), filter_plane,
+                            sums.at(point * sums_plane + g * (group * width)), count * inside, depth, group, lanes, vectors,
+                            chunk * lanes,
+                        )  # fmt: skip
+
+            def transform_sums(p, sums):
+                phase, panel = phase_of(p)
+                for j in loop(minimum(vectors, (filters - panel * width + (lanes - 1)) // lanes)):
+                    first = panel * width + lanes * j
+                    offset = bias.vec(first, lanes)
+                    for r in loop(own_rows):
+                        tiles = sums.at(r * own_columns * width + lanes * j)
+                        points_to_strip(tiles, strip, lanes, schemes, own_columns, width, sums_plane, offset, number)
+                        image, plane, row = place(r)
+                        write_strip(
+                            target, strip, lanes, image, plane * depth_out_step + phase[0], first,
+                            strip.rows.first(row) * out_steps[0] + phase[1],
+                            strip.columns.first(first_column) * out_steps[1] + phase[2],
+                            own_columns * column_scheme.outputs, out_steps,
+                        )  # fmt: skip
+
+            if ahead:
                 for chunk in loop(chunks):
-                    taps = points.at((panel * chunks + chunk) * POINTS * filter_plane)
-                    multiply(chunk, inputs.at(chunk * POINTS * input_plane), taps, all_sums)
-                transform_sums(panel, all_sums)
-        else:
-            for chunk in loop(chunks):
-                transform_inputs(chunk, inputs)
+                    transform_inputs(chunk, inputs.at(chunk * cells * input_plane))
                 for p in loop(own_panels):
-                    transform_filters(first_panel + p, chunk)
-                    multiply(chunk, inputs, own_filters, all_sums.at(p * POINTS * sums_plane))
-            for p in loop(own_panels):
-                transform_sums(first_panel + p, all_sums.at(p * POINTS * sums_plane))
+                    for chunk in loop(chunks):
+                        own = (chunk // own_sections * panels + phase_of(p)[1]) * section_count + section_of(p, chunk)
+                        multiply(
+                            p,
+                            chunk,
+                            inputs.at(chunk * cells * input_plane),
+                            points.at(own * cells * filter_plane),
+                            all_sums,
+                        )
+                    transform_sums(p, all_sums)
+            else:
+                for chunk in loop(chunks):
+                    transform_inputs(chunk, inputs)
+                    for p in loop(own_panels):
+                        transform_filters(p, chunk)
+                        multiply(p, chunk, inputs, own_filters, all_sums.at(p * cells * sums_plane))
+                for p in loop(own_panels):
+                    transform_sums(p, all_sums.at(p * cells * sums_plane))
 
-    return text, dict.fromkeys(("w", "bias", "points", "slots"), wide_type(dtype)) | {"x": dtype, "y": out}
+        for turn in loop(turns):
+            compute((piece // shares % turn_phases * turns + turn) * phase_panels)
+
+    wide = wide_type(dtype)
+    return text, dict.fromkeys(("w", "bias", "points", "slots"), wide) | {
+        "x": dtype, "y": out, "sections": "int64", "phases": "int64",
+    }  # fmt: skip
 
 
-def _taps_of_chunk(chunk, chunks, channel_chunks, order):
-    """Where the 3 x 3 taps of a chunk's plane lie among a filter's: planes of a 3-D kernel are summed like channels."""
-    return ((chunks - 1 - chunk if order == "flipped taps" else chunk) // channel_chunks) * (TAPS * TAPS)
+class Taps:
+    """Where the taps of a section lie, in cells from its first: rows and columns at some steps, in reverse order if negative.
+
+    Steps of 0 : all taps of a filter are the section's, so those of the next channel lie behind them.
+    """
+
+    def __init__(self, rows, columns, row_step, column_step):
+        self.together, self.reverse = not column_step, column_step < 0
+        row_step, column_step = (columns, 1) if self.together else (abs(row_step), abs(column_step))
+        self.cells = [row_step * i + column_step * k for i in range(rows) for k in range(columns)]
+        self.columns, self.count = columns, rows * columns
+
+    def in_rows(self, values):
+        """The taps in the order of the section, as rows."""
+        values = values[::-1] if self.reverse else values
+        return [values[i : i + self.columns] for i in range(0, self.count, self.columns)]
 
 
 def _add_products(values, taps, plane, sums, count, depth, group, lanes, vectors, kept):
@@ -186,45 +244,42 @@ def _add_products(values, taps, plane, sums, count, depth, group, lanes, vectors
 
 
 def panel_to_points(
-    w, points, lanes, vectors, order, first, filters, filter_stride, start, channel_stride, count, plane
-):
+    w, points, lanes, vectors, schemes, places, first, filters, filter_stride, start, channel_stride, count, plane, bits
+):  # fmt: skip
     """``points[point, c, filters] = G w G^T`` for the filters of a panel and ``count`` channels.
 
-    Taps are read as vectors and transposed: a tenth of the time that gathering each takes. Lanes past the last filter repeat
-    it.
+    Taps are read as vectors and transposed: a tenth of the time that gathering each takes. Those that a section lacks are 0.
+    Lanes past the last filter repeat it.
     """
-    number, cells = constants(w.zero(lanes)), TAPS * TAPS
+    number, formulas = constants(w.zero(lanes)), [scheme.filters for scheme in schemes]
     for j in loop(vectors):
         sources = [minimum(first + j * lanes + i, filters - 1) * filter_stride + start for i in range(lanes)]
-        if order == "taps":
-            _gather_taps(w, points.at(j * lanes), lanes, lanes * vectors, sources, count, plane)
-        coming = (
-            [sources[0] + t for t in range(0, lanes * cells + lanes, lanes)] if order == "flipped taps" else sources
-        )
+        if places.together:
+            _gather_taps(w, points.at(j * lanes), lanes, lanes * vectors, sources, count, plane, places.count)
         for c in loop(count):
             to = points.at((c * vectors + j) * lanes)
-            if order == "taps":
-                values = [to.vec(t * plane, lanes) for t in range(cells)]
+            if places.together:
+                values = [to.vec(t * plane, lanes) for t in range(places.count)]
             else:
                 # Taps to come. Unasked for, one image of 512@7 takes 3.2 times as long: its channels lie a filter apart.
-                for line in coming:
-                    w.prefetch(line + (c + AHEAD) * channel_stride)
-                values = []
-                for t in range(0, cells, lanes):
-                    values += transpose([w.vec(s + c * channel_stride + t, lanes, count=cells - t) for s in sources])
-                values = values[:cells][:: -1 if order == "flipped taps" else 1]
-            rows = [values[TAPS * i : TAPS * (i + 1)] for i in range(TAPS)]
-            for i, row in enumerate(both_axes(filter_column, rows, number)):
-                for k, value in enumerate(row):
-                    to.put((SPAN * i + k) * plane, value)
+                for s in sources:
+                    w.prefetch(s + (c + AHEAD) * channel_stride)
+                found: dict[int, Any] = {}
+                for t in sorted({cell // lanes * lanes for cell in places.cells}):
+                    lines = [w.vec(s + c * channel_stride + t, lanes, bits=bits >> t) for s in sources]
+                    found |= {t + k: column for k, column in enumerate(transpose(lines))}
+                values = [found[cell] for cell in places.cells]
+            for i, value in enumerate(
+                value for row in both_axes(formulas, places.in_rows(values), number) for value in row
+            ):
+                to.put(i * plane, value)
 
 
-def _gather_taps(w, taps, lanes, width, sources, count, plane):
+def _gather_taps(w, taps, lanes, width, sources, count, plane, cells):
     """``taps[tap, c, lane] = w[filter of the lane, c, tap]``: in the places of the first points, which will overwrite them.
 
     A filter's taps of ``lanes`` channels lie together: all lanes of what is read are used.
     """
-    cells = TAPS * TAPS
     for block in loop((count + (lanes - 1)) // lanes):
         to, start = taps.at(block * lanes * width), block * lanes * cells
         for q in range(0, lanes * cells, lanes):

@@ -1,111 +1,132 @@
 """Kernels of Winograd's weight gradient: for each point, sums over tiles of (channels x filters) outer products.
 
-``dw[f, c] = D^T [ sum over tiles of (E dy[f] E^T) * (B^T x[c] B) ] D``, see :mod:`konv.engine.winograd_formulas`.
+``dw[f, c] = D^T [ sum over tiles of (E dy[f] E^T) * (B^T x[c] B) ] D``, see :mod:`konv.engine.winograd_formulas`, for the taps
+of one section after the other.
 """
 
 from __future__ import annotations
 
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
-from konv.engine.simd import Variable, fma, loop, minimum, splat, transpose, within
-from konv.engine.winograd_formulas import (
-    OUTPUTS,
-    POINTS,
-    SPAN,
-    TAPS,
-    both_axes,
-    input_column,
-    upstream_column,
-    weight_column,
-)
-from konv.engine.winograd_tiles import Images, Strip, constants, first_cell, read_strip, strip_to_points
+from konv.engine.simd import Variable, fma, loop, maximum, minimum, splat, transpose, within
+from konv.engine.winograd_formulas import Scheme, both_axes
+from konv.engine.winograd_kernels import SECTION, Taps
+from konv.engine.winograd_tiles import Images, Strip, Tiling, constants, points_of_tile, read_strip, strip_to_points
 
 
 @kernel
-def tiles_to_weights(dtype, lanes, vectors, rows, layout, dilated):
+def tiles_to_weights(dtype, lanes, vectors, rows, row_axis, column_axis, taps, kernel_size, layout, steps, dilated):
     """The weights of a block of filters and some blocks of channels, from a part of the tiles, which are a piece.
 
     Inputs and upstream gradients of a block of tiles are transformed, then multiplied point by point; the sums of all
     points stay in the slot's workspace from block to block of tiles. Where there is one such block, ``kept_upstream`` is 1:
-    the transformed gradients stay too, for all blocks of channels of the piece.
+    the transformed gradients stay too, for all sections and blocks of channels of the piece.
+
+    ``row_axis``, ``column_axis`` : schemes (outputs, taps); ``taps`` : steps between the taps of a section along both;
+    ``kernel_size`` : all taps
     """
-    width = lanes * vectors
+    row_scheme, column_scheme = Scheme(*row_axis), Scheme(*column_axis)
+    width, cells = lanes * vectors, row_scheme.points * column_scheme.points
+    places = Taps(row_axis[1], column_axis[1], *taps).cells
+    read, inputs_of = (row_scheme.points, column_scheme.points), (row_scheme.inputs, column_scheme.inputs)
+    written, upstream_of = (row_scheme.outputs, column_scheme.outputs), (row_scheme.upstream, column_scheme.upstream)
 
     def text(
-        piece, slot, x, dy, dw, slots, slot_size, upstream_at, sums_at, strip_at,
-        channels, x_depth, x_height, x_width, pad_depth, pad_height, pad_width, filters, out_depth, out_height, out_width,
-        depth_step, row_step, column_step,
-        tile_rows, tile_columns, all_rows, block_rows, block_columns, column_blocks, blocks, part_blocks, parts,
-        plane_blocks, channel_blocks, piece_blocks, channel_pieces, kept_upstream, block_channels, block_filters, sum_rows,
-        input_plane, upstream_plane, sums_plane, pitch,
+        piece, slot, x, dy, dw, slots, sections, slot_size, upstream_at, sums_at, strip_at, taps_at,
+        channels, x_depth, x_height, x_width, filters, out_depth, out_height, out_width,
+        depth_in_step, row_dilation, column_dilation, planes,
+        tile_rows, tile_columns, all_rows, block_rows, block_columns, column_blocks, blocks, part_blocks, parts, section_count,
+        channel_blocks, piece_blocks, channel_pieces, kept_upstream, block_channels, block_filters, sum_rows,
+        input_plane, upstream_plane, sums_plane, taps_plane, pitch,
     ):  # fmt: skip
         part, block_of_filters = piece % parts, piece // parts // channel_pieces
         first_block, first_filter = part * part_blocks, block_of_filters * block_filters
         own_filters = minimum(block_filters, filters - first_filter)
         filter_vectors, panels = (own_filters + (lanes - 1)) // lanes, (own_filters + (width - 1)) // width
         inputs = slots.at(slot * slot_size)
-        upstream, sums = inputs.at(upstream_at), inputs.at(sums_at)
-        strip = Strip(inputs.at(strip_at), pitch, *((row_step, column_step) if dilated else ()))
+        upstream, sums, found = inputs.at(upstream_at), inputs.at(sums_at), inputs.at(taps_at)
+        dilation = (row_dilation, column_dilation) if dilated else (1, 1)
+        strip = Strip(inputs.at(strip_at), pitch, *map(Tiling, written, dilation))
         x_images = Images(x, layout, channels, x_depth, x_height, x_width)
         dy_images = Images(dy, layout, filters, out_depth, out_height, out_width)
-        zero = x.zero(lanes)
-        number = constants(zero)
+        number = constants(x.zero(lanes))
+
+        def transform(section, first_channel, channel_vectors, filter_vectors, block):
+            """A block of tiles to points: inputs of a section, and upstream gradients."""
+            first_row, first_column = block // column_blocks * block_rows, block % column_blocks * block_columns
+            own_rows = minimum(block_rows, all_rows - first_row)
+            columns = minimum(block_columns, tile_columns - first_column)
+            left = strip.columns.first(first_column)
+            for r in loop(own_rows):
+                plane, tile = (first_row + r) // tile_rows, r * columns
+                image, plane = plane // planes, plane % planes
+                top = strip.rows.first((first_row + r) % tile_rows)
+                for v in loop(channel_vectors):
+                    read_strip(
+                        x_images, strip, lanes, read[0], image, plane * depth_in_step + section[0], first_channel + v * lanes,
+                        top * steps[0] + section[1], left * steps[1] + section[2], strip.columns.cells(columns, read[1]), steps,
+                    )  # fmt: skip
+                    to = inputs.at(tile * block_channels + v * lanes)
+                    strip_to_points(strip, to, lanes, inputs_of, read, columns, block_channels, input_plane, number)
+                for v in loop(filter_vectors):
+                    first = first_filter + v * lanes
+                    read_strip(
+                        dy_images,
+                        strip,
+                        lanes,
+                        written[0],
+                        image,
+                        plane,
+                        first,
+                        top,
+                        left,
+                        columns * written[1],
+                        (1, 1),
+                    )
+                    to = upstream.at(tile * block_filters + v * lanes)
+                    strip_to_points(
+                        strip, to, lanes, upstream_of, written, columns, block_filters, upstream_plane, number
+                    )
+            return own_rows * columns
+
+        def multiply(section, groups, tiles, kept):
+            """The products at the points that the section has."""
+            for point in loop(cells):
+                inside = within(point // read[1], section[5]) * within(point % read[1], section[6])
+                a, d = inputs.at(point * input_plane), upstream.at(point * upstream_plane)
+                for panel in loop(panels * inside):
+                    for g in loop(groups):
+                        _add_outer_products(
+                            a.at(g * rows), block_channels, input_plane, d.at(panel * width), block_filters, upstream_plane,
+                            sums.at(point * sums_plane + (panel * sum_rows + g * rows) * width), tiles, rows, lanes,
+                            vectors, kept,
+                        )  # fmt: skip
 
         first_of_piece = piece // parts % channel_pieces * piece_blocks
         for k in loop(minimum(piece_blocks, channel_blocks - first_of_piece)):
-            tap_plane = (first_of_piece + k) // plane_blocks
-            first_channel = (first_of_piece + k) % plane_blocks * block_channels
+            first_channel = (first_of_piece + k) * block_channels
             own_channels = minimum(block_channels, channels - first_channel)
             channel_vectors, groups = (own_channels + (lanes - 1)) // lanes, (own_channels + (rows - 1)) // rows
-            fresh = 1 - kept_upstream * minimum(k, 1)
-
-            for b in loop(minimum(part_blocks, blocks - first_block)):
-                block = first_block + b
-                first_row, first_column = block // column_blocks * block_rows, block % column_blocks * block_columns
-                own_rows = minimum(block_rows, all_rows - first_row)
-                columns = minimum(block_columns, tile_columns - first_column)
-                left = first_column * OUTPUTS
-                for r in loop(own_rows):
-                    plane, tile = (first_row + r) // tile_rows, r * columns
-                    image, plane = plane // out_depth, plane % out_depth
-                    top = first_cell((first_row + r) % tile_rows, strip.row_step)
-                    for v in loop(channel_vectors):
-                        read_strip(
-                            x_images, strip, lanes, SPAN, image, plane + tap_plane * depth_step - pad_depth,
-                            first_channel + v * lanes, top - pad_height, left - pad_width,
-                            columns * OUTPUTS + (TAPS - 1) * strip.column_step,
+            to = dw.at(((part * filters + first_filter) * channels + first_channel) * kernel_size)
+            for s in loop(section_count):
+                section = sections.at(s * SECTION)
+                fresh = 1 - kept_upstream * minimum(k + s, 1)
+                for b in loop(minimum(part_blocks, blocks - first_block)):
+                    tiles = transform(section, first_channel, channel_vectors, filter_vectors * fresh, first_block + b)
+                    multiply(section, groups, tiles, b * lanes)
+                for v in loop(filter_vectors):
+                    source = sums.at(v // vectors * sum_rows * width + v % vectors * lanes)
+                    _sums_to_taps(
+                        source, width, sums_plane, found.at(v * taps_plane), (row_scheme, column_scheme), places, section,
+                        own_channels, kernel_size, lanes, number,
+                    )  # fmt: skip
+                    for _ in loop(maximum(s + 2 - section_count, 0)):  # the last section's
+                        _write_weights(
+                            found.at(v * taps_plane), to.at(v * lanes * channels * kernel_size), channels * kernel_size,
+                            minimum(filters - first_filter - v * lanes, lanes), own_channels * kernel_size, lanes,
                         )  # fmt: skip
-                        to = inputs.at(tile * block_channels + v * lanes)
-                        strip_to_points(
-                            strip, to, lanes, input_column, SPAN, columns, block_channels, input_plane, number
-                        )
-                    for v in loop(filter_vectors * fresh):
-                        first = first_filter + v * lanes
-                        read_strip(dy_images, strip, lanes, OUTPUTS, image, plane, first, top, left, columns * OUTPUTS)
-                        to = upstream.at(tile * block_filters + v * lanes)
-                        strip_to_points(
-                            strip, to, lanes, upstream_column, OUTPUTS, columns, block_filters, upstream_plane, number
-                        )
-                for point in loop(POINTS):
-                    a, d = inputs.at(point * input_plane), upstream.at(point * upstream_plane)
-                    for panel in loop(panels):
-                        for g in loop(groups):
-                            _add_outer_products(
-                                a.at(g * rows), block_channels, input_plane, d.at(panel * width), block_filters,
-                                upstream_plane, sums.at(point * sums_plane + (panel * sum_rows + g * rows) * width),
-                                own_rows * columns, rows, lanes, vectors, b * lanes,
-                            )  # fmt: skip
 
-            for v in loop(filter_vectors):
-                source = sums.at(v // vectors * sum_rows * width + v % vectors * lanes)
-                first = first_filter + v * lanes
-                plane = part * (channel_blocks // plane_blocks) + tap_plane
-                to = dw.at(((plane * filters + first) * channels + first_channel) * (TAPS * TAPS))
-                _write_weights(
-                    source, width, sums_plane, inputs, to, channels, filters - first, own_channels, lanes, number
-                )
-
-    return text, {"x": dtype, "dy": dtype, "dw": wide_type(dtype), "slots": wide_type(dtype)}
+    return text, {"x": dtype, "dy": dtype, "dw": wide_type(dtype), "slots": wide_type(dtype), "sections": "int64"}
 
 
 def _add_outer_products(a, a_step, a_plane, d, d_step, d_plane, sums, tiles, rows, lanes, vectors, kept):
@@ -128,41 +149,36 @@ def _add_outer_products(a, a_step, a_plane, d, d_step, d_plane, sums, tiles, row
         sums.put(lanes * i, s.get() + sums.vec(lanes * i, lanes, count=kept))
 
 
-def _write_weights(sums, step, plane, taps, dw, channels, filters, own_channels, lanes, number):
-    """Points to weights ``dw[filter, channel, tap]``, for a vector of filters, by way of ``taps[channel, tap, filter]``."""
-    cells = TAPS * TAPS
-    for c in loop(own_channels):
-        values = [[sums.vec((SPAN * i + k) * plane + c * step, lanes) for k in range(SPAN)] for i in range(SPAN)]
-        for i, row in enumerate(both_axes(weight_column, values, number)):
-            for k, value in enumerate(row):
-                taps.put((c * cells + TAPS * i + k) * lanes, value)
-    for q in loop((own_channels * cells + (lanes - 1)) // lanes):
+def _sums_to_taps(sums, step, plane, taps, schemes, places, section, channels, kernel_size, lanes, number):
+    """Points to the taps of a section, for a vector of filters: ``taps[channel, tap, filter]``."""
+    for c in loop(channels):
+        values = points_of_tile(sums, lanes, schemes, c * step, plane)
+        rows = both_axes([scheme.weights for scheme in schemes], values, number)
+        for place, value in zip(places, (value for row in rows for value in row)):
+            own = section[4] >> place & 1  # of a section of fewer taps the last are none
+            taps.put((c * kernel_size + section[3] + place) * lanes, value, count=own * lanes)
+
+
+def _write_weights(taps, dw, step, filters, size, lanes):
+    """``dw[filter, i] = taps[i, filter]`` for ``size`` numbers of each filter, ``step`` apart."""
+    for q in loop((size + (lanes - 1)) // lanes):
         columns = [taps.vec((q * lanes + k) * lanes, lanes) for k in range(lanes)]
         for k, row in enumerate(transpose(columns)):
-            count = (own_channels * cells - q * lanes) * within(k, filters)
-            dw.put(k * channels * cells + q * lanes, row, count=count)
+            dw.put(k * step + q * lanes, row, count=(size - q * lanes) * within(k, filters))
 
 
 @kernel
 def add_parts(wide, lanes):
-    """``dw[pair, plane, tap] = sum over parts of sums[part, plane, pair, tap]``, in their order, for pairs of filter and channel.
+    """``dw[i] = sum over parts of sums[part, i]``, in their order; a piece is ``cells`` of ``size`` numbers."""
 
-    A piece is ``cells`` numbers of a plane, whole pairs; where there is one plane, they are added as they lie.
-    """
-    taps = TAPS * TAPS
-
-    def text(piece, slot, sums, dw, size, parts, planes, cells):
-        plane, first = piece % planes, piece // planes * cells
+    def text(piece, slot, sums, dw, size, parts, cells):
+        first = piece * cells
         own = minimum(cells, size - first)
-        lines, line = minimum(planes - 1, 1), own + (taps - own) * minimum(planes - 1, 1)  # a pair at a time, or all
-        for p in loop(lines * (own // taps) + (1 - lines)):
-            for q in loop((line + (lanes - 1)) // lanes):
-                count = line - q * lanes
-                at = first + p * taps + q * lanes
-                total = Variable(sums.vec(plane * size + at, lanes, count=count))
-                for part in loop(parts - 1):
-                    total.set(total.get() + sums.vec(((part + 1) * planes + plane) * size + at, lanes, count=count))
-                to = (first // taps + p) * (taps * planes) + plane * taps + q * lanes
-                dw.put(to, total.get(), count=count)
+        for q in loop((own + (lanes - 1)) // lanes):
+            at, count = first + q * lanes, own - q * lanes
+            total = Variable(sums.vec(at, lanes, count=count))
+            for part in loop(parts - 1):
+                total.set(total.get() + sums.vec((part + 1) * size + at, lanes, count=count))
+            dw.put(at, total.get(), count=count)
 
     return text, dict.fromkeys(("sums", "dw"), wide)
