@@ -13,6 +13,7 @@ from konv.arrays import laid_out
 from konv.engine import direct, joined
 from konv.engine.plan import Problem, prefer
 from konv.engine.sweeps import sweeps
+from plain_engine import MACHINES, engine
 from strategies import integers
 
 DILATED = ((1, 3, 33, 30), (20, 3, 3, 3), dict(dilation=12, padding=12))
@@ -130,3 +131,15 @@ def test_one_channel_fits_both_layouts_and_out_decides():
     finally:
         tracemalloc.stop()
     assert_equal(out, textbook.conv(x, w))
+
+
+@pytest.mark.parametrize("host", ["AVX-512", "SSE2"])
+def test_channels_last(host):
+    """Few channels, whose rows are taken apart, and several panels of filters, which are written cell by cell."""
+    with engine(MACHINES[host]):
+        for channels, filters, stride in ((1, 17, 1), (3, 80, 2), (4, 33, 1), (70, 70, 1)):
+            options = dict(stride=stride, padding=((2, 0), (1, 3)))
+            g, x, w, _ = case((2, channels, 11, 13), (filters, channels, 3, 3), options)
+            y = laid_out(np.full(g.output_shape, np.nan, np.float32), "last")
+            direct.forward(laid_out(x, "last"), w, None, g, y)
+            assert_equal(y, textbook.conv(x, w, **options))

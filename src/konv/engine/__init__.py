@@ -28,7 +28,8 @@
     winograd_formulas.py, winograd_tiles.py, winograd_cuts.py   formulas, tiles in memory, pieces
     winograd_groups.py        the same for small groups    winograd_groups_kernels.py   its kernels
     fourier.py                long 1-D kernels: jobs       fourier_kernels.py, fourier_passes.py   its kernels
-    strips.py                 first layers, 1-D: jobs      strips_kernels.py       its kernel
+    strips.py                 first layers, 1-D: jobs      strips_kernels.py, strips_cut.py   its kernel, how rows are cut
+    strips_weights.py         its weight gradient          strips_outer.py         its kernel
     columns.py                NumPy and its BLAS, always says yes
     bias.py                   the bias gradient, of every problem
     down.py                   DownConv, fused              down_kernels.py         its kernels

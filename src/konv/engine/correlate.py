@@ -21,6 +21,7 @@ from konv.engine.packing import (
     panel_of_weights,
     rows_first,
     rows_last,
+    rows_together,
 )
 from konv.engine.simd import Variable, loop, minimum, within
 from konv.engine.tile import Tile, multiply
@@ -33,6 +34,7 @@ RUN = 3  # numbers of a run in its table: where it begins in the copied input, i
 def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_layout, taps):
     """The correlation. A piece is (block of images, group, depth, block of rows, block of columns, part of the panels).
 
+    ``x_layout`` is "first", "last", or the number of channels where they are few and last.
     ``step`` lies between the inputs of neighbouring outputs, 0 for one that is told at run time. A filter's weights are
     one row, or ``rows_of_weights`` for each channel of a slice; with ``taps``, rows of so many, and neighbouring filters are
     neighbours. ``checks`` becomes NaN where a weight is not finite.
@@ -40,6 +42,7 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
     wide = wide_type(x_dtype)
     tile = Tile(lanes, vectors, runs, run)
     width = tile.filters
+    lay_rows = {"first": rows_first, "last": rows_last}.get(x_layout) or rows_together(int(x_layout))
 
     def text(
         piece, slot, x, w, bias, y, workspace, run_places, checks, offsets, depth_cells, places, phases, kinds,
@@ -103,7 +106,7 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
                         d = depth * stride_depth + depth_cells[j] - pad_depth
                         h = first_row * stride_height + r - pad_height
                         corner = (first_image + i) * x_image + (group * channels + first_channel) * x_channel
-                        (rows_first if x_layout == "first" else rows_last)(
+                        lay_rows(
                             x, corner + d * x_depth + h * x_row, here_channels, x_channel if x_layout == "first" else x_cell,
                             first_column * stride_row - pad_width, row_length, within(d, depth_length) * within(h, height_length),
                             space.at((i * rows + r) * line + j * slice_channels * cells), cells, lanes,
@@ -160,7 +163,7 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
                             [space.at(bias_row + later * (at - bias_row)) for at in targets], later * (width * phase_columns),
                             [space.at(at) for at in targets], width * phase_columns,
                         )  # fmt: skip
-                for i in loop(here_images * last):
+                for i in loop(here_images * last if y_layout != "last" else 0):
                     for r in loop(here_rows * phase_rows):
                         row, line_of_sums = (
                             first_row * phase_rows + r,
@@ -173,12 +176,25 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
                                 y_filter, y_row, y_cell, width,
                             )  # fmt: skip
                             continue
-                        (outputs_first if y_layout == "first" else outputs_last)(
+                        outputs_first(
                             space.at(line_of_sums),
                             minimum(here_columns * phase_columns, y_width - first_column * phase_columns) * within(row, y_height),
-                            filters - f, y_filter if y_layout == "first" else y_cell,
-                            y.at(corner_y + i * y_image + r * y_row), lanes, vectors,
+                            filters - f, y_filter, y.at(corner_y + i * y_image + r * y_row), lanes, vectors,
                         )  # fmt: skip
+
+            for i in loop(here_images * last if y_layout == "last" else 0):
+                f = first_panel * width
+                corner_y = (
+                    (first_image + i) * y_image + group * filters + f + (start_depth + depth * step_depth) * y_depth
+                    + first_row * phase_rows * y_row + first_column * phase_columns * y_cell
+                )  # fmt: skip
+                for r in loop(here_rows * phase_rows):
+                    outputs_last(
+                        space.at(sums_start + (i * here_rows * phase_rows + r) * pitch * width),
+                        minimum(here_columns * phase_columns, y_width - first_column * phase_columns)
+                        * within(first_row * phase_rows + r, y_height),
+                        here_panels, panel_sums, filters - f, y_cell, y.at(corner_y + r * y_row), lanes, vectors,
+                    )  # fmt: skip
 
     pointers = {"x": x_dtype, "w": x_dtype, "bias": x_dtype, "y": y_dtype, "workspace": wide, "checks": wide}
     return text, pointers | dict.fromkeys(

@@ -38,6 +38,7 @@ NAME = "direct"
 BLOCK_BYTES = 224 << 10  # the sums of a block, and its input of a slice of channels, each
 BLOCK_CELLS, LEAST_CELLS = 448, 112  # outputs that a panel of weights, once transposed, is used for
 SMALL_BYTES = 512 << 10  # may be borrowed, or 15 % of the matrix that im2col would make
+FEW_CHANNELS = 4  # of an x with channels last: its rows are read whole, where lanes of channels would be empty
 FEW_TAPS = 4  # of a kernel whose weights are sorted into lanes; more are transposed
 SPEEDS = {1: 0.84, 2: 1.0, 3: 1.0, 5: 0.92}  # of tiles of so many vectors
 MOST_STRIDES = 16  # strides that kernels are compiled for; others are told at run time
@@ -239,12 +240,14 @@ def _correlation(
         y_shape = (1,) * (3 - g.axes) + join.spatial
         y_strides = _strides(join.channels, y_shape, y_layout)
         _, y_height, y_width = y_shape
+    together = x_layout == "last" and g.groups == 1 and channels <= FEW_CHANNELS and slices == 1
     kernel_size = math.prod(kernel)
     one_filter = (g.channels // g.groups) * kernel_size
     job = Job(
         correlate(
             x_dtype, y_dtype, lanes, tile.vectors, tile.runs, tile.run, row.stride if row.stride <= MOST_STRIDES else 0,
-            x_layout, "joined" if join else y_layout, kernel_size if gradient and kernel_size <= FEW_TAPS else 0,
+            channels if together else x_layout, "joined" if join else y_layout,
+            kernel_size if gradient and kernel_size <= FEW_TAPS else 0,
         ),
         blocks * parts,
         images=g.batch, block_images=block_images, groups=g.groups, out_depth=out_depth, out_rows=height.sums,

@@ -19,6 +19,7 @@ from konv.engine.fourier_passes import (
     write,
 )
 from konv.engine.machine import wide_type
+from konv.engine.packing import sums_of_vectors
 from konv.engine.simd import Variable, fma, loop, maximum, minimum, splat, transpose, within
 
 
@@ -164,7 +165,7 @@ def sums_of_filters(dtype, lanes, radices, layout):
                         totals.put(place + lanes, fma(b, u, fma(a, v, imaginary)))
         for r in loop(channels * 2 * size // lanes):
             rows = [totals.vec((r * lanes + i) * lanes, lanes) for i in range(lanes)]
-            sums.put(piece * channels * (2 * size) + r * lanes, _sums_of_rows(rows, lanes))
+            sums.put(piece * channels * (2 * size) + r * lanes, sums_of_vectors(rows, lanes))
         checks.put(piece * lanes, check.get())
 
     return text, dict.fromkeys(("weights", "sums", "space", "checks", "roots"), wide) | {"dy": dtype}
@@ -338,12 +339,3 @@ def _blocks_last(dy, place, first, filters, length, at, block, most, z, size, la
             column = source.vec(cell * (groups * filters), lanes, count=used)
             check.set(fma(column, z.zero(lanes), check.get()))
             z.put((cell * 2 + part) * lanes, column)
-
-
-def _sums_of_rows(rows, lanes):
-    """The sum of each of ``lanes`` vectors, as one vector."""
-    columns = transpose(rows)
-    while len(columns) > 1:
-        half = len(columns) // 2
-        columns = [a + b for a, b in zip(columns[:half], columns[half:])]
-    return columns[0]

@@ -70,6 +70,28 @@ def rows_last(
                 _note(check, row, target.zero(lanes))
 
 
+def rows_together(count: int) -> Any:
+    """As :func:`rows_last` of an x that has only ``count`` channels: whole vectors of it, taken apart."""
+
+    def rows(x, start, channels, cell_step, first, length, inside, target, cells, lanes, check=None):
+        for q in loop((cells + (lanes - 1)) // lanes):
+            cell, read = first + q * lanes, []
+            for j in range(count):
+                at = cell * count + j * lanes
+                end, begin = (length * count - at) * inside, 0 - at
+                read.append(x.vec(start + at, lanes, count=end, start=begin))
+            for c in range(count):
+                source = [i * count + c for i in range(lanes)]
+                row = read[0]
+                for j in range(count):
+                    order = [lanes + place % lanes if place // lanes == j else i for i, place in enumerate(source)]
+                    row = shuffle(row, read[j], order)
+                target.put(c * cells + q * lanes, row, count=cells - q * lanes)
+                _note(check, row, target.zero(lanes))
+
+    return rows
+
+
 def panel_of_weights(
     w: Any, start: Any, filters: Any, filter_step: Any, rows: Any, row_step: Any, row: Any, ahead: Any,
     places: Any, panel: Any, lanes: int, vectors: int, check: Any,
@@ -138,12 +160,19 @@ def outputs_first(sums: Any, cells: Any, filters: Any, filter_step: Any, y: Any,
                 y.put((lanes * j + i) * filter_step + q * lanes, row, count=count * exists)
 
 
-def outputs_last(sums: Any, cells: Any, filters: Any, cell_step: Any, y: Any, lanes: int, vectors: int) -> None:
-    """``sums[cell][filter]`` to a y whose filters are neighbours, and its cells ``cell_step`` apart."""
+def outputs_last(
+    sums: Any, cells: Any, panels: Any, panel_step: Any, filters: Any, cell_step: Any, y: Any, lanes: int, vectors: int
+) -> None:  # fmt: skip
+    """``sums[panel][cell][filter]`` to a y whose filters are neighbours, and its cells ``cell_step`` apart.
+
+    Cell by cell: panel by panel the lines of y would be written, and fetched, with gaps.
+    """
     for cell in loop(cells):
-        for j in range(vectors):
-            row = sums.vec((cell * vectors + j) * lanes, lanes)
-            y.put(cell * cell_step + lanes * j, row, count=filters - lanes * j)
+        for p in loop(panels):
+            for j in range(vectors):
+                f = (p * vectors + j) * lanes
+                row = sums.vec(p * panel_step + (cell * vectors + j) * lanes, lanes)
+                y.put(cell * cell_step + f, row, count=filters - f)
 
 
 def outputs_joined(
@@ -161,3 +190,12 @@ def outputs_joined(
         target = y.at(c * y_channel + h * y_row + v * y_cell)
         for cell in loop(minimum(cells, (length - v + (columns - 1)) // columns) * within(h, height)):
             target[cell * columns * y_cell] = sums[cell * width + lane]
+
+
+def sums_of_vectors(vectors: list[Any], lanes: int) -> Any:
+    """The sum of the lanes of each of ``lanes`` vectors, as one vector."""
+    columns = transpose(vectors)
+    while len(columns) > 1:
+        half = len(columns) // 2
+        columns = [a + b for a, b in zip(columns[:half], columns[half:])]
+    return columns[0]

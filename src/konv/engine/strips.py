@@ -6,7 +6,8 @@ lie, times some vectors, and is stored to y as it is. Against the algorithms tha
 64 filters, 3 x 3 stride 2 1.15-1.7 times as fast, 7 x 7 stride 2 1.0-1.2, stride 1 1.0-1.25; 1 channel 1.0-2.5; 1-D of 4 to 25
 channels 1.2-1.8. 2-D of 8 to 22 channels: 0.9-1.1, left to them.
 
-The input gradient with stride 1 is the same on dy, with w flipped, filters and channels exchanged.
+The input gradient with stride 1 is the same on dy, with w flipped, filters and channels exchanged. The weight gradient, whose
+rows must be longer, is in :mod:`konv.engine.strips_weights`.
 
 A sum runs over the taps in one order, in one accumulator: its bits depend on nothing else.
 """
@@ -15,17 +16,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from konv.engine import direct, memory
+from konv.engine import direct, memory, strips_weights
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.strips_cut import cut_rows, whole
 from konv.engine.strips_kernels import correlate_strips
+from konv.engine.strips_weights import weight_and_bias_gradient, weight_gradient
 from konv.engine.threads import width
 from konv.geometry import Geometry
 
@@ -36,22 +38,20 @@ NAME = "strips"
 MOST_CHANNELS, MOST_TAPS, MOST_STRIDE = 4, 200, 8  # channels of images; any of 1-D layers
 LEAST_FILTERS, LEAST_COLUMNS = 16, 16
 BLOCK_BYTES = 64 << 10  # of copied rows
-ROW_BYTES = (
-    128 << 10
-)  # of a copied row: a long one is cut, into parts as long as may be, since y is written in as many streams
-LEAST_PIECES, LEAST_PART = 8, 512  # or into so many pieces, of so many outputs at least
 LOAD = 0.5  # of a multiply-add
 # (filters, vectors), by registers: sums, the filters' weights and a vector of pixels fit.
 TILES = {32: ((3, 7), (4, 6), (5, 5), (6, 4), (7, 3), (8, 2), (10, 2)), 16: ((2, 4), (2, 5), (3, 3), (4, 2))}
 
-__all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
+__all__ = [
+    "NAME", "declines", "forward", "input_gradient", "weight_and_bias_gradient", "weight_gradient", "workspace",
+]  # fmt: skip
 
 
 def declines(problem: Problem) -> str | None:
     """Forward, and stride 1 of the input gradient; few channels in one group, channels first."""
     g, gradient = problem.geometry, problem.kind == "input_gradient"
-    if problem.kind == "weight_gradient" or problem.layout != "first" or (gradient and max(g.stride) > 1):
-        return "it computes outputs, and input gradients of stride 1, with channels first"
+    if problem.layout != "first" or (gradient and max(g.stride) > 1):
+        return "it computes with channels first, input gradients of stride 1"
     if g.axes > 2 or g.groups > 1:
         return "it computes layers of one or two axes, in one group"
     g = _flipped(g) if gradient else g
@@ -60,19 +60,22 @@ def declines(problem: Problem) -> str | None:
         return f"{g.channels} channels to sum, more than {MOST_CHANNELS}"
     if taps > MOST_TAPS or g.stride[-1] > MOST_STRIDE:
         return f"{taps} products, stride {g.stride[-1]}; it computes at most {MOST_TAPS}, stride {MOST_STRIDE}"
-    if g.filters < LEAST_FILTERS or (
-        g.axes == 2 and g.output[-1] < LEAST_COLUMNS
-    ):  # 1-D: bits do not depend on the length
+    short = g.axes == 2 and g.output[-1] < LEAST_COLUMNS  # the bits of 1-D layers do not depend on their length
+    if g.filters < LEAST_FILTERS or short:
         return f"{g.filters} filters, rows of {g.output[-1]}; it computes at least {LEAST_FILTERS}, {LEAST_COLUMNS}"
+    if problem.kind == "weight_gradient":
+        return strips_weights.declines(g, problem.dtype)
     return None
 
 
 def workspace(problem: Problem) -> int:
     """Bytes borrowed while it runs."""
+    g, dtype = problem.geometry, problem.dtype
+    if problem.kind == "weight_gradient":
+        return strips_weights.workspace(g, dtype)
     if problem.kind == "forward":
-        return _prepare(problem.geometry, problem.dtype, problem.dtype).size
-    g = _flipped(problem.geometry)
-    return _prepare(g, problem.dtype, problem.dtype).size + math.prod(g.w_shape) * g.itemsize
+        return _prepare(g, dtype, dtype).size
+    return _prepare(_flipped(g), dtype, dtype).size + math.prod(g.w_shape) * g.itemsize
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
@@ -110,11 +113,6 @@ def _flipped(g: Geometry) -> Geometry:
     )
 
 
-def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Never asked for: it declines."""
-    direct.weight_gradient(dy, x, g, out)
-
-
 @dataclass(frozen=True)
 class Prepared:
     """The job, where each tap reads in the copied rows, the threads, and bytes of the workspace."""
@@ -128,51 +126,18 @@ class Prepared:
 @functools.lru_cache(maxsize=256)
 def _prepare(g: Geometry, dtype: str, out: str) -> Prepared:
     lanes, itemsize = machine().lanes(dtype), np.dtype(wide_type(dtype)).itemsize
-    height, row, out_height, out_row = (*(1,) * (2 - g.axes), *g.spatial, *(1,) * (2 - g.axes), *g.output)
-    (kernel_high, kernel_wide), (row_stride, stride), (dilated_high, dilated_wide) = (
-        (1,) * (2 - g.axes) + n for n in (g.kernel, g.stride, g.dilation)
-    )
-    low = ((0, 0),) * (2 - g.axes) + g.padding
-    column_blocks = -(-out_row * g.channels * stride * itemsize // ROW_BYTES)
-    if g.axes == 1:
-        column_blocks = max(column_blocks, min(LEAST_PIECES // max(1, g.batch), out_row // LEAST_PART))
-    block_columns = -(-out_row // column_blocks)
     filters, vectors = min(
         TILES[machine().registers],
         key=lambda tile: (
-            _whole(g.filters, tile[0])
-            * _whole(block_columns, lanes * tile[1])
-            * (1 + LOAD * sum(tile) / math.prod(tile))
+            whole(g.filters, tile[0]) * whole(g.output[-1], lanes * tile[1]) * (1 + LOAD * sum(tile) / math.prod(tile))
         ),
     )
-    tile = lanes * vectors
-    if column_blocks > 1:
-        block_columns = _whole(block_columns, tile)
-        column_blocks = -(-out_row // block_columns)
-    pitch = _whole(_whole(block_columns, tile) + (kernel_wide - 1) * dilated_wide // stride, lanes)
-    line = g.channels * stride * pitch * itemsize
-    span = (kernel_high - 1) * dilated_high + 1
-    block_rows = max(1, min(out_height, (BLOCK_BYTES // line - span) // row_stride + 1))
-    row_blocks = -(-out_height // block_rows)
-    block_rows = -(-out_height // row_blocks)
-    lines = (block_rows - 1) * row_stride + span
-    offsets = [
-        ((c * lines + i * dilated_high) * stride + j * dilated_wide % stride) * pitch + j * dilated_wide // stride
-        for c, i, j in itertools.product(range(g.channels), range(kernel_high), range(kernel_wide))
-    ]
-    slot_size = g.channels * lines * stride * pitch
-    last = out_row - (column_blocks - 1) * block_columns
+    cut, tile = cut_rows(g, dtype, lanes * vectors, BLOCK_BYTES), lanes * vectors
+    last = g.output[-1] - (cut.numbers["column_blocks"] - 1) * cut.numbers["block_columns"]
     narrow = "masked" if last < lanes else last < tile
     job = Job(
-        correlate_strips(dtype, out, lanes, filters, vectors, stride, narrow), g.batch * row_blocks * column_blocks,
-        channels=g.channels, all_filters=g.filters, filter_blocks=-(-g.filters // filters), taps=len(offsets), height=height,
-        row=row, out_height=out_height, out_row=out_row, row_blocks=row_blocks, block_rows=block_rows,
-        column_blocks=column_blocks, block_columns=block_columns, lines=lines, pitch=pitch, row_stride=row_stride,
-        pad_height=low[0][0], pad_row=low[1][0], slot_size=slot_size,
+        correlate_strips(dtype, out, lanes, filters, vectors, g.stride[-1], narrow), cut.units, all_filters=g.filters,
+        filter_blocks=-(-g.filters // filters), taps=len(cut.offsets), **cut.numbers,
     )  # fmt: skip
     threads = width(job.pieces, g.flops // 2)
-    return Prepared(job, np.array(offsets, np.int64), threads, threads * slot_size * itemsize)
-
-
-def _whole(n: int, unit: int) -> int:
-    return -(-n // unit) * unit
+    return Prepared(job, cut.offsets, threads, threads * cut.numbers["slot_size"] * itemsize)

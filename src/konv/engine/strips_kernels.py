@@ -24,19 +24,8 @@ def correlate_strips(dtype, out, lanes, filters, vectors, stride, narrow):
         first_row, first_column = row_block * block_rows, column_block * block_columns
         rows, columns = minimum(block_rows, out_height - first_row), minimum(block_columns, out_row - first_column)
         copied = space.at(slot * slot_size)
-        top, left = first_row * row_stride - pad_height, first_column * stride - pad_row
-        above = maximum(minimum(lines, height - top), 0)  # the end of x
-        for c in loop(channels):
-            for r in loop(above):
-                inside = within(top + r, height)
-                source = x.at(((image * channels + c) * height + (top + r)) * row + left)
-                target = copied.at((c * lines + r) * (stride * pitch))
-                for q in loop(pitch // lanes):
-                    _copy(source, target, q * lanes, left, row, inside, pitch, lanes, stride)
-            for r in loop(lines - above):
-                target = copied.at((c * lines + above + r) * (stride * pitch))
-                for q in loop(stride * pitch // lanes):
-                    target.put(q * lanes, target.zero(lanes))
+        corner = first_row * row_stride - pad_height, first_column * stride - pad_row
+        copy_rows(x, copied, image, corner, (height, row), channels, lines, pitch, lanes, stride)
 
         for block in loop(filter_blocks):
             f = minimum(block * filters, all_filters - filters)
@@ -68,6 +57,26 @@ def correlate_strips(dtype, out, lanes, filters, vectors, stride, narrow):
                             y.put(to + i * out_height * out_row + place, total.get() + start[i], count=count)
 
     return text, {"x": dtype, "w": dtype, "bias": dtype, "y": out, "space": wide, "offsets": "int64"}
+
+
+def copy_rows(x, copied, image, corner, shape, channels, lines, pitch, lanes, stride):
+    """``copied[channel][line][phase][cell]``: rows from a corner of x, zeros beside and below it.
+
+    Every ``stride``-th cell belongs to one of ``stride`` phases, of ``pitch`` cells each.
+    """
+    (top, left), (height, row) = corner, shape
+    above = maximum(minimum(lines, height - top), 0)  # the end of x
+    for c in loop(channels):
+        for r in loop(above):
+            inside = within(top + r, height)
+            source = x.at(((image * channels + c) * height + (top + r)) * row + left)
+            target = copied.at((c * lines + r) * (stride * pitch))
+            for q in loop(pitch // lanes):
+                _copy(source, target, q * lanes, left, row, inside, pitch, lanes, stride)
+        for r in loop(lines - above):
+            target = copied.at((c * lines + above + r) * (stride * pitch))
+            for q in loop(stride * pitch // lanes):
+                target.put(q * lanes, target.zero(lanes))
 
 
 def _copy(source, target, cell, left, row, inside, pitch, lanes, stride):
