@@ -20,6 +20,7 @@ CASES = [
     ((3, 1, 1001), (40, 1, 253), dict(stride=3, padding=((7, 0),))),
     ((1, 2, 390), (33, 2, 120), dict(padding=((5, 70),))),
     ((2, 2, 700), (16, 2, 101), dict(stride=2, padding=((0, 103),))),
+    ((2, 9, 500), (33, 9, 110), dict(padding=7)),
 ]
 
 
@@ -68,7 +69,7 @@ def assert_near(result, right, kind):
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16], ids=str)
 def test_equals_the_textbook(dtype, layout):
-    for x_shape, w_shape, options in CASES if dtype == np.float32 else CASES[3:]:
+    for x_shape, w_shape, options in CASES if dtype == np.float32 else CASES[3:4]:
         arrays = case(x_shape, w_shape, options, dtype)
         results = computed(*arrays, layout)
         assert len(results) == 4
@@ -137,7 +138,7 @@ def test_what_is_not_finite_goes_where_the_formula_takes_it(value):
 
 @pytest.mark.parametrize("end", [True, False], ids=["page after", "page before"])
 def test_no_byte_beside_the_arrays_is_touched(end):
-    for x_shape, w_shape, options in CASES[2:]:
+    for x_shape, w_shape, options in CASES[2:4]:
         g, *arrays = case(x_shape, w_shape, options)
         x, w, b, dy = (guarded(array, end) for array in arrays)
         y, dx, dw = (guarded(np.full(s, np.nan, np.float32), end) for s in (g.output_shape, g.x_shape, g.w_shape))
@@ -166,7 +167,8 @@ def test_an_exact_sum_and_a_stream_are_none_of_its_business():
 def test_short_kernels_many_channels_and_empty_batches_are_declined():
     for x_shape, w_shape, options in (
         ((8, 1, 4000), (64, 1, 24), {}),
-        ((8, 8, 4000), (64, 8, 100), {}),
+        ((8, 40, 4000), (64, 40, 100), {}),
+        ((8, 16, 2000), (64, 16, 16), {}),
         ((8, 1, 4000), (64, 1, 100), dict(dilation=2)),
         ((8, 2, 4000), (64, 1, 100), dict(groups=2)),
         ((8, 1, 4000), (8, 1, 100), {}),
