@@ -155,5 +155,6 @@ def blocking(g: Geometry, dtype: str, layout: str) -> str:
     n = job.multiply.numbers
     return (
         f"{tiles_in_words(Axes.of(g, False))}; blocks of {n['block_channels']} channels by {n['block_filters']} filters, "
-        f"summed over blocks of {n['block_rows']} x {n['block_columns']} tiles in {n['parts']} parts; {job.multiply.cut(job.threads)}"
+        f"summed over blocks of {n['block_rows']} x {n['block_columns']} tiles in {n['parts']} parts; "
+        f"{job.multiply.cut(job.threads)}"
     )
