@@ -13,7 +13,7 @@ from hypothesis import given, settings
 import konv
 from compare import assert_close, assert_equal, assert_same_bits
 from konv import textbook
-from konv.engine import direct, products_last, weights
+from konv.engine import direct, products_last, small_groups, weights
 from konv.engine.bias import bias_gradient
 from konv.engine.plan import KINDS, Problem, algorithms
 from plain_engine import MACHINES, MODULES, engine, factories, many_small_jobs
@@ -280,7 +280,8 @@ def test_an_output_has_the_same_bits_in_vectors_of_any_width(algorithm, case, ho
             results.append(computed(algorithm, arrays, options))
     for kind in {"forward", "input_gradient"} & results[0].keys():
         for other in results[1:]:
-            assert_same_bits(other[kind], results[0][kind])
+            if kind in other or algorithm is not small_groups:  # whose groups narrow vectors do not hold
+                assert_same_bits(other[kind], results[0][kind])
 
 
 @pytest.mark.parametrize("host", MACHINES)
