@@ -46,7 +46,7 @@ NAME = "winograd"
 BEYOND = "few products stand for many of the formula's"
 # See `declines`.
 LEAST_CHANNELS, LEAST_FILTERS, LEAST_TILES, MOST_TAPS, MOST_SPAN = 8, 9, 16, 128, 63
-LEAST_SAVED, LEAST_SAVED_OF_WEIGHTS, LEAST_GAIN, LEAST_GAIN_OF_WEIGHTS = 1.5, 2.1, 1.02, 1.12
+LEAST_SAVED, LEAST_SAVED_OF_WEIGHTS, LEAST_GAIN, LEAST_GAIN_ALONG_ONE_AXIS = 1.5, 2.1, 1.12, 1.02
 
 __all__ = ["NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_gradient", "workspace"]
 
@@ -64,8 +64,8 @@ def declines(problem: Problem) -> str | None:
                                                   least: 0.8-1.2
     weights: not 2.1, or fewer than 16 tiles      direct, one image of 64@4, 256@4, 512@7: 0.8, 0.5, 1.1
     several sections (strides, long kernels) and  direct, 3x3/2: 512@14 0.9 (estimate 0.9), 256@28 1.05 (1.1), 128@56 1.2
-    a gain that is estimated below 1.05, of       (1.15), 16@28 0.7 (0.5); 4x4/2: 512@16 1.8 (1.8), 16@28 0.9 (0.8); k16/8:
-    weights 1.12                                  0.95, its gradient 1.1 (0.96, 1.3); k3/2 1.2, its weights 0.9 (1.03, 1.06)
+    a gain estimated below 1.12, of y and dx      (1.15), 16@28 0.7 (0.5); 4x4/2: 512@16 1.8 (1.8), 16@28 0.9 (0.8); k16/8:
+    along one axis 1.02                           0.95, its gradient 1.1 (0.96, 1.3); k3/2 1.2, its weights 0.9 (1.03, 1.06)
     ============================================  ====================================================================
     """
     g, gradient, weights = problem.geometry, problem.kind == "input_gradient", problem.kind == "weight_gradient"
@@ -96,7 +96,8 @@ def declines(problem: Problem) -> str | None:
     if sections == 1 and fewer < least:
         return f"its tiles need one product of {fewer:.2f}, for outputs that do not fill them; it saves time from {least} on"
     if sections > 1:
-        found, least = gain(axes, channels, filters), LEAST_GAIN_OF_WEIGHTS if weights else LEAST_GAIN
+        both = weights or min(axes.rows.scheme.points, axes.columns.scheme.points) > 1
+        found, least = gain(axes, channels, filters), LEAST_GAIN if both else LEAST_GAIN_ALONG_ONE_AXIS
         if found < least:
             return (
                 f"one product of {fewer:.2f}, but {sections} transforms: a gain of about {found:.2f}, less than {least}"
