@@ -3,6 +3,7 @@
 import gc
 import tracemalloc
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from torch.autograd import forward_ad  # noqa: E402
 
 from konv.engine import down, memory  # noqa: E402
 from konv.torch import DownConv  # noqa: E402
+from konv.torch import down as konv_down  # noqa: E402
 from konv.torch.down import down_conv, in_matrix_form  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::konv.segments.SegmentWarning")
@@ -155,6 +157,15 @@ def test_what_the_engine_declines(fused, monkeypatch):
     module, x = made()
     monkeypatch.setattr(down, "declines", lambda shape: "a test says so")
     assert torch.equal(module(x), by_pytorch(module, x)) and not fused
+
+
+def test_bfloat16_in_pairs_is_pytorchs(fused, monkeypatch):
+    for dots, channels, asked in ((True, 8, 0), (False, 8, 1), (True, 7, 1)):
+        monkeypatch.setattr(konv_down, "machine", lambda dots=dots: SimpleNamespace(dots=dots))
+        fused.clear()
+        module, x = made(torch.bfloat16, sizes=(20, channels, 2, 5, 1))
+        module(x)
+        assert len(fused) == asked
 
 
 def test_a_subclass_of_tensors_is_pytorchs(fused):

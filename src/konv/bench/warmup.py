@@ -11,6 +11,7 @@ import numpy as np
 import konv
 from konv.arrays import laid_out
 from konv.bench.layers import ROWS, Row
+from konv.engine.down import PAST_BYTES
 
 
 def calls() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -34,6 +35,8 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     for dtype in ("float32", "float64"):
         for layout in ("first", "last"):
             yield f"pooling, ReLU, {dtype}", functools.partial(_beside, dtype, layout)
+        for sizes in ((200, 64, 4, 10), (1024, 128, 4, 32)):
+            yield f"DownConv, {dtype}", functools.partial(_down, dtype, sizes)
 
 
 def _both(row: Row, layout: str) -> None:
@@ -59,3 +62,10 @@ def _beside(dtype: str, layout: str) -> None:
             ):
                 y = forward(x, kernel, stride=stride, padding=padding)
                 backward(y, x, kernel, stride=stride, padding=padding)
+
+
+def _down(dtype: str, sizes: tuple[int, ...]) -> None:
+    layer = konv.DownConv(*sizes, dtype=dtype, rng=0)
+    sample = np.zeros((1, *sizes[:2]), dtype)
+    for batch in (1, 1 + PAST_BYTES // sample.nbytes):  # a large gradient is written by a kernel of its own
+        layer.backward(layer.forward(np.repeat(sample, batch, axis=0)))
