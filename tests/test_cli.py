@@ -418,7 +418,7 @@ def test_warmup(monkeypatch, tmp_path):
     ]
     monkeypatch.setattr(warmup, "ROWS", rows)
     names = [name for name, _ in warmup.calls()]
-    assert names[:4] == ["small", "small, channels last", "back", "back, channels last"] and len(names) == 8
+    assert names[:4] == ["small", "small, channels last", "back", "back, channels last"] and len(names) == 12
     for _, call in warmup.calls():
         call()
     monkeypatch.setenv("KONV_CACHE", str(tmp_path))
