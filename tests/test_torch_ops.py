@@ -461,7 +461,7 @@ def op_infos():
 
 
 def as_array(t):
-    return tensors._view(t.detach().resolve_neg().contiguous())
+    return tensors.view_of(t.detach().resolve_neg().contiguous())
 
 
 def with_gradients(function, dy, given, sample_args, sample_kwargs):

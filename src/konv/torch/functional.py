@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from konv.torch.ops import computes, convolution, leaves
+from konv.torch.ops import computes, convolution, leaves, quiet, quiet_convolution
 from konv.torch.tensors import Options
 
 IntOrAxes = int | Sequence[int]
@@ -211,11 +211,11 @@ def _face(
     given = (x, w, b)
     if torch.is_autocast_enabled("cpu"):
         x, w, b = (autocast(t) for t in given)
-    options = None
-    if computes(x, w, b) and not leaves():
-        known = [_plain(option) for option in (stride, padding, dilation, groups, output_padding)]
-        if None not in known:
-            find = _options if torch.compiler.is_compiling() else _known_options
+    options, alone = None, quiet()
+    if computes(x, w, b) and (alone or not leaves()):
+        known = _plain((stride, padding, dilation, groups, output_padding))
+        if known is not None:
+            find = _known_options if alone else _options
             options = find(axes, transposed, x.shape, w.shape, b if b is None else b.shape, *known)
     if options is None:
         x, w, b = given
@@ -226,17 +226,22 @@ def _face(
         options = options._replace(exact=exact, where_faster=where_faster)
     if x.dim() == axes + 1:
         return convolution(x.unsqueeze(0), w, b, options).squeeze(0)
-    return convolution(x, w, b, options)
+    return quiet_convolution(x, w, b, options) if alone else convolution(x, w, b, options)
 
 
-def _plain(option: Any) -> Any:
-    """An int, a string or a tuple of ints; None for what PyTorch may take or refuse itself (True, 1.0, a tensor)."""
-    kind = type(option)
-    if kind is int or kind is str:
-        return option
-    if kind is tuple or kind is list:
-        return tuple(option) if all(type(n) is int for n in option) else None
-    return None
+def _plain(options: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Ints, strings and tuples of ints; None where PyTorch may take or refuse another thing (True, 1.0, a tensor)."""
+    for option in options:
+        kind = type(option)
+        if kind is list:
+            return _plain(tuple(tuple(o) if type(o) is list else o for o in options))
+        if kind is tuple:
+            for number in option:
+                if type(number) is not int:
+                    return None
+        elif kind is not int and kind is not str:
+            return None
+    return options
 
 
 def _options(

@@ -52,30 +52,38 @@ def leaves() -> bool:
     return torch._C._get_tracing_state() is not None or forward_ad._current_level >= 0
 
 
-def _transformed() -> bool:
-    """Whether torch.func's grad or vmap are at work."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-
-
-def _watched() -> bool:
-    """Whether somebody must see an operator: a compiler, a mode, the profiler."""
-    return bool(
+def quiet() -> bool:
+    """Whether nobody need see an operator: no compiler, trace, transform, mode, profiler, forward-mode derivative."""
+    return not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
         or torch.autograd._profiler_enabled()
+        or forward_ad._current_level >= 0
     )
 
 
 def convolution(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Tensor:
     """The convolution, or with ``options.transposed`` the transposed one, of tensors and options that fit."""
+    if quiet():
+        return quiet_convolution(x, w, b, options)
     if _transformed():
         return _Transformed.apply(x, w, b, options)
-    if _watched():
-        return _operator(x, w, b, *options)
+    return _operator(x, w, b, *options)
+
+
+def quiet_convolution(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Tensor:
+    """:func:`convolution` where it is known that nobody watches."""
     if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad or (b is not None and b.requires_grad)):
         return _Function.apply(x, w, b, options)
     return forward(x, w, b, options)
+
+
+def _transformed() -> bool:
+    """Whether torch.func's grad or vmap are at work."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def convolution_backward(dy: Tensor, x: Tensor, w: Tensor, options: Options, mask: list[bool]) -> list[Tensor | None]:
@@ -84,7 +92,7 @@ def convolution_backward(dy: Tensor, x: Tensor, w: Tensor, options: Options, mas
         found = _TransformedBackward.apply(dy, x, w, options, mask)
     elif forward_ad._current_level >= 0:  # of a graph that was made before
         return aten.gradients(dy, x, w, options, mask)
-    elif torch.is_grad_enabled() or _watched():
+    elif torch.is_grad_enabled() or not quiet():
         found = _backward_operator(dy, x, w, *options, mask)
     else:
         return gradients(dy, x, w, options, mask)

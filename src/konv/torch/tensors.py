@@ -99,7 +99,7 @@ def memory_format(x: Tensor, w: Tensor) -> torch.memory_format:
 def _is_last(t: Tensor) -> bool:
     """Whether the strides grow in the order C, W, H, N. PyTorch's rule: those of a single channel or cell tell too."""
     shape, strides = t.shape, t.stride()
-    if strides[1] == 0:
+    if strides[1] == 0 or strides[-1] < strides[1]:  # the second is the usual case, found at once
         return False
     least = 0
     for axis in (1, *range(len(shape) - 1, 1, -1), 0):
