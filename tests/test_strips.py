@@ -6,8 +6,9 @@ import pytest
 import konv
 from compare import assert_equal, assert_same_bits
 from konv import textbook
-from konv.engine import direct, strips, strips_cut
+from konv.engine import direct, launch, strips, strips_cut
 from konv.engine.plan import Problem
+from konv.engine.threads import using
 from plain_engine import MACHINES, engine, many_small_jobs
 from strategies import BFLOAT16, integers
 from test_guard_page import guarded
@@ -155,3 +156,23 @@ def test_layers_of_others_are_declined():
     x = np.zeros((0, 3, 40, 40), np.float32)
     assert konv.conv(x, np.zeros((64, 3, 3, 3), np.float32)).shape == (0, 64, 38, 38)
     assert direct.declines(Problem("forward", konv.geometry((0, 3, 40, 40), (64, 3, 3, 3)), "float32")) is None
+
+
+def test_a_prepared_job_uses_as_many_threads_as_there_are_now(monkeypatch):
+    used = []
+    run = launch.Job.run
+    monkeypatch.setattr(
+        launch.Job, "run", lambda job, threads, **more: used.append(threads) or run(job, threads, **more)
+    )
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 3, 66, 66), (32, 3, 3, 3)))
+    g = konv.geometry(x.shape, w.shape)
+    dy, dw = np.ones(g.output_shape, np.float32), np.empty_like(w)
+    for kind in ("forward", "weight_gradient"):
+        assert strips.declines(Problem(kind, g, "float32")) is None
+    for n in (2, 1, 2):
+        used.clear()
+        with using(n):
+            strips.forward(x, w, None, g, np.empty_like(dy))
+            strips.weight_gradient(dy, x, g, dw)
+        assert used == [n, n]

@@ -28,7 +28,7 @@ from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.strips_cut import cut_rows, whole
 from konv.engine.strips_kernels import correlate_strips
 from konv.engine.strips_weights import weight_and_bias_gradient, weight_gradient
-from konv.engine.threads import width
+from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -123,8 +123,12 @@ class Prepared:
     size: int
 
 
-@functools.lru_cache(maxsize=256)
 def _prepare(g: Geometry, dtype: str, out: str) -> Prepared:
+    return _prepared(g, dtype, out, get_threads())
+
+
+@functools.lru_cache(maxsize=256)
+def _prepared(g: Geometry, dtype: str, out: str, threads: int) -> Prepared:
     lanes, itemsize = machine().lanes(dtype), np.dtype(wide_type(dtype)).itemsize
     filters, vectors = min(
         TILES[machine().registers],

@@ -17,7 +17,7 @@ from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.strips_cut import cut_rows, whole
 from konv.engine.strips_outer import accumulate_strips
-from konv.engine.threads import width
+from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
 
 BLOCK_BYTES = 192 << 10  # of copied rows: the more of them, the less often are lanes summed
@@ -84,8 +84,12 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
     out[...] = tiles.reshape(len(total) * filters, -1)[: g.filters, :all_taps].reshape(g.w_shape)
 
 
-@functools.lru_cache(maxsize=256)
 def _prepare(g: Geometry, dtype: str) -> Prepared:
+    return _prepared(g, dtype, get_threads())
+
+
+@functools.lru_cache(maxsize=256)
+def _prepared(g: Geometry, dtype: str, threads: int) -> Prepared:
     lanes, itemsize = machine().lanes(dtype), np.dtype(wide_type(dtype)).itemsize
     cut = cut_rows(g, dtype, lanes, BLOCK_BYTES)
     filters, taps = min(
