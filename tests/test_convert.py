@@ -181,6 +181,26 @@ class Standardized(nn.Conv2d):
         return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
 
 
+def test_symbolic_traces():
+    model = network()
+    expected = step(copy.deepcopy(model), IMAGES)
+    convert(model)
+    traced = torch.fx.symbolic_trace(model)
+    assert {node.target for node in traced.graph.nodes} >= {torch.conv2d, torch.conv_transpose2d}
+    assert_same(step(traced, IMAGES), expected)
+
+
+@pytest.mark.filterwarnings("ignore::konv.segments.SegmentWarning")
+def test_down_conv_is_computed_as_before(monkeypatch):
+    down = konv.torch.DownConv(53, 10, 4, 5, 3)
+    x = torch.randn(2, 53, 10)
+    expected = down(x)
+    assert len(convert(down).swapped) == 2
+    asked, original = [], konv.torch.downconv.down_conv
+    monkeypatch.setattr(konv.torch.downconv, "down_conv", lambda *a: asked.append(1) or original(*a))
+    assert torch.equal(down(x), expected) and asked
+
+
 def test_what_is_left_and_why():
     model = nn.Sequential(nn.Conv2d(3, 3, 1), Standardized(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
     model[2].forward = lambda x: x

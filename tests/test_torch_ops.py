@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
 from torch import func  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.autograd import forward_ad  # noqa: E402
 from torch.library import opcheck  # noqa: E402
 
@@ -101,6 +102,26 @@ def test_first_and_second_derivatives(name, konv_computes):
     ours, _ = both(name)
     assert torch.autograd.gradcheck(lambda *a: ours(*a, **options), inputs)
     assert torch.autograd.gradgradcheck(lambda *a: ours(*a, **options), inputs)
+
+
+@pytest.mark.parametrize("name", ["conv1d", "conv_transpose2d"])
+def test_many_upstream_gradients_at_once(name):
+    x, w, b = arguments(name)
+    many, results = None, []
+    for function in both(name):
+        inputs = differentiable(x, w, b)
+        y = function(*inputs, padding=1)
+        many = integers(3, *y.shape, seed=4) if many is None else many
+        found = torch.autograd.grad(y, inputs, many, is_grads_batched=True)
+        twice = torch.autograd.functional.hessian(lambda v, f=function: f(x[:1], v).square().sum(), w, vectorize=True)
+        results.append([*found, twice])
+    assert all(torch.equal(a, e) for a, e in zip(*results, strict=True))
+
+
+def test_fake_tensors_outside_their_mode():
+    with FakeTensorMode():
+        x, w, b = (torch.empty(t.shape) for t in arguments("conv2d"))
+    assert kt.conv2d(x, w, b).shape == F.conv2d(x, w, b).shape
 
 
 # Where PyTorch's machinery must see an operator

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from konv.segments import Segments, check_input, down_conv_segments, segments
 from konv.torch.down import down_conv
+from konv.torch.modules import Conv1d
 
 
 class DownConv(nn.Module):
@@ -172,9 +173,12 @@ class DownConv(nn.Module):
 def _is_plain(part: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling ``part`` runs ``kind.forward`` and nothing else. A parametrized part is plain: its weight tells all."""
     hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+    same = tuple(
+        getattr(cls, "_conv_forward", None) for cls in (kind, Conv1d)
+    )  # :func:`konv.torch.convert` may have been here
     return (
         type(part).forward is kind.forward
-        and getattr(type(part), "_conv_forward", None) is getattr(kind, "_conv_forward", None)
+        and getattr(type(part), "_conv_forward", None) in same
         and "forward" not in vars(part)
         and not any(hooks)
     )

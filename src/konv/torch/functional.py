@@ -181,14 +181,13 @@ def exact_conv1d(x: Tensor, w: Tensor, b: Tensor | None, stride: Any, dilation: 
 
 
 def where_faster(
-    transposed: bool, x: Tensor, w: Tensor, b: Tensor | None,
+    axes: int, transposed: bool, x: Tensor, w: Tensor, b: Tensor | None,
     stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any,
 ) -> Tensor:  # fmt: skip
     """The convolution, by konv where it is expected to be faster, else by PyTorch.
 
     Forward and backward are decided for themselves. See :mod:`konv.torch.faster`.
     """
-    axes = w.dim() - 2
     theirs = getattr(F, f"conv_transpose{axes}d" if transposed else f"conv{axes}d")
     more = stride, padding, dilation, groups, output_padding
     return _face(axes, theirs, transposed, x, w, b, *more, where_faster=True)

@@ -34,9 +34,8 @@ class _Convolution:
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         if ONLY_WHERE_FASTER in vars(self):
-            return functional.where_faster(
-                False, input, weight, bias, self.stride, padding, self.dilation, self.groups, 0
-            )
+            more = self.stride, padding, self.dilation, self.groups, 0
+            return functional.where_faster(len(self.kernel_size), False, input, weight, bias, *more)
         return self._function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
@@ -53,7 +52,7 @@ class _Transposed:
         extra = self._output_padding(input, output_size, stride, padding, kernel, len(kernel), dilation)
         if ONLY_WHERE_FASTER in vars(self):
             more = self.stride, self.padding, self.dilation, self.groups, extra
-            return functional.where_faster(True, input, self.weight, self.bias, *more)
+            return functional.where_faster(len(kernel), True, input, self.weight, self.bias, *more)
         return self._function(
             input, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation
         )

@@ -38,8 +38,8 @@ def computes(x: Any, w: Any, b: Any) -> bool:
     if dtype not in DTYPES:
         return False
     for t in (x, w) if b is None else (x, w, b):
-        if type(t) not in _ORDINARY and not isinstance(t, (FakeTensor, FunctionalTensor)):
-            return False
+        if type(t) not in _ORDINARY and not (isinstance(t, (FakeTensor, FunctionalTensor)) and not quiet()):
+            return False  # fake ones have no memory: only who watches may see them
         if t.dtype != dtype or not t.is_cpu or t.layout != torch.strided or t.is_nested:
             return False
     return True
@@ -67,6 +67,8 @@ def quiet() -> bool:
 
 def convolution(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Tensor:
     """The convolution, or with ``options.transposed`` the transposed one, of tensors and options that fit."""
+    if _batched_by_autograd(x, w):
+        return aten.forward(x, w, b, options)
     if quiet():
         return quiet_convolution(x, w, b, options)
     if _transformed():
@@ -86,11 +88,16 @@ def _transformed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def _batched_by_autograd(*tensors: Tensor) -> bool:
+    """Whether some are many at once (``is_grads_batched``, ``vectorize=True``), of a kind that only PyTorch's operations know."""
+    return any(map(torch._C._functorch.is_legacy_batchedtensor, tensors))
+
+
 def convolution_backward(dy: Tensor, x: Tensor, w: Tensor, options: Options, mask: list[bool]) -> list[Tensor | None]:
     """dL/dx, dL/dw, dL/db from dy = dL/dy, None where ``mask`` is False."""
     if _transformed():
         found = _TransformedBackward.apply(dy, x, w, options, mask)
-    elif forward_ad._current_level >= 0:  # of a graph that was made before
+    elif forward_ad._current_level >= 0 or _batched_by_autograd(dy, x, w):  # of a graph that was made before
         return aten.gradients(dy, x, w, options, mask)
     elif torch.is_grad_enabled() or not quiet():
         found = _backward_operator(dy, x, w, *options, mask)
