@@ -285,3 +285,42 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
     for one, two in zip(*gradients, strict=True):
         # Sums over 64 images in another order, means of two halves; Winograd's error, 2e-6, through three layers.
         assert (one - two).abs().max() <= 2e-5 * two.abs().max()
+
+
+@pytest.mark.parametrize(
+    "x, w, options, layout, forward, backward",
+    [
+        ((8, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}, "first", True, True),
+        ((8, 64, 56, 56), (256, 64, 1, 1), {}, "first", True, True),
+        ((8, 64, 56, 56), (256, 64, 1, 1), {}, "last", False, True),
+        ((8, 192, 28, 28), (192, 1, 3, 3), {"padding": 1, "stride": 2, "groups": 192}, "last", False, False),
+    ],
+)
+def test_who_computes(x, w, options, layout, forward, backward):
+    from konv.geometry import geometry
+    from konv.torch.faster import gains
+
+    g = geometry(x, w, **options)
+    assert [gains(direction, g, "float32", layout, False) for direction in ("forward", "backward")] == [
+        forward,
+        backward,
+    ]
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_pytorch_computes_what_konv_would_not_gain(monkeypatch, direction):
+    """The same numbers, whoever computes; the other direction is konv's."""
+    from konv.torch import aten, faster
+
+    called = []
+    for name in ("forward", "gradients"):
+        original = getattr(aten, name)
+        monkeypatch.setattr(
+            aten, name, lambda *given, name=name, original=original: called.append(name) or original(*given)
+        )
+    monkeypatch.setattr(faster, "gains", lambda asked, *_: asked != direction)
+    model = network()
+    expected = step(copy.deepcopy(model), IMAGES)
+    convert(model)
+    assert_same(step(model, IMAGES), expected)
+    assert called == ["forward" if direction == "forward" else "gradients"] * 4

@@ -6,10 +6,12 @@ The decision depends on shapes, dtype and layout alone: nothing is timed when a 
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
 
+from konv.engine.plan import algorithm_for
 from konv.geometry import Geometry
 from konv.torch import aten, tensors
 from konv.torch.tensors import Options
@@ -37,5 +39,30 @@ def _expected(x: Tensor, w: Tensor, options: Options, direction: str) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def gains(direction: str, g: Geometry, dtype: str, layout: str, transposed: bool) -> bool:
-    """Whether konv is expected to be faster than PyTorch, forward or backward (all gradients together)."""
-    return True
+    """Whether konv is expected to be faster than PyTorch, forward or backward (all gradients together).
+
+    Where it is not, of the rows of ``konv bench`` on the CPUs that we have (ratios of PyTorch's time to konv's, in its layout):
+
+    =====================================================  ==============================================================
+    forward, stride > 1, no better algorithm than direct    3x3 of 256 and 512 channels: 0.94-0.96, channels last 0.7
+    channels last, forward: windows apart, more filters     64 to 256 filters 0.66, patches 0.74-0.90, 64 to 64 0.99
+    than channels (of bfloat16 all)                         (fewer filters, or images of 49 pixels: 1.04-1.9)
+    channels last, forward: direct, more than one channel   stems 0.72-0.94, the rest 0.8
+    channels last, depthwise, fewer than 25 taps: forward   0.74-1.14, 1.6 once; with a stride backward 0.64-1.01
+    =====================================================  ==============================================================
+    """
+    kind = "forward" if direction == "forward" and not transposed else "input_gradient"
+    name, strided = algorithm_for(kind, g, dtype, layout).NAME, max(g.stride) > 1
+    depthwise = g.groups == g.channels > 1
+    if direction == "backward":
+        return not (layout == "last" and name == "grouped" and depthwise and strided)
+    if name == "direct" and strided and g.channels > 4:
+        return False
+    if layout == "first":
+        return True
+    if name == "products_last":
+        channels, filters = (g.filters, g.channels) if transposed else (g.channels, g.filters)
+        return filters < channels or math.prod(g.output) <= 49
+    if name == "grouped" and depthwise:
+        return math.prod(g.kernel) >= 25
+    return name not in ("pairs", "columns") and (name != "direct" or g.channels == 1)
