@@ -34,6 +34,12 @@ class Counting:
     def workspace(self, problem):
         return 12_345
 
+    def blocking(self, problem):
+        return "as columns do; 1 piece, 1 thread"
+
+    def share(self, problem):
+        return 0.25
+
     def forward(self, x, w, b, g, out):
         self.calls["forward"] += 1
         self.seen = x, w, b
@@ -129,8 +135,10 @@ def test_the_last_always_accepts_and_the_first_that_accepts_is_chosen(case, kind
     assert plan.algorithm is table[place]
     assert plan.passed_over == tuple((a.NAME, r) for a, r in zip(table[:place], reasons))
     assert isinstance(plan.workspace, int) and plan.workspace >= 0  # some need none
-    if hasattr(plan.algorithm, "share"):
-        assert plan.blocking and 0 <= plan.share < (4 if hasattr(plan.algorithm, "BEYOND") else 1)
+    for algorithm, reason in zip(table, reasons):
+        if reason is None:
+            assert algorithm.blocking(problem)
+            assert 0 <= algorithm.share(problem) < MOST_SHARES.get(algorithm.NAME, 1)
     assert choose(problem) is plan
 
 
@@ -142,11 +150,17 @@ def test_a_plan_prints_shapes_work_and_workspace(kind):
     assert "workspace" in text and "algorithm    " in text
 
 
+MOST_SHARES = {"pairs": 4, "winograd": 4, "winograd_groups": 4, "fourier": 50}  # more than 1: they multiply less
 LAYERS = {
     "pairs": ((8, 64, 28, 28), (96, 64, 1, 1), {}, "bfloat16"),
     "products": ((8, 64, 28, 28), (96, 64, 1, 1), {}, "float32"),
     "joined": ((8, 3, 64, 64), (32, 3, 7, 7), dict(stride=2), "float32"),
     "grouped": ((8, 32, 112, 112), (32, 1, 3, 3), dict(padding=1, groups=32), "float32"),
+    "fourier": ((8, 1, 3000), (64, 1, 120), {}, "float32"),
+    "strips": ((8, 3, 98, 98), (32, 3, 3, 3), {}, "float32"),
+    "small_planes": ((8, 96, 7, 7), (96, 1, 7, 7), dict(padding=3, groups=96), "float32"),
+    "small_groups": ((8, 64, 28, 28), (64, 8, 3, 3), dict(padding=1, groups=8), "float32"),
+    "winograd_groups": ((8, 64, 28, 28), (64, 16, 3, 3), dict(padding=1, groups=4), "float32"),
     "winograd": ((8, 64, 28, 28), (96, 64, 3, 3), dict(padding=1), "float32"),
     "direct": ((8, 64, 28, 28), (96, 64, 3, 3), dict(stride=2), "float32"),
 }
@@ -159,12 +173,11 @@ def test_a_plan_tells_how_it_cuts_the_work_and_what_it_expects(name, kind, layou
     x_shape, w_shape, options, dtype = LAYERS[name]
     g = konv.geometry(x_shape, w_shape, **options, dtype=BFLOAT16 if dtype == "bfloat16" else dtype)
     plan = choose(Problem(kind, g, dtype, layout=layout))
-    if not hasattr(plan.algorithm, "share"):
-        pytest.skip(f"{plan.algorithm.NAME} does not tell")
     text = str(plan)
     assert f"blocking     {plan.blocking}" in text and re.search(r"; \d+ pieces?, \d+ threads?", plan.blocking)
     assert f"expected     {plan.share:.0%} of the {plan.limit} limit" in text
-    assert 0.02 < plan.share < 4 and (plan.share > 1) == (plan.algorithm.NAME in ("pairs", "winograd"))
+    assert 0.02 < plan.share < MOST_SHARES.get(plan.algorithm.NAME, 1)
+    assert plan.share > 1 or plan.algorithm.NAME not in ("pairs", "winograd", "fourier")
     assert plan.limit == ("memory" if name == "grouped" else "multiply-add")
     planning.forget()
     assert (choose(Problem(kind, g, dtype, layout=layout)).blocking, plan.share) == (plan.blocking, plan.share)
@@ -174,10 +187,21 @@ def test_a_plan_tells_how_it_cuts_the_work_and_what_it_expects(name, kind, layou
     )  # what a call costs counts for more
 
 
-def test_an_algorithm_need_not_tell(counting):
+def test_every_algorithm_is_among_these_layers():
+    """With what ``columns`` tells below, and what is only computed with channels last."""
+    told = {
+        choose(Problem(kind, konv.geometry(x, w, **options), dtype, layout=layout)).algorithm.NAME
+        for x, w, options, dtype in LAYERS.values()
+        for kind in KINDS
+        for layout in ("first", "last")
+    }
+    assert told | {"columns"} == {algorithm.NAME for algorithm in algorithms()}
+
+
+def test_a_plan_says_what_its_algorithm_tells(counting):
     plan = konv.plan((2, 4, 9), (4, 4, 3))
-    assert plan.algorithm is counting and plan.blocking is plan.share is None
-    assert "blocking" not in str(plan) and "expected" not in str(plan)
+    assert plan.algorithm is counting and plan.share == 0.25
+    assert "\nblocking     as columns do; 1 piece" in str(plan) and "\nexpected     25% of the " in str(plan)
 
 
 def test_the_columns_are_told():

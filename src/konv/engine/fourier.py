@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from konv.engine import direct, memory
+from konv.engine import direct, memory, roofline
 from konv.engine.compile import Kernel
 from konv.engine.fourier_kernels import (
     cells_of_sums,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from konv.engine.plan import Problem
 
 NAME = "fourier"
+BEYOND = "transforms stand for many of the formula's products"
 MOST_CHANNELS, FEW_CHANNELS = 32, 4  # times the stride
 RADICES = {64: (8, 8), 128: (4, 4, 8), 256: (4, 8, 8), 512: (8, 8, 8), 1024: (4, 4, 8, 8), 2048: (4, 8, 8, 8)}
 # Cycles of a vector: a pass of a point, a product of spectra with what waits for memory, an output; of the others, a tap.
@@ -60,7 +61,7 @@ LEAST_FILTERS = 16
 LAST_BYTES = 384 << 10  # transforms of a block, channels last: all filters of a cell are written together
 PIECES = 16  # of the weight gradient, so many, that threads share them evenly
 
-__all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
+__all__ = ["NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_gradient", "workspace"]
 
 
 @dataclass(frozen=True)
@@ -321,3 +322,23 @@ def _plan(kind: str, g: Geometry, dtype: str, out: str, source: str, target: str
 def _strides(channels: int, length: int, layout: str) -> tuple[int, int, int]:
     """Of an image, a channel, a cell."""
     return (channels * length, length, 1) if layout == "first" else (channels * length, 1, channels)
+
+
+def blocking(problem: Problem) -> str:
+    """Blocks and transforms, and the pieces of the jobs, in words."""
+    g, names, layouts = problem.geometry, (problem.dtype,) * 2, (problem.layout,) * 2
+    cut = _cut(g, problem.kind == "input_gradient")
+    last = _plan(problem.kind, g, *names, *layouts, get_threads()).steps
+    results = "cells of x a phase" if problem.kind == "input_gradient" else "outputs"
+    return (
+        f"{cut.pairs} pairs of blocks of {cut.block} {results} a row, by transforms of {cut.size} points of "
+        f"{g.channels * g.stride[0]} sequences; " + ", then ".join(step.job.cut(step.threads) for step in last)
+    )
+
+
+def share(problem: Problem) -> float:
+    """Of the limit; see :mod:`konv.engine.roofline`. Above 1 where transforms cost less than the formula's products."""
+    g = problem.geometry
+    done = _cut(g, problem.kind == "input_gradient").cost / (g.kernel[0] * g.channels)
+    done *= roofline.padding(g.filters, machine().lanes(problem.dtype))
+    return roofline.share(problem, done, speed=0.7, moving=1, storing=1)

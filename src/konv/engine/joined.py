@@ -153,5 +153,5 @@ def blocking(problem: Problem) -> str:
 def share(problem: Problem) -> float:
     """Of the limit; see :mod:`konv.engine.roofline`."""
     inner, _ = _joined(problem.geometry)
-    done = inner.flops / problem.geometry.flops * roofline.padding(inner.filters, LANES)
+    done = inner.flops / max(1, problem.geometry.flops) * roofline.padding(inner.filters, LANES)
     return roofline.share(problem, done, speed=0.65, moving=1, storing=6)

@@ -85,7 +85,7 @@ def problem(kind: str, g: Geometry, dtype: str, layout: str = "first") -> Proble
 
 
 class Algorithm(Protocol):
-    """What a module in the table offers; see :mod:`konv.engine`. ``blocking`` and ``share`` may be missing."""
+    """What a module in the table offers; see :mod:`konv.engine`."""
 
     NAME: str
 
@@ -151,11 +151,10 @@ class Plan:
     algorithm : the one that computes it
     workspace : int, bytes allocated beside inputs and output
     passed_over : tuple of (name, reason), the algorithms asked before it
-    blocking : str, how the algorithm cuts the problem: tile, blocks, pieces, threads; None if it does not tell
+    blocking : str, how the algorithm cuts the problem: tile, blocks, pieces, threads
     limit : "multiply-add" or "memory", whichever takes longer: the formula's operations, or reading x and w and writing y
     share : float, of that limit, that is expected to be reached: from shapes and figures measured once, not from this
-        machine; within a factor of 1.3 for most layers. More than 1 where an algorithm multiplies less than the formula.
-        None if the algorithm does not tell
+        machine; within a factor of 1.3 for most layers. More than 1 where an algorithm multiplies less than the formula
     """
 
     problem: Problem
@@ -164,10 +163,9 @@ class Plan:
     passed_over: tuple[tuple[str, str], ...]
 
     @property
-    def blocking(self) -> str | None:
+    def blocking(self) -> str:
         """See above."""
-        describe = getattr(self.algorithm, "blocking", None)
-        return describe(self.problem) if describe else None
+        return self.algorithm.blocking(self.problem)
 
     @property
     def limit(self) -> str:
@@ -177,25 +175,22 @@ class Plan:
         return binds(self.problem)
 
     @property
-    def share(self) -> float | None:
+    def share(self) -> float:
         """See above."""
-        expected = getattr(self.algorithm, "share", None)
-        return expected(self.problem) if expected else None
+        return self.algorithm.share(self.problem)
 
     def __str__(self) -> str:
         g, share = self.problem.geometry, self.share
+        beyond = f": {getattr(self.algorithm, 'BEYOND', '')}" if share > 1 else ""
         lines = [
             f"{self.problem.kind} of x {g.x_shape}, w {g.w_shape} -> y {g.output_shape}, {self.problem.dtype}"
             + (", channels last" if self.problem.layout == "last" else ""),
             f"algorithm    {self.algorithm.NAME}",
             f"work         {g.flops:,} FLOP on {g.bytes:,} bytes",
             f"workspace    {self.workspace:,} bytes",
+            f"blocking     {self.blocking}",
+            f"expected     {share:.0%} of the {self.limit} limit{beyond}",
         ]
-        if self.blocking:
-            lines.append(f"blocking     {self.blocking}")
-        if share is not None:
-            more = f": {getattr(self.algorithm, 'BEYOND', '')}" if share > 1 else ""
-            lines.append(f"expected     {share:.0%} of the {self.limit} limit{more}")
         lines += [f"passed over  {name}: {reason}" for name, reason in self.passed_over]
         return "\n".join(lines)
 

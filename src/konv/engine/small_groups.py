@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from konv.arrays import known_layout
-from konv.engine import columns, memory
+from konv.engine import columns, memory, roofline
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.small_groups_kernels import accumulate_groups, correlate_groups
@@ -39,7 +39,8 @@ CHUNK_CELLS = 160  # of dy, whose products are summed before they are added to t
 LEAST_PIECES = 32  # each of which is summed by itself
 
 __all__ = [
-    "NAME", "declines", "forward", "input_gradient", "weight_and_bias_gradient", "weight_gradient", "workspace",
+    "NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_and_bias_gradient", "weight_gradient",
+    "workspace",
 ]  # fmt: skip
 
 
@@ -207,3 +208,25 @@ def _edges(g: Geometry) -> tuple[int, int, int]:
     stride, pad = g.stride[1], g.padding[1][0]
     over = max(0, (g.output[1] - 1) * stride + g.kernel[1] - pad - g.spatial[1])
     return -(-pad // stride), -(-over // stride), over
+
+
+def blocking(problem: Problem) -> str:
+    """Lanes, chunks and pieces, in words."""
+    g, dtype, layout = problem.geometry, problem.dtype, problem.layout
+    lanes, group = machine().lanes(dtype), g.channels // g.groups
+    together = lanes // group
+    held = f"{together} group{'s' * (together > 1)} of {group} channels in a vector"
+    if problem.kind == "weight_gradient":
+        plan = _prepare(g, dtype, layout, get_threads())
+        n = plan.job.numbers
+        chunk = f"chunks of {n['chunk_rows']} x {g.output[1]} cells of dy, {n['part_images']} images a piece"
+    else:
+        plan = _correlation(g, problem.kind == "input_gradient", dtype, dtype, layout, get_threads())
+        row = (g.spatial if problem.kind == "input_gradient" else g.output)[1]
+        chunk = f"chunks of {plan.job.numbers['chunk_rows']} x {row} outputs"
+    return f"{held}; {chunk}; {plan.job.cut(plan.threads)}"
+
+
+def share(problem: Problem) -> float:
+    """Of the limit; see :mod:`konv.engine.roofline`."""
+    return roofline.share(problem, 1, speed=0.55, moving=2, storing=1)

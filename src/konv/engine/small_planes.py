@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from konv.engine import columns, memory
+from konv.engine import columns, memory, roofline
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.small_planes_kernels import accumulate_small_planes, correlate_small_planes
@@ -32,7 +32,8 @@ PRODUCTS = 256  # summed before they are added to others
 LEAST_PIECES = 16  # of a weight gradient, each of which is summed by itself
 
 __all__ = [
-    "NAME", "declines", "forward", "input_gradient", "weight_and_bias_gradient", "weight_gradient", "workspace",
+    "NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_and_bias_gradient", "weight_gradient",
+    "workspace",
 ]  # fmt: skip
 
 
@@ -162,3 +163,24 @@ def _accumulation(g: Geometry, dtype: str, threads: int) -> Prepared:
 def _vectors(cells: int, lanes: int) -> int:
     """Numbers of so many vectors; they are written ``lanes`` at a time."""
     return -(-cells // lanes) * lanes * lanes
+
+
+def blocking(problem: Problem) -> str:
+    """Lanes, planes and pieces, in words."""
+    g, dtype, lanes = problem.geometry, problem.dtype, machine().lanes(problem.dtype)
+    if problem.kind == "weight_gradient":
+        plan = _accumulation(g, dtype, get_threads())
+        n = plan.job.numbers
+        images = f"{n['part_images']} images a piece, summed over {n['chunk_rows']} rows at a time"
+    else:
+        plan = _correlation(g, problem.kind == "input_gradient", dtype, dtype, get_threads())
+        images = f"{plan.job.numbers['piece_images']} images a piece"
+    return f"{lanes} channels in a vector, whole planes; {images}; {plan.job.cut(plan.threads)}"
+
+
+def share(problem: Problem) -> float:
+    """Of the limit; see :mod:`konv.engine.roofline`."""
+    done = roofline.padding(problem.geometry.channels, machine().lanes(problem.dtype))
+    if problem.kind == "weight_gradient":
+        return roofline.share(problem, done, speed=0.7, moving=3, storing=0)
+    return roofline.share(problem, done, speed=0.9, moving=1, storing=1)

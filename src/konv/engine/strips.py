@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from konv.engine import direct, memory, strips_weights
+from konv.engine import direct, memory, roofline, strips_weights
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.strips_cut import cut_rows, whole
@@ -43,7 +43,8 @@ LOAD = 0.5  # of a multiply-add
 TILES = {32: ((3, 7), (4, 6), (5, 5), (6, 4), (7, 3), (8, 2), (10, 2)), 16: ((2, 4), (2, 5), (3, 3), (4, 2))}
 
 __all__ = [
-    "NAME", "declines", "forward", "input_gradient", "weight_and_bias_gradient", "weight_gradient", "workspace",
+    "NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_and_bias_gradient", "weight_gradient",
+    "workspace",
 ]  # fmt: skip
 
 
@@ -130,12 +131,7 @@ def _prepare(g: Geometry, dtype: str, out: str) -> Prepared:
 @functools.lru_cache(maxsize=256)
 def _prepared(g: Geometry, dtype: str, out: str, threads: int) -> Prepared:
     lanes, itemsize = machine().lanes(dtype), np.dtype(wide_type(dtype)).itemsize
-    filters, vectors = min(
-        TILES[machine().registers],
-        key=lambda tile: (
-            whole(g.filters, tile[0]) * whole(g.output[-1], lanes * tile[1]) * (1 + LOAD * sum(tile) / math.prod(tile))
-        ),
-    )
+    filters, vectors = _tile(g, dtype)
     cut, tile = cut_rows(g, dtype, lanes * vectors, BLOCK_BYTES), lanes * vectors
     last = g.output[-1] - (cut.numbers["column_blocks"] - 1) * cut.numbers["block_columns"]
     narrow = "masked" if last < lanes else last < tile
@@ -145,3 +141,39 @@ def _prepared(g: Geometry, dtype: str, out: str, threads: int) -> Prepared:
     )  # fmt: skip
     threads = width(job.pieces, g.flops // 2)
     return Prepared(job, cut.offsets, threads, threads * cut.numbers["slot_size"] * itemsize)
+
+
+def _tile(g: Geometry, dtype: str) -> tuple[int, int]:
+    """Filters and vectors of pixels: the least of what is computed and read."""
+    return min(TILES[machine().registers], key=lambda tile: _computed(g, dtype, tile))
+
+
+def _computed(g: Geometry, dtype: str, tile: tuple[int, int]) -> float:
+    lanes = machine().lanes(dtype)
+    outputs = whole(g.filters, tile[0]) * whole(g.output[-1], lanes * tile[1])
+    return outputs * (1 + LOAD * sum(tile) / math.prod(tile))
+
+
+def blocking(problem: Problem) -> str:
+    """Tile, blocks and pieces, in words."""
+    g, dtype = problem.geometry, problem.dtype
+    if problem.kind == "weight_gradient":
+        return strips_weights.blocking(g, dtype)
+    g = _flipped(g) if problem.kind == "input_gradient" else g
+    (filters, vectors), plan = _tile(g, dtype), _prepare(g, dtype, dtype)
+    n = plan.job.numbers
+    return (
+        f"{filters} filters by {vectors * machine().lanes(dtype)} pixels of a row in registers; blocks of {n['block_rows']} x "
+        f"{n['block_columns']} outputs, for which {n['channels']} x {n['lines']} rows of x are copied; "
+        f"{plan.job.cut(plan.threads)}"
+    )
+
+
+def share(problem: Problem) -> float:
+    """Of the limit; see :mod:`konv.engine.roofline`."""
+    g, dtype = problem.geometry, problem.dtype
+    if problem.kind == "weight_gradient":
+        return roofline.share(problem, strips_weights.done(g, dtype), speed=0.75, moving=1, storing=0)
+    g = _flipped(g) if problem.kind == "input_gradient" else g
+    done = _computed(g, dtype, _tile(g, dtype)) / max(1, g.filters * g.output[-1])
+    return roofline.share(problem, done, speed=1, moving=1, storing=1)

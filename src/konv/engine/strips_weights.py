@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from konv.engine import memory
+from konv.engine import memory, roofline
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.strips_cut import cut_rows, whole
@@ -92,12 +92,7 @@ def _prepare(g: Geometry, dtype: str) -> Prepared:
 def _prepared(g: Geometry, dtype: str, threads: int) -> Prepared:
     lanes, itemsize = machine().lanes(dtype), np.dtype(wide_type(dtype)).itemsize
     cut = cut_rows(g, dtype, lanes, BLOCK_BYTES)
-    filters, taps = min(
-        TILES[machine().registers],
-        key=lambda tile: (
-            whole(g.filters, tile[0]) * whole(len(cut.offsets), tile[1]) * (1 + LOAD * sum(tile) / math.prod(tile))
-        ),
-    )
+    filters, taps = _tile(g)
     blocks, tap_blocks = -(-g.filters // filters), -(-len(cut.offsets) // taps)
     offsets = np.pad(cut.offsets, (0, tap_blocks * taps - len(cut.offsets)), "edge")
     parts = max(1, min(PARTS, cut.units))
@@ -109,3 +104,29 @@ def _prepared(g: Geometry, dtype: str, threads: int) -> Prepared:
     threads = width(parts, g.flops // 2)
     sums = parts, blocks, tap_blocks * whole(filters * taps, lanes) + whole(filters, lanes)
     return Prepared(job, offsets, sums, (filters, taps), threads, threads * cut.numbers["slot_size"] * itemsize)
+
+
+def _tile(g: Geometry) -> tuple[int, int]:
+    """Filters and taps: the least of what is computed and read."""
+    return min(TILES[machine().registers], key=lambda tile: _computed(g, tile))
+
+
+def _computed(g: Geometry, tile: tuple[int, int]) -> float:
+    products = whole(g.filters, tile[0]) * whole(g.channels * math.prod(g.kernel), tile[1])
+    return products * (1 + LOAD * sum(tile) / math.prod(tile))
+
+
+def blocking(g: Geometry, dtype: str) -> str:
+    """Tile, blocks and pieces, in words."""
+    (filters, taps), plan = _tile(g), _prepare(g, dtype)
+    n = plan.job.numbers
+    return (
+        f"{filters} filters by {taps} taps in registers, summed over blocks of {n['block_rows']} x {n['block_columns']} "
+        f"outputs in {n['parts']} parts; {plan.job.cut(plan.threads)}"
+    )
+
+
+def done(g: Geometry, dtype: str) -> float:
+    """Multiply-adds, and reads in their time, for each one of the formula."""
+    products = g.filters * g.channels * math.prod(g.kernel)
+    return _computed(g, _tile(g)) / products * roofline.padding(g.output[-1], machine().lanes(dtype))

@@ -11,13 +11,14 @@ the kernel is compiled, change nothing. Groups of 8 in half vectors would lose i
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from konv.arrays import known_layout
-from konv.engine import memory
+from konv.engine import memory, roofline
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.threads import get_threads, width
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
     from konv.engine.plan import Problem
 
 NAME = "winograd_groups"
+BEYOND = "few products stand for many of the formula's"
 MOST = 48  # channels, and filters, of a group
 LEAST_OUTPUTS = 6  # in a tile, on average
 BLOCK_TILES = 32  # whose points lie in the caches
 PIECE_TILES = 64  # at least, of a piece, that share the transformed filters
 
-__all__ = ["NAME", "declines", "forward", "input_gradient", "weight_gradient", "workspace"]
+__all__ = ["NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_gradient", "workspace"]
 
 
 def declines(problem: Problem) -> str | None:
@@ -140,3 +142,23 @@ def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transp
     bias = plan.no_bias if b is None else np.ascontiguousarray(b, plan.no_bias.dtype)
     with memory.workspace(plan.size) as slots:
         plan.job.run(plan.threads, x=address(x), w=address(w), bias=address(bias), y=address(out), slots=slots)
+
+
+def blocking(problem: Problem) -> str:
+    """Tiles, blocks and pieces, in words."""
+    g, dtype = problem.geometry, problem.dtype
+    plan = _prepare(g, problem.kind == "input_gradient", dtype, dtype, problem.layout, get_threads())
+    n = plan.job.numbers
+    return (
+        f"tiles of {OUTPUTS} x {OUTPUTS} outputs; blocks of {n['block_images']} x {n['block_rows']} x {n['block_columns']} tiles "
+        f"by {n['filters']} filters of a group, {n['piece_blocks']} blocks a piece; {plan.job.cut(plan.threads)}"
+    )
+
+
+def share(problem: Problem) -> float:
+    """Of the limit; see :mod:`konv.engine.roofline`. Above 1, for few products stand for many of the formula's."""
+    g = problem.geometry
+    cells = g.spatial if problem.kind == "input_gradient" else g.output
+    tiles = math.prod(-(-n // OUTPUTS) for n in cells)
+    done = POINTS * tiles / (math.prod(g.output) * math.prod(g.kernel))
+    return roofline.share(problem, done, speed=0.3, moving=0.75, storing=0)
