@@ -301,10 +301,11 @@ def test_who_computes(x, w, options, layout, forward, backward):
     from konv.torch.faster import gains
 
     g = geometry(x, w, **options)
-    assert [gains(direction, g, "float32", layout, False) for direction in ("forward", "backward")] == [
-        forward,
-        backward,
-    ]
+    directions = ("forward", "backward")
+    assert [gains(direction, g, "float32", layout, False) for direction in directions] == [forward, backward]
+    assert all(
+        gains(direction, g, dtype, layout, False) for direction in directions for dtype in ("float16", "float64")
+    )
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -324,3 +325,15 @@ def test_pytorch_computes_what_konv_would_not_gain(monkeypatch, direction):
     convert(model)
     assert_same(step(model, IMAGES), expected)
     assert called == ["forward" if direction == "forward" else "gradients"] * 4
+
+
+@pytest.mark.parametrize("padding", [1, "same"])
+def test_what_pytorch_computes_lies_as_konvs(monkeypatch, padding):
+    """As the operators' fakes say; PyTorch forgets channels_last_3d, and the gradient is cropped where "same" pads one side."""
+    monkeypatch.setattr(konv.torch.faster, "gains", lambda *_: False)
+    layer = nn.Conv3d(4, 6, 2, padding=padding).double().to(memory_format=torch.channels_last_3d)
+    convert(layer)
+    x = torch.randn(2, 4, 5, 6, 7, dtype=torch.float64).to(memory_format=torch.channels_last_3d).requires_grad_()
+    y = layer(x)
+    found = torch.autograd.grad(y.sum(), [x, layer.weight])
+    assert all(t.is_contiguous(memory_format=torch.channels_last_3d) for t in (y, *found))
