@@ -9,8 +9,9 @@ Against the algorithms that took these layers before: 1 channel, 64 taps 1.5-2 t
 1.8-2.2; 8 to 32 channels of 48 to 64 taps 2-4.6; with 16 taps, or rows not much longer than the kernel, 0.4-1.1: declined.
 
 Error: 1-3e-7 of the largest result, outputs and both gradients (direct: 2-7e-7), measured against float64 on normal numbers, 251
-taps, 80 taps with stride 4, 2 channels of 120 taps; in float64 1e-15. It is relative to the largest of a pair of blocks. A sample
-that has a NaN or an infinity is computed again by the direct algorithm, or those would fill its blocks.
+taps, 80 taps with stride 4, 2 channels of 120 taps; in float64 1e-15. It is relative to the largest of a pair of blocks. Numbers
+above 1e36 may overflow. A sample that has a NaN or an infinity is computed again by the direct algorithm, or those would fill
+its blocks.
 """
 
 from __future__ import annotations

@@ -72,7 +72,8 @@ class DownConv(nn.Module):
 
     **How it is computed.** On the CPU both convolutions and the ReLU in one pass over x; backward reads x once more and writes
     its gradient once. What is kept for it beside x has ``1 / (k1 * channel_reduction)`` of its size. Elsewhere (another device,
-    more than 64 channels, autocast, ``torch.compile``, ``torch.func``, a derivative of a derivative) each convolution is one
+    more than 64 channels, a first weight of more than 2 MiB, bfloat16 where the CPU multiplies its pairs, autocast,
+    ``torch.compile``, ``torch.func``, a derivative of a derivative) each convolution is one
     matrix product of PyTorch's: windows whose stride is their kernel lie side by side, so x is seen without a copy as
     (B, windows, k1 * hidden_size). ``nn.Conv1d`` on a permuted tensor copies x there and dx back.
 
