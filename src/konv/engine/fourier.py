@@ -53,10 +53,8 @@ RADICES = {64: (8, 8), 128: (4, 4, 8), 256: (4, 8, 8), 512: (8, 8, 8), 1024: (4,
 PASS, PRODUCT, OUTPUT, TAP = 7, 12, 12, 1.1
 # By those figures, of outputs and gradients; the input gradients of few channels waste lanes in other algorithms.
 LEAST_GAIN, LEAST_GAIN_OF_INPUTS, LEAST_GAIN_OF_MANY, LEAST_GAIN_OF_GRADIENTS = 1.7, 1.2, 2.8, 4.0
-CHANNELS_BYTES, WEIGHTS_BYTES = (
-    1 << 20,
-    1 << 20,
-)  # spectra of a vector of filters; of all, or half of a sample's im2col matrix
+CHANNELS_BYTES = 1 << 20  # spectra of a vector of filters
+WEIGHTS_BYTES = 1 << 20  # of all, or half of a sample's im2col matrix
 SUMS_BYTES = 2 << 20  # of the weight gradient, or a seventh of that matrix
 LEAST_FILTERS = 16
 LAST_BYTES = 384 << 10  # transforms of a block, channels last: all filters of a cell are written together

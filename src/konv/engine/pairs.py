@@ -115,9 +115,8 @@ def _product(g: Geometry, transposed: bool, y_dtype: str, threads: int) -> Produ
     image_pixels, pairs = math.prod(g.output), -(-reduction // 2)
     pixels = g.batch * image_pixels
     whole, narrower = (-(-pixels // (lanes * n)) * n for n in (vectors, vectors - 1))
-    if (
-        narrower < 0.9 * whole
-    ):  # few pixels may leave most of the last panel empty: 49 fill one of 48, and begin another
+    # Few pixels may leave most of the last panel empty: 49 fill one of 48, and begin another.
+    if narrower < 0.9 * whole:
         vectors -= 1
     panel = lanes * vectors
     unit = max(rows, lanes) if transposed else rows

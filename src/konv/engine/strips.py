@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from konv.arrays import all_finite
 from konv.engine import direct, memory, roofline, strips_weights
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
@@ -95,9 +96,7 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dx (N, C, *spatial) into ``out``."""
-    if not np.isfinite(
-        w
-    ).all():  # a zero of dy's padding times infinity is NaN, in cells that the textbook does not reach
+    if not all_finite(w):  # a zero of dy's padding times infinity is NaN, in cells that the textbook does not reach
         direct.input_gradient(dy, w, g, out)
         return
     flipped = np.ascontiguousarray(np.flip(w.swapaxes(0, 1), tuple(range(2, w.ndim))))

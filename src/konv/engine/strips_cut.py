@@ -11,9 +11,8 @@ import numpy as np
 from konv.engine.machine import wide_type
 from konv.geometry import Geometry
 
-ROW_BYTES = (
-    128 << 10
-)  # of a copied row: a long one is cut, into parts as long as may be, since y is written in as many streams
+# Of a copied row: a long one is cut, into parts as long as may be, since y is written in as many streams.
+ROW_BYTES = 128 << 10
 LEAST_PIECES, LEAST_PART = 8, 512  # or into so many pieces, of so many outputs at least
 
 
