@@ -29,12 +29,14 @@ class Conversion:
     model : the model
     swapped : name of a module -> what it is, such as "Conv2d(3, 64, kernel_size=(7, 7), stride=(2, 2))"
     left : name of a convolution that stayed as it was -> why
+    already : names of those that konv computed before
     dry_run : whether nothing was changed
     """
 
     model: nn.Module
     swapped: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    already: list[str] = field(default_factory=list)
     dry_run: bool = False
     _modules: list[nn.Module] = field(default_factory=list, repr=False)
 
@@ -52,8 +54,10 @@ class Conversion:
 
     def __str__(self) -> str:
         verb = "would be computed by konv" if self.dry_run else "computed by konv"
-        lines = [f"{len(self.swapped)} of {len(self.swapped) + len(self.left)} convolutions {verb}"]
+        ours = len(self.swapped) + len(self.already)
+        lines = [f"{ours} of {ours + len(self.left)} convolutions {verb}"]
         lines += [f"  {name or '(the model)'}: {what}" for name, what in self.swapped.items()]
+        lines += [f"  {name or '(the model)'} was konv's already" for name in self.already]
         lines += [f"  {name or '(the model)'} stays as it is: {why}" for name, why in self.left.items()]
         return "\n".join(lines)
 
@@ -110,6 +114,9 @@ def convert(model: nn.Module, *, only: Only | None = None, dry_run: bool = False
     wanted = _wanted(only, [name for name, _ in found])
     conversion = Conversion(model, dry_run=dry_run)
     for name, module in found:
+        if isinstance(module, tuple(ORIGINALS)):
+            conversion.already.append(name)
+            continue
         if (why := _why_not(name, module, wanted)) is not None:
             conversion.left[name] = why
             continue
@@ -145,8 +152,6 @@ def _why_not(name: str, module: nn.Module, wanted: Callable[[str, nn.Module], bo
     """Why a convolution stays as it is; None if it is to be swapped."""
     if not wanted(name, module):
         return "not among those asked for"
-    if isinstance(module, tuple(ORIGINALS)):
-        return "konv computes it already"
     if isinstance(module, torch.jit.ScriptModule):
         return "compiled by torch.jit"
     if _rebased(module, CLASSES) is None:
