@@ -99,10 +99,10 @@ def correlate_channels(x_dtype, y_dtype, lanes, group, tile, taps, stride, apart
             for column_tile in loop((out_width + (tile - 1)) // tile):
                 column = minimum(column_tile * tile, out_width - tile)  # the last tile ends with the last output
                 first_cell = column * stride + shift
-                whole = within(first_cell, x_width) * within(first_cell + cells[-1], x_width)
                 if cut or short:
                     tile_of(image, depth, row, column, to_row, bool(short))
                 else:
+                    whole = within(first_cell, x_width) * within(first_cell + cells[-1], x_width)
                     for _ in loop(whole):
                         tile_of(image, depth, row, column, to_row, True)
                     for _ in loop(1 - whole):
