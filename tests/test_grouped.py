@@ -5,9 +5,10 @@ import pytest
 
 import konv
 from compare import assert_equal, assert_same_bits
+from konv import textbook
 from konv.engine import grouped, threads
 from konv.engine.machine import machine
-from konv.engine.plan import Problem
+from konv.engine.plan import Problem, prefer
 from konv.engine.simd import bits, pick, within
 from plain_engine import MACHINES, engine, many_small_jobs
 from strategies import BFLOAT16, integers
@@ -34,6 +35,7 @@ DEPTHWISE = {
     "1-D, stride 2": ((2, 4, 300), (4, 1, 5), dict(padding=2, stride=2)),
     "3-D": ((1, 4, 4, 5, 18), (4, 1, 3, 3, 3), dict(padding=1, stride=(1, 2, 2))),
     "more padding than window": ((1, 4, 3, 5), (4, 1, 2, 2), dict(padding=4)),
+    "a phase in the padding": ((1, 4, 7, 3), (4, 1, 2, 4), dict(padding=((1, 1), (4, 4)), stride=2, dilation=(2, 3))),
     "tall": ((1, 4, 70, 5), (4, 1, 3, 3), dict(padding=1)),
 }
 GROUPS = {
@@ -162,3 +164,25 @@ def test_which_layers_of_more_filters_it_takes(x_shape, w_shape, options, taken)
     with engine(MACHINES["AVX-512"]):
         problem = Problem("forward", konv.geometry(x_shape, w_shape, **options), "float32")
         assert (grouped.declines(problem) is None) == taken
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "x_shape, w_shape, options",
+    [
+        ((2, 6, 2), (6, 1, 3), dict(padding=((4, 0),), stride=2, dilation=2, groups=6)),
+        ((1, 8, 5, 3), (8, 4, 3, 3), dict(padding=((3, 2), (1, 5)), stride=3, groups=2)),
+    ],
+)
+def test_an_upstream_gradient_that_is_not_finite_meets_the_padding(x_shape, w_shape, options, value):
+    """Infinity times a zero outside the image is NaN."""
+    rng = np.random.default_rng(0)
+    x, w = channels_last(integers(rng, x_shape, np.float32)), integers(rng, w_shape, np.float32)
+    dy = integers(rng, konv.geometry(x_shape, w_shape, **options).output_shape, np.float32)
+    dy[0, 3].flat[0] = value
+    with prefer("grouped"), np.errstate(invalid="ignore"):
+        actual = konv.conv_backward(channels_last(dy), x, w, **options)[1:]
+        right = textbook.conv_backward(*(a.astype(np.float64) for a in (dy, x, w)), **options)[1:]
+    assert np.isnan(right[0]).any()
+    for a, b in zip(actual, right):
+        assert_equal(a, b.astype(np.float32), nan_equal=True)

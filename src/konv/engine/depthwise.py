@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from konv.engine import columns
 from konv.engine.axes import FORWARD, Axes, Axis, axes_of, forward_axes, gradient_phases
 from konv.engine.channels import AHEAD, accumulate_channels, correlate_channels
 from konv.engine.launch import Job, address
@@ -53,10 +54,13 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
     sums, biases = np.zeros(plan.sums, wide), np.zeros((plan.sums[0], g.channels), wide)
     threads = width(plan.job.pieces, g.flops // 2)
     plan.job.run(threads, x=address(x), dy=address(dy), sums=address(sums), biases=address(biases))
+    db[...] = biases.sum(axis=0)
+    if not np.isfinite(biases).all():  # nor is dy: cells in the padding, left out of short rows, make NaN of it
+        columns.weight_gradient(dy, x, g, out)
+        return
     total = np.empty(out.shape, wide)
     total.reshape(-1)[plan.taps] = sums.sum(axis=0)
     out[...] = total
-    db[...] = biases.sum(axis=0)
 
 
 @functools.lru_cache(maxsize=512)
