@@ -256,6 +256,13 @@ def test_third_derivatives():
     torch.testing.assert_close(third(kt.conv1d), third(F.conv1d))
 
 
+def test_a_gradient_that_is_zero_without_memory():
+    x, w, b = differentiable(*arguments("conv2d"))
+    y = kt.conv2d(x, w, b)
+    for gradient in torch.autograd.grad(y, (x, w, b), torch._efficientzerotensor(y.shape, dtype=y.dtype)):
+        assert not gradient.any()
+
+
 def test_modes_and_profiler_see_the_operator():
     network, x = Network(), torch.randn(2, 3, 8, 8)
     with torch.autograd.profiler.profile() as profile:

@@ -171,6 +171,8 @@ def array_of(t: Tensor, layout: torch.memory_format = _FIRST) -> np.ndarray:
         t = t.detach()
     if t.is_neg():
         t = t.resolve_neg()
+    if t._is_zerotensor():  # some derivatives of PyTorch's have no memory
+        t = torch.zeros(t.shape, dtype=t.dtype)
     return view_of(t.contiguous(memory_format=layout))
 
 
