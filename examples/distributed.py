@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import konv.torch
+from konv.info import usable_cores
 
 
 def network() -> nn.Module:
@@ -40,7 +41,7 @@ def main() -> None:
 
     if "RANK" in os.environ:  # started by torchrun
         dist.init_process_group("gloo")
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])))
+        torch.set_num_threads(max(1, usable_cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
     model = network()

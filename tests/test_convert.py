@@ -308,6 +308,29 @@ def test_who_computes(x, w, options, layout, forward, backward):
     )
 
 
+def test_exact_sums_are_konvs():
+    from konv.geometry import geometry
+    from konv.torch.faster import gains
+
+    g = geometry((8, 64, 56, 56), (256, 64, 1, 1))
+    assert not gains("forward", g, "float32", "last", False)
+    konv.set_exact(True)
+    try:
+        assert gains("forward", g, "float32", "last", False)
+    finally:
+        konv.set_exact(False)
+    assert not gains("forward", g, "float32", "last", False)
+
+
+def test_transposed_layers_are_judged_by_their_own_channels():
+    """64 channels to 256 filters and back, kernel == stride, channels last: written by the one, read by the other."""
+    from konv.geometry import transposed_geometry
+    from konv.torch.faster import gains
+
+    wide, narrow = (transposed_geometry((8, c, 28, 28), (c, f, 2, 2), stride=2) for c, f in ((64, 256), (256, 64)))
+    assert not gains("forward", wide, "float32", "last", True) and gains("forward", narrow, "float32", "last", True)
+
+
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_pytorch_computes_what_konv_would_not_gain(monkeypatch, direction):
     """The same numbers, whoever computes; the other direction is konv's."""

@@ -713,3 +713,11 @@ def test_without_torch_the_import_says_what_to_install():
 def test_numpy_and_the_cut_do_not_load_torch():
     code = "import sys, konv.layers.downconv, konv.segments; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_forward_replaced_on_a_part_is_called():
+    layer, called = DownConv(seq_len=40, hidden_size=16, m_segments=4, k1=2, channel_reduction=4), []
+    forward = layer.conv1a.forward
+    layer.conv1a.forward = lambda x: called.append(x.shape) or forward(x)
+    layer.forward(np.zeros((2, 40, 16), np.float32))
+    assert called == [(2, 16, 40)]

@@ -8,7 +8,7 @@ except ModuleNotFoundError as error:
     raise ImportError('konv.torch needs PyTorch, which is not installed: pip install "konv[torch]"') from error
 
 from konv.torch.causal import CausalConv1d
-from konv.torch.convert import Conversion, convert
+from konv.torch.conversion import Conversion, convert
 from konv.torch.downconv import DownConv
 from konv.torch.functional import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from konv.torch.modules import (

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from konv.engine.plan import algorithm_for
+from konv.engine.plan import algorithm_for, problem
 from konv.geometry import Geometry
 from konv.torch import aten, tensors
 from konv.torch.tensors import Options
@@ -39,12 +39,12 @@ def _expected(x: Tensor, w: Tensor, options: Options, direction: str) -> bool:
     return gains(direction, g, name, layout, options.transposed)
 
 
-@functools.lru_cache(maxsize=1024)
 def gains(direction: str, g: Geometry, dtype: str, layout: str, transposed: bool) -> bool:
     """Whether konv is expected to be faster than PyTorch, forward or backward (all gradients together).
 
-    In float16 and float64 always: 1.8 to 213 times. Where it is not in the others, of the rows of ``konv bench`` on
-    the CPUs that we have (ratios of PyTorch's time to konv's, in its layout):
+    Always in float16 and float64 (1.8 to 213 times), and where exact sums are asked for (:func:`konv.set_exact`), which
+    PyTorch does not promise. Where it is not, of the rows of ``konv bench`` on the CPUs that we have (ratios of
+    PyTorch's time to konv's, in its layout):
 
     =====================================================  ==============================================================
     forward, stride > 1, no better algorithm than direct    3x3 of 256 and 512 channels: 0.94-0.96, channels last 0.7
@@ -54,10 +54,16 @@ def gains(direction: str, g: Geometry, dtype: str, layout: str, transposed: bool
     channels last, depthwise, fewer than 25 taps: forward   0.74-1.14, 1.6 once; with a stride backward 0.64-1.01
     =====================================================  ==============================================================
     """
-    if dtype in ("float16", "float64"):
-        return True
     kind = "forward" if direction == "forward" and not transposed else "input_gradient"
-    name, strided = algorithm_for(kind, g, dtype, layout).NAME, max(g.stride) > 1
+    if dtype in ("float16", "float64") or problem(kind, g, dtype, layout).exact:
+        return True
+    return _gains(algorithm_for(kind, g, dtype, layout).NAME, direction, g, layout, transposed)
+
+
+@functools.lru_cache(maxsize=1024)
+def _gains(name: str, direction: str, g: Geometry, layout: str, transposed: bool) -> bool:
+    """By the name of the algorithm that konv would use; of a backward pass, for the gradient of x."""
+    strided = max(g.stride) > 1
     depthwise = g.groups == g.channels > 1
     if direction == "backward":
         return not (layout == "last" and name == "grouped" and depthwise and strided)

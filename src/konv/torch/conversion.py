@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from konv.torch import modules
+from konv.torch.causal import CausalConv1d
 
 NAMES = [f"{lazy}Conv{transpose}{n}d" for lazy in ("", "Lazy") for transpose in ("", "Transpose") for n in (1, 2, 3)]
 CLASSES: dict[type[nn.Module], type[nn.Module]] = {getattr(nn, name): getattr(modules, name) for name in NAMES}
@@ -70,7 +71,8 @@ def convert(model: nn.Module, *, only: Only | None = None, dry_run: bool = False
     Each convolution keeps its identity: only its class becomes that of :mod:`konv.torch`. So parameters, their
     ``requires_grad``, ``state_dict``, hooks, optimizers that hold the parameters, modules used in several places, and weight
     or spectral norm (of either kind) remain. A converted layer still decides at each call: where konv expects no gain for the
-    shapes it gets, and wherever konv does not compute (other devices, integers, ...), PyTorch's own operation runs.
+    shapes it gets, and wherever konv does not compute (other devices, integers, symbolic traces, ...), PyTorch's own
+    operation runs.
 
     Parameters
     ----------
@@ -114,7 +116,7 @@ def convert(model: nn.Module, *, only: Only | None = None, dry_run: bool = False
     wanted = _wanted(only, [name for name, _ in found])
     conversion = Conversion(model, dry_run=dry_run)
     for name, module in found:
-        if isinstance(module, tuple(ORIGINALS)):
+        if isinstance(module, (*ORIGINALS, CausalConv1d)):
             conversion.already.append(name)
             continue
         if (why := _why_not(name, module, wanted)) is not None:
