@@ -46,6 +46,8 @@ LAYERS = {
     "stride equals kernel": ((8, 3, 64, 64), (32, 3, 8, 8), dict(stride=8)),
     "1x1 with a large stride": ((96, 4, 64, 64), (4, 4, 1, 1), dict(stride=16)),
     "depthwise": ((16, 32, 14, 14), (32, 1, 3, 3), dict(padding=1, groups=32)),
+    "depthwise, small planes": ((8, 96, 7, 7), (96, 1, 7, 7), dict(padding=3, groups=96)),
+    "groups of 8, strided": ((16, 64, 20, 20), (64, 8, 3, 3), dict(padding=1, groups=8, stride=2)),
     "long sequence": ((2, 16, 8_000), (16, 16, 5), dict(padding=2)),
     "wide sequence": ((4, 128, 100), (128, 128, 3), dict(padding=2)),
     "volume": ((2, 4, 12, 13, 14), (8, 4, 3, 3, 3), dict(padding=1)),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import llvmlite.binding as llvm
+import numpy as np
 
 from konv.arrays import dtype_name
 
-__all__ = ["Machine", "dtype_name", "machine", "wide_type"]
+__all__ = ["Machine", "dtype_name", "machine", "wide_type", "widened"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,16 @@ def wide_type(dtype: str) -> str:
     ('float32', 'float64')
     """
     return "float64" if dtype == "float64" else "float32"
+
+
+def widened(shape: Sequence[int], dtype: str) -> int:
+    """Bytes of a copy in the type that sums are taken in; 0 where the numbers are of that type already.
+
+    >>> widened((4, 3), "float16"), widened((4, 3), "float32")
+    (48, 0)
+    """
+    wide = wide_type(dtype)
+    return 0 if dtype == wide else math.prod(shape) * np.dtype(wide).itemsize
 
 
 @functools.cache

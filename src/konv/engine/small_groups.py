@@ -15,6 +15,7 @@ for memory: chunks of a half or twice as many cells change nothing, asking for t
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -69,11 +70,13 @@ def declines(problem: Problem) -> str | None:
 
 
 def workspace(problem: Problem) -> int:
-    """Bytes borrowed while it runs."""
+    """Bytes taken while it runs: sums of all parts, or w in the kernel's order."""
     g, dtype, layout = problem.geometry, problem.dtype, problem.layout
+    weights = math.prod(g.w_shape) * np.dtype(wide_type(dtype)).itemsize
     if problem.kind == "weight_gradient":
-        return _prepare(g, dtype, layout, get_threads()).size
-    return _correlation(g, problem.kind == "input_gradient", dtype, dtype, layout, get_threads()).size
+        plan = _prepare(g, dtype, layout, get_threads())
+        return plan.size + plan.parts * weights
+    return _correlation(g, problem.kind == "input_gradient", dtype, dtype, layout, get_threads()).size + weights
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:

@@ -9,6 +9,7 @@ Asking for the next image's pixels cost half as much again.
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from konv.engine import columns, memory, roofline
 from konv.engine.launch import Job, address
-from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.machine import dtype_name, machine, wide_type, widened
 from konv.engine.small_planes_kernels import accumulate_small_planes, correlate_small_planes
 from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
@@ -55,11 +56,14 @@ def declines(problem: Problem) -> str | None:
 
 
 def workspace(problem: Problem) -> int:
-    """Bytes borrowed while it runs."""
+    """Bytes taken while it runs: sums of all parts; of half types, w is copied in float32."""
     g, dtype = problem.geometry, problem.dtype
     if problem.kind == "weight_gradient":
-        return _accumulation(g, dtype, get_threads()).size
-    return _correlation(g, problem.kind == "input_gradient", dtype, dtype, get_threads()).size
+        plan = _accumulation(g, dtype, get_threads())
+        return plan.size + plan.parts * math.prod(g.w_shape) * np.dtype(wide_type(dtype)).itemsize
+    return _correlation(g, problem.kind == "input_gradient", dtype, dtype, get_threads()).size + widened(
+        g.w_shape, dtype
+    )
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:

@@ -31,7 +31,7 @@ import numpy as np
 from konv.arrays import known_layout
 from konv.engine import memory, roofline, winograd_weights
 from konv.engine.launch import Job, address
-from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.machine import dtype_name, machine, wide_type, widened
 from konv.engine.threads import get_threads, width
 from konv.engine.winograd_axes import Axes, span, tables, taps_of, tiles_in_words
 from konv.engine.winograd_cuts import Sizes, best, gain, shapes
@@ -108,11 +108,12 @@ def declines(problem: Problem) -> str | None:
 
 
 def workspace(problem: Problem) -> int:
-    """Bytes borrowed while it runs."""
+    """Bytes taken while it runs: of half types, w is copied in float32."""
     if problem.kind == "weight_gradient":
         return winograd_weights.workspace(problem.geometry, problem.dtype, problem.layout)
     g, dtype = problem.geometry, problem.dtype
-    return _prepare(g, problem.kind == "input_gradient", dtype, dtype, problem.layout, get_threads()).size
+    job = _prepare(g, problem.kind == "input_gradient", dtype, dtype, problem.layout, get_threads())
+    return job.size + widened(g.w_shape, dtype)
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:

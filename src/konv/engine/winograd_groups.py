@@ -20,7 +20,7 @@ import numpy as np
 from konv.arrays import known_layout
 from konv.engine import memory, roofline
 from konv.engine.launch import Job, address
-from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.machine import dtype_name, machine, wide_type, widened
 from konv.engine.threads import get_threads, width
 from konv.engine.winograd_cuts import evenly
 from konv.engine.winograd_groups_kernels import OUTPUTS, POINTS, SPAN, TAPS, winograd_of_groups
@@ -59,9 +59,10 @@ def declines(problem: Problem) -> str | None:
 
 
 def workspace(problem: Problem) -> int:
-    """Bytes borrowed while it runs."""
+    """Bytes taken while it runs: of half types, w is copied in float32."""
     g, dtype = problem.geometry, problem.dtype
-    return _prepare(g, problem.kind == "input_gradient", dtype, dtype, problem.layout, get_threads()).size
+    job = _prepare(g, problem.kind == "input_gradient", dtype, dtype, problem.layout, get_threads())
+    return job.size + widened(g.w_shape, dtype)
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from konv.arrays import known_layout
 from konv.engine import memory
 from konv.engine.launch import Job, address
-from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.machine import dtype_name, machine, wide_type, widened
 from konv.engine.threads import get_threads, width
 from konv.engine.winograd_axes import Axes, tables, taps_of, tiles_in_words
 from konv.engine.winograd_cuts import LEAST_MEMORY, MEMORY, evenly, rows_and_columns, shapes, strip_size
@@ -125,8 +125,8 @@ def _prepare(g: Geometry, axes: Axes, dtype: str, layout: str, most_channels: in
 
 
 def workspace(g: Geometry, dtype: str, layout: str) -> int:
-    """Bytes borrowed while :func:`weight_gradient` runs."""
-    return prepare(g, dtype, layout, get_threads()).size if g.batch else 0
+    """Bytes taken while :func:`weight_gradient` runs: half types are summed into a copy."""
+    return prepare(g, dtype, layout, get_threads()).size + widened(g.w_shape, dtype) if g.batch else 0
 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
