@@ -314,7 +314,7 @@ def test_bits_do_not_depend_on_the_cut(monkeypatch, shape, filters):
     x, w, b = normal(rng, *shape), normal(rng, filters, shape[1], TAPS, TAPS), normal(rng, filters)
     y, dx = run(x, w, b, 1), run_gradient(run(x, w, b, 1), w, shape, 1)
     g = geometry(shape, w.shape, padding=1)
-    cuts = list(every_cut(2, winograd_cuts.Axes.of(g, False), winograd_cuts.Sizes.of(g, False, "float32"), 2))
+    cuts = list(every_cut(2, winograd_cuts.Axes.of(g, False), winograd_cuts.Sizes.of(g, False, "float32"), 2, 0))
     for i in range(0, len(cuts), 3):
         monkeypatch.setattr(
             winograd_cuts, "_cuts", lambda *given, i=i: list(every_cut(*given))[i:][:1] or every_cut(*given)

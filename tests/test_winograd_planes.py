@@ -17,7 +17,7 @@ from konv.engine.winograd_outer import add_parts, tiles_to_weights
 from konv.geometry import geometry
 from strategies import seeds
 from test_guard_page import guarded
-from test_winograd import PlainJob, normal, run_texts
+from test_winograd import PlainJob, every_cut, normal, run_texts
 from test_winograd_weights import flat
 
 LAYOUTS = ["first", "last"]
@@ -147,6 +147,35 @@ def test_guard_pages(x_shape, w_shape, options, end, layout):
         assert_same_bits(actual, right)
 
 
+def only(monkeypatch, kept):
+    """Cuts that turn taps once for all sections, or those that do not; how many they are is counted in the list returned."""
+    found = []
+
+    def cuts(*given):
+        own = [cut for cut in every_cut(*given) if not cut.ahead and (cut.kept > 0) == kept]
+        found.append(len(own))
+        return own or every_cut(*given)
+
+    monkeypatch.setattr(winograd_cuts, "_cuts", cuts)
+    algorithm._prepare.cache_clear()
+    return found
+
+
+@pytest.mark.parametrize("name", ["3x3/2", "3x3/(1, 3)", "1-D k16/8"])
+def test_bits_do_not_depend_on_where_taps_are_turned(monkeypatch, name):
+    """Nor are weights read beyond a guard page."""
+    x_shape, w_shape, options = LAYERS[name]
+    x, w, dy = drawn(np.random.default_rng(0), x_shape, w_shape, **options)
+    only(monkeypatch, False)
+    right = run(x, w, dy, **options)
+    counts = only(monkeypatch, True)
+    for end in (False, True):
+        for actual, expected in zip(run(x, guarded(w, end), dy, **options), right):
+            assert_same_bits(actual, expected)
+    algorithm._prepare.cache_clear()
+    assert counts[0] > 0
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("x_shape, w_shape, options", [
     ((1, 2, 9, 10), (2, 2, 3, 3), dict(padding=2, dilation=2)), ((1, 2, 3, 5, 6), (2, 2, 2, 3, 3), dict(padding=1)),
@@ -173,6 +202,8 @@ def test_no_number_is_lost(value, x_shape, w_shape, options):
 def test_text_on_numpy_equals_compiled(monkeypatch, x_shape, w_shape, options):
     arrays = drawn(np.random.default_rng(0), x_shape, w_shape, **options)
     compiled = run(*arrays, **options)
+    if "stride" in options:
+        only(monkeypatch, True)
     run_texts(monkeypatch)
     monkeypatch.setattr(algorithm, "address", flat)
     for name, value in [("Job", PlainJob), ("address", flat), ("prepare", winograd_weights.prepare.__wrapped__),

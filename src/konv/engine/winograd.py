@@ -34,7 +34,7 @@ from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type, widened
 from konv.engine.threads import get_threads, width
 from konv.engine.winograd_axes import Axes, span, tables, taps_of, tiles_in_words
-from konv.engine.winograd_cuts import Sizes, best, gain, shapes
+from konv.engine.winograd_cuts import Sizes, best, gain, kept_taps, shapes
 from konv.engine.winograd_kernels import filters_to_points, winograd
 from konv.engine.winograd_weights import weight_gradient
 from konv.geometry import Geometry
@@ -46,7 +46,8 @@ NAME = "winograd"
 BEYOND = "few products stand for many of the formula's"
 # See `declines`.
 LEAST_CHANNELS, LEAST_FILTERS, LEAST_TILES, MOST_TAPS, MOST_SPAN = 8, 9, 16, 128, 63
-LEAST_SAVED, LEAST_SAVED_OF_WEIGHTS, LEAST_GAIN, LEAST_GAIN_ALONG_ONE_AXIS = 1.5, 2.1, 1.12, 1.02
+LEAST_SAVED, LEAST_SAVED_OF_WEIGHTS, LEAST_GAIN = 1.5, 2.1, 1.12
+MOVING, MOVING_OF_WEIGHTS = 0.6, 1.0  # see `gain`
 
 __all__ = ["NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_gradient", "workspace"]
 
@@ -63,9 +64,10 @@ def declines(problem: Problem) -> str | None:
     fewer than 1.5 products saved of each         direct, 2 x 2 images: 0.8-2.1; of what is taken, one image of 4 x 4 gains
                                                   least: 0.8-1.2
     weights: not 2.1, or fewer than 16 tiles      direct, one image of 64@4, 256@4, 512@7: 0.8, 0.5, 1.1
-    several sections (strides, long kernels) and  direct, 3x3/2: 512@14 0.9 (estimate 0.9), 256@28 1.05 (1.1), 128@56 1.2
-    a gain estimated below 1.12, of y and dx      (1.15), 16@28 0.7 (0.5); 4x4/2: 512@16 1.8 (1.8), 16@28 0.9 (0.8); k16/8:
-    along one axis 1.02                           0.95, its gradient 1.1 (0.96, 1.3); k3/2 1.2, its weights 0.9 (1.03, 1.06)
+    several sections (strides, long kernels) and  direct, 3x3/2: 256@28 1.2, dx 1.45 (estimates 1.2, 1.3), 128@56 dx 1.4 (1.3),
+    a gain estimated below 1.12                   64@112 1.3 (1.2), 32@56 1 (1), 16@28 0.7 (0.7); 4x4/2: 512@16 1.8 (1.9),
+                                                  16@28 0.9 (1.1); k16/8 1.03 (1.1), k3/2 1.2 (1.2); weights: 3x3/2 256@28 1
+                                                  (1.1), 64@112 1.3 (1), k3/2 0.9 (1)
     ============================================  ====================================================================
     """
     g, gradient, weights = problem.geometry, problem.kind == "input_gradient", problem.kind == "weight_gradient"
@@ -96,12 +98,10 @@ def declines(problem: Problem) -> str | None:
     if sections == 1 and fewer < least:
         return f"its tiles need one product of {fewer:.2f}, for outputs that do not fill them; it saves time from {least} on"
     if sections > 1:
-        both = weights or min(axes.rows.scheme.points, axes.columns.scheme.points) > 1
-        found, least = gain(axes, channels, filters), LEAST_GAIN if both else LEAST_GAIN_ALONG_ONE_AXIS
-        if found < least:
-            return (
-                f"one product of {fewer:.2f}, but {sections} transforms: a gain of about {found:.2f}, less than {least}"
-            )
+        kept, moving = (0, MOVING_OF_WEIGHTS) if weights else (kept_taps(axes, g), MOVING)
+        found = gain(axes, channels, filters, kept, moving)
+        if found < LEAST_GAIN:
+            return f"one product of {fewer:.2f}, but {sections} transforms: a gain of about {found:.2f}, less than {LEAST_GAIN}"
     if weights and g.batch * axes.tiles < LEAST_TILES:
         return f"sums over fewer than {LEAST_TILES} tiles: what is transformed at their end costs more than they save"
     return None
@@ -172,7 +172,7 @@ def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, layout: str, t
         pieces = sizes.channel_chunks * sizes.panels * len(sections)
         transform = Job(kernel, pieces, plane=cut.numbers["filter_plane"], **shared)
     kernel = winograd(
-        dtype, out, sizes.lanes, sizes.vectors, cut.group, sizes.depth, *schemes, taps, int(cut.ahead), layout,
+        dtype, out, sizes.lanes, sizes.vectors, cut.group, sizes.depth, *schemes, (*taps, cut.kept), int(cut.ahead), layout,
         *((axes.rows.in_step, axes.columns.in_step), (axes.rows.out_step, axes.columns.out_step)), axes.dilated,
     )  # fmt: skip
     multiply = Job(kernel, cut.pieces, channel_chunks=sizes.channel_chunks, **shapes(axes), **cut.numbers, **shared)

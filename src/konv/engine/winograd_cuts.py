@@ -21,6 +21,7 @@ from konv.geometry import Geometry
 MEMORY, LEAST_MEMORY = 0.15, 800_000  # of the im2col matrix; bytes that may always be borrowed
 AHEAD_TILES, PASSING_TILES = (112, 84, 56, 42, 28, 14), (98, 64, 56, 42, 32, 28, 16)  # tiles of a block that are tried
 MANY_POINTS = 36  # of a tile: of fewer points more tiles fit into as much memory
+MOST_KEPT = 16  # taps of a filter
 MOST_PANELS = 8  # of a piece, where channels pass by
 FAST_BYTES, SPILLED = 1 << 20, 0.5  # what fits into L2; what products lose for as many beyond
 # Nanoseconds on one core: a product of a channel, a filter and a tile at one point; what is read of a tile of inputs for each
@@ -30,6 +31,7 @@ FAST_BYTES, SPILLED = 1 << 20, 0.5  # what fits into L2; what products lose for 
 PRODUCT, CELL, POINT, FILTER, FILTER_POINT = 0.0089, 0.09, 0.065, 1, 0.042
 FAR_POINT, NEAR_POINT, SHORT_LINES = 0.022, 0.014, 1500
 LONG_LINE = 224
+KEPT_TAP = 0.2  # one that is turned once for all sections
 USUAL_TILES, USUAL_SHARE = 40, 128  # of a block, and filters of a share, where the batch must not be asked
 
 
@@ -121,6 +123,7 @@ class Cut:
     Attributes
     ----------
     ahead : whether all filters are transformed ahead; else chunks of channels pass by
+    kept : taps of a filter where a piece turns them once for several sections; else 0
     group : tiles in registers
     pieces, threads : of the job
     filter_cells, slot_size : cells of the filters that are transformed ahead, and of each thread's own
@@ -130,6 +133,7 @@ class Cut:
     """
 
     ahead: bool
+    kept: int
     group: int
     pieces: int
     threads: int
@@ -150,7 +154,7 @@ def best(g: Geometry, transposed: bool, wide: str, threads: int) -> Cut:
     axes, sizes = Axes.of(g, transposed), Sizes.of(g, transposed, wide)
     cells = g.batch * math.prod(axis.output for axis in axes.all) // math.prod(axis.out_step for axis in axes.all)
     matrix = cells * sizes.channels * math.prod(g.kernel) * np.dtype(wide).itemsize
-    cuts = list(_cuts(max(1, g.batch), axes, sizes, threads))  # of no images as of one
+    cuts = list(_cuts(max(1, g.batch), axes, sizes, threads, kept_taps(axes, g)))  # of no images as of one
     fitting = [cut for cut in cuts if cut.size <= max(LEAST_MEMORY, MEMORY * matrix)]
     return min(fitting, key=lambda cut: cut.cost) if fitting else min(cuts, key=lambda cut: cut.cost * cut.size)
 
@@ -161,16 +165,26 @@ def evenly(n: int, most: int) -> tuple[int, int]:
     return -(-n // size), size
 
 
-def _cuts(batch: int, axes: Axes, sizes: Sizes, threads: int) -> Iterator[Cut]:
+def kept_taps(axes: Axes, g: Geometry) -> int:
+    """The taps of a filter where several sections are transformed for what is read of the input; else 0."""
+    several = len(axes.sections(axes.phases[0])) > 1 or axes.phases_alike > 1
+    taps = math.prod(g.kernel)
+    return taps if several and taps <= MOST_KEPT else 0
+
+
+def _cuts(batch: int, axes: Axes, sizes: Sizes, threads: int, kept: int) -> Iterator[Cut]:
     more = max(1, MANY_POINTS // axes.points)  # tiles of few points are many
     for tiles in AHEAD_TILES:
-        yield _cut(batch, axes, sizes, threads, tiles * more, sizes.panels * axes.phases_alike, True)
+        yield _cut(batch, axes, sizes, threads, tiles * more, sizes.panels * axes.phases_alike, True, 0)
     for tiles in PASSING_TILES:
         for panels in range(1, min(sizes.panels * axes.phases_alike, MOST_PANELS) + 1):
-            yield _cut(batch, axes, sizes, threads, tiles * more, panels, False)
+            for own in sorted({0, kept}):
+                yield _cut(batch, axes, sizes, threads, tiles * more, panels, False, own)
 
 
-def _cut(batch: int, axes: Axes, s: Sizes, threads: int, most_tiles: int, share_panels: int, ahead: bool) -> Cut:
+def _cut(
+    batch: int, axes: Axes, s: Sizes, threads: int, most_tiles: int, share_panels: int, ahead: bool, kept: int
+) -> Cut:
     tiled, points = rows_and_columns(axes, batch, most_tiles), axes.points
     block_rows, block_columns = tiled["block_rows"], tiled["block_columns"]
     sections = [len(axes.sections(phase)) for phase in axes.phases]
@@ -192,7 +206,8 @@ def _cut(batch: int, axes: Axes, s: Sizes, threads: int, most_tiles: int, share_
     strip_at = (max(sections) * s.channel_chunks if ahead else 1) * points * input_plane
     sums_at = strip_at + strip
     filters_at = sums_at + (1 if ahead else share_panels) * points * sums_plane
-    slot_size = filters_at + (0 if ahead else points * filter_plane)
+    kept_at = filters_at + (0 if ahead else points * filter_plane)
+    slot_size = kept_at + -(-(share_panels + alike - 1) // alike) * kept * filter_plane
     filter_cells = s.panels * sum(sections) * s.channel_chunks * points * filter_plane if ahead else 0
 
     itemsize, pairs = np.dtype(s.wide).itemsize, s.channels * s.filters
@@ -204,14 +219,15 @@ def _cut(batch: int, axes: Axes, s: Sizes, threads: int, most_tiles: int, share_
     inputs = read * CELL + points * POINT
     inputs += SHORT_LINES * max(0, 1 / line - 1 / LONG_LINE) if tiled["column_blocks"] > 1 else 0
     far = (slot_size + filter_cells) * itemsize > FAST_BYTES
-    filters = FILTER + points * FILTER_POINT
+    filters = (KEPT_TAP * kept / max(alike, sections[0]) or FILTER) + points * FILTER_POINT
     filters = filters + blocks * points * (FAR_POINT if far else NEAR_POINT) if ahead else blocks * filters
     cost += sum(sections) * (blocks * tiles * shares * s.channels * inputs / alike + pairs * filters)
     idle = -(-pieces // used) * used / pieces + (used - 1) / pieces / 4  # threads do not end together
     return Cut(
-        ahead, group, pieces, used, filter_cells, slot_size, itemsize, cost * idle,
+        ahead, kept, group, pieces, used, filter_cells, slot_size, itemsize, cost * idle,
         dict(
-            slot_size=slot_size, strip_at=strip_at, sums_at=sums_at, filters_at=filters_at, share_panels=share_panels,
+            slot_size=slot_size, strip_at=strip_at, sums_at=sums_at, filters_at=filters_at, kept_at=kept_at,
+            share_panels=share_panels,
             shares=shares, turns=turns, turn_phases=apart // turns, phase_panels=alike,
             input_plane=input_plane, sums_plane=sums_plane, filter_plane=filter_plane,
             pitch=pitch, **tiled,
@@ -229,14 +245,18 @@ def _group(tiles: int, most: int) -> int:
     return min((most, most * 4 // 5, most * 4 // 7), key=lambda group: -(-tiles // group) * (group + 1))
 
 
-def gain(axes: Axes, channels: int, filters: int) -> float:
-    """About how many times faster than a sum of all products this is, by the times above; of any batch."""
+def gain(axes: Axes, channels: int, filters: int, kept: int, moving: float) -> float:
+    """About how many times faster than a sum of all products this is, by the times above; of any batch.
+
+    ``kept`` : see :func:`kept_taps`; ``moving`` : of the times of a tile's inputs and outputs, what the sum does not spend too
+    """
     sections, phases = sum(len(axes.sections(phase)) for phase in axes.phases), len(axes.phases)
     cells = axes.columns.scheme.outputs * axes.columns.in_step * axes.rows.scheme.points
-    inputs = (cells * CELL + axes.points * POINT) * sections / axes.phases_alike
+    inputs = moving * (cells * CELL + axes.points * POINT) * sections / axes.phases_alike
     outputs = axes.rows.scheme.outputs * axes.columns.scheme.outputs
-    written = (outputs * CELL * min(2, axes.columns.out_step) + axes.points * POINT) * phases
+    written = moving * (outputs * CELL * min(2, axes.columns.out_step) + axes.points * POINT) * phases
+    sharing = max(axes.phases_alike, len(axes.sections(axes.phases[0])))
     block = USUAL_TILES * max(1, MANY_POINTS // axes.points)
-    weights = (FILTER + axes.points * FILTER_POINT) * sections / block
+    weights = ((KEPT_TAP * kept / sharing or FILTER) + axes.points * FILTER_POINT) * sections / block
     tile = axes.products * PRODUCT + inputs / min(filters, USUAL_SHARE) + written / channels + weights
     return axes.sums * PRODUCT / (tile * axes.tiles)
