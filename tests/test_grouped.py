@@ -186,3 +186,10 @@ def test_an_upstream_gradient_that_is_not_finite_meets_the_padding(x_shape, w_sh
     assert np.isnan(right[0]).any()
     for a, b in zip(actual, right):
         assert_equal(a, b.astype(np.float32), nan_equal=True)
+
+
+def test_words_of_an_input_gradient_that_is_zero_everywhere():
+    """No window meets a cell of x."""
+    g = konv.geometry((2, 15, 2, 5), (15, 1, 3, 3), stride=(7, 2), padding=((5, 5), (2, 3)), dilation=(1, 4), groups=15)
+    for layout in ("first", "last"):
+        assert grouped.blocking(Problem("input_gradient", g, "float64", layout=layout)) == "nothing to compute"

@@ -167,7 +167,10 @@ def blocking(g: Geometry, dtype: str, kind: str) -> str:
         job = accumulation(g, dtype).job
         used, what = width(job.pieces, g.flops // 2), "summed over"
     else:
-        plan = correlation(g, FORWARD if kind == "forward" else gradient_phases(g)[0], dtype, dtype, get_threads())
+        phases = (FORWARD,) if kind == "forward" else gradient_phases(g)
+        if not phases:
+            return "nothing to compute"
+        plan = correlation(g, phases[0], dtype, dtype, get_threads())
         job, used, what = plan.job, plan.threads, "computed in"
     return (
         f"{lanes} channels in a vector, {what} {job.numbers['chunk']} rows of {job.numbers['out_width']} outputs a piece; "
