@@ -106,6 +106,33 @@ MISTAKES = {
     "other number of axes": (lambda: konv.conv(X, V), ValueError, ["w has shape (4, 6, 3)", "(2, 6, 11, 13)"]),
     "channels": (lambda: konv.conv(X[:, :5], W), ValueError, ["C // groups = 5 // 1 = 5, it is 6"]),
     "group channels": (lambda: konv.conv(X, W, groups=2), ValueError, ["C // groups = 6 // 2 = 3, it is 6"]),
+    "channels last": (
+        lambda: konv.conv(X.transpose(0, 2, 3, 1), W),
+        ValueError,
+        [
+            "second axis must be C // groups = 11 // 1 = 11, it is 6; if x has its channels last, pass np.moveaxis(x, -1, 1)"
+        ],
+    ),
+    "channels last, groups": (
+        lambda: konv.conv(X.transpose(0, 2, 3, 1), W[:, :3], groups=2),
+        ValueError,
+        ["groups=2", "C=11", "np.moveaxis(x, -1, 1)"],
+    ),
+    "channels last, transposed": (
+        lambda: konv.conv_transpose(np.ones((2, 7, 5, 4)), W),
+        ValueError,
+        ["x has 7 channels", "np.moveaxis(x, -1, 1)"],
+    ),
+    "one image": (lambda: konv.conv(X[0], W), ValueError, ["(6, 11, 13)", "for one sample pass x[None]"]),
+    "one image, groups": (lambda: konv.conv(X[0], W[:, :3], groups=2), ValueError, ["for one sample pass x[None]"]),
+    "one sequence": (lambda: konv.conv(X[0, :, 0], V), ValueError, ["(6, 13)", "for one sample pass x[None]"]),
+    "one image, transposed": (lambda: konv.conv_transpose(X[0, :4], W), ValueError, ["for one sample pass x[None]"]),
+    "grey images": (
+        lambda: konv.conv(X[0], W[:, :1]),
+        ValueError,
+        ["(6, 11, 13)", "an axis of channels pass x[:, None]"],
+    ),
+    "a grey image": (lambda: konv.conv(X[0, 0], W[:, :1]), ValueError, ["(11, 13)", "pass x[None, None]"]),
     "groups and channels": (lambda: konv.conv(X, W, groups=4), ValueError, ["groups=4", "C=6", "F=4"]),
     "groups and filters": (lambda: konv.conv(X, W[:, :2], groups=3), ValueError, ["groups=3", "C=6", "F=4"]),
     "bias": (lambda: konv.conv(X, W, np.ones(6)), ValueError, ["b has shape (6,)", "(F,) = (4,)"]),
@@ -397,7 +424,11 @@ MISTAKES = {
     "a pool of a float": (lambda: konv.Pooling(2, 2.0), TypeError, ["pool_w=2.0"]),
     "a pool's stride": (lambda: konv.Pooling(2, 2, stride=(1, 2, 3)), ValueError, ["stride=(1, 2, 3)"]),
     "a pool's pad": (lambda: konv.AveragePooling(2, 2, 2, "all"), ValueError, ["pad='all'"]),
-    "a pool's sequence": (lambda: konv.Pooling(2, 2).forward(T), ValueError, ["(2, 6, 11)", "(N, C, H, W)"]),
+    "a pool's sequence": (
+        lambda: konv.Pooling(2, 2).forward(T),
+        ValueError,
+        ["(2, 6, 11)", "(N, C, H, W)", "x[None]", "x[:, None]"],
+    ),
     "a pool's dout": (
         lambda: after_forward(konv.Pooling(2, 3), X, X),
         ValueError,

@@ -237,19 +237,20 @@ def geometry(
     >>> geometry((1, 1, 4), (1, 1, 3), padding=1).padding_share()
     array([0.33333333, 0.        , 0.        , 0.33333333])
     """
-    x_shape = _x_shape(x_shape)
-    w_shape = _w_shape(w_shape, x_shape, "(F, C // groups, *kernel)")
-    axes = len(x_shape) - 2
     groups = checked_integer("groups", groups, 1)
+    x_shape, w_shape = _both_shapes(x_shape, w_shape, groups, transposed=False)
+    axes = len(x_shape) - 2
     (batch, channels, *spatial), (filters, group_channels, *kernel) = x_shape, w_shape
     if channels % groups or filters % groups:
         raise ValueError(
             f"groups={groups} must divide the channels of x (C={channels}) and the filters of w (F={filters})"
+            + _channels_last(x_shape, group_channels * groups)
         )
     if group_channels != channels // groups:
         raise ValueError(
             f"w has shape {w_shape}, x has shape {x_shape}: w's second axis must be C // groups = "
             f"{channels} // {groups} = {channels // groups}, it is {group_channels}"
+            + _channels_last(x_shape, group_channels * groups)
         )
     strides, dilations = per_axis("stride", stride, axes), per_axis("dilation", dilation, axes)
     if not isinstance(padding_mode, str) or padding_mode not in PADDING_MODES:
@@ -306,14 +307,14 @@ def transposed_geometry(
     >>> transposed_geometry((1, 8, 5), (8, 4, 3), stride=2, padding=1, output_padding=1).x_shape
     (1, 4, 10)
     """
-    x_shape = _x_shape(x_shape)
-    w_shape = _w_shape(w_shape, x_shape, "(C, F // groups, *kernel)")
-    axes = len(x_shape) - 2
     groups = checked_integer("groups", groups, 1)
+    x_shape, w_shape = _both_shapes(x_shape, w_shape, groups, transposed=True)
+    axes = len(x_shape) - 2
     (batch, channels, *spatial), (w_channels, group_filters, *kernel) = x_shape, w_shape
     if channels != w_channels:
         raise ValueError(
             f"x has {channels} channels (shape {x_shape}) but w has {w_channels} on its first axis ({w_shape})"
+            + _channels_last(x_shape, w_channels)
         )
     if channels % groups:
         raise ValueError(f"groups={groups} must divide the channels of x (C={channels})")
@@ -535,18 +536,37 @@ def _shape(name: str, shape: Any) -> tuple[int, ...]:
     return result
 
 
-def _x_shape(shape: Any) -> tuple[int, ...]:
+def _x_shape(shape: Any, hint: str = "") -> tuple[int, ...]:
     shape = _shape("x", shape)
     if not 3 <= len(shape) <= 5:
-        raise ValueError(f"x has shape {shape}: expected (N, C, *spatial) with 1, 2 or 3 spatial axes")
+        raise ValueError(f"x has shape {shape}: expected (N, C, *spatial) with 1, 2 or 3 spatial axes{hint}")
     return shape
 
 
-def _w_shape(shape: Any, x_shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
-    shape = _shape("w", shape)
-    if len(shape) != len(x_shape):
-        raise ValueError(f"w has shape {shape} and x {x_shape}: w {layout} needs as many axes as x (N, C, *spatial)")
-    return shape
+def _both_shapes(x_shape: Any, w_shape: Any, groups: int, transposed: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    x, w = _shape("x", x_shape), _shape("w", w_shape)
+    channels = (w[0] if transposed else w[1] * groups) if len(w) > 1 else 0
+    hint = _missing_axis(x, w, channels)
+    _x_shape(x, hint)
+    if len(w) != len(x):
+        layout = "(C, F // groups, *kernel)" if transposed else "(F, C // groups, *kernel)"
+        raise ValueError(f"w has shape {w} and x {x}: w {layout} needs as many axes as x (N, C, *spatial){hint}")
+    return x, w
+
+
+def _missing_axis(x: tuple[int, ...], w: tuple[int, ...], channels: int) -> str:
+    """How an x that lacks its axis of samples, of channels or both is given them, or nothing where that does not help."""
+    if len(x) == len(w) - 1 and len(x) > 1 and x[0] == channels:
+        return "; for one sample pass x[None]"
+    if channels == 1 and 0 < len(w) - len(x) <= 2 and x:
+        missing = "x[:, None]" if len(x) == len(w) - 1 else "x[None, None]"
+        return f"; for x without an axis of channels pass {missing}"
+    return ""
+
+
+def _channels_last(x: tuple[int, ...], channels: int) -> str:
+    """How an x (N, *spatial, C) is given its channels on axis 1; nothing where its last axis does not fit either."""
+    return "; if x has its channels last, pass np.moveaxis(x, -1, 1)" if x[-1] == channels else ""
 
 
 def _pair(name: str, entry: Any) -> tuple[int, int]:

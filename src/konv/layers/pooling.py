@@ -13,6 +13,8 @@ from konv.layers.base import Layer
 class _Pooling(Layer):
     """Windows over images, checked; x kept for backward."""
 
+    repr_always = ("stride",)  # its default is not the 1 that a reader would take it for
+
     def __init__(self, pool_h: int, pool_w: int, stride: IntOrAxes = 2, pad: Padding = 0):
         self.pool_h, self.pool_w = per_axis("pool_h", pool_h, 1)[0], per_axis("pool_w", pool_w, 1)[0]
         window = (self.pool_h, self.pool_w)
@@ -28,7 +30,10 @@ class _Pooling(Layer):
     def _input(self, x: np.ndarray) -> np.ndarray:
         (x,) = checked_floats(x=x)
         if x.ndim != 4:
-            raise ValueError(f"x has shape {x.shape}: expected images (N, C, H, W)")
+            hint = (
+                "; for one image pass x[None], for images without an axis of channels x[:, None]" if x.ndim == 3 else ""
+            )
+            raise ValueError(f"x has shape {x.shape}: expected images (N, C, H, W){hint}")
         return x
 
     def _upstream(self, dout: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -73,6 +78,11 @@ class Pooling(_Pooling):
     array([[[[ 0.,  0.],
              [10.,  0.]]]])
     """
+
+    def __init__(
+        self, pool_h: int, pool_w: int, stride: IntOrAxes = 2, pad: Padding = 0
+    ):  # errors of a call name Pooling
+        super().__init__(pool_h, pool_w, stride, pad)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Pool x (N, C, H, W) to (N, C, out_h, out_w), dtype of x."""
