@@ -1007,8 +1007,8 @@ W32 = np.zeros((4, 2, 3, 3), np.float32)
         (konv.Convolution(W32, 0.0, 1, "same"), "Convolution(W=float32[4, 2, 3, 3], b=float32[4], pad='same')"),
         (konv.Convolution(W32, None, stride=(2, 1)), "Convolution(W=float32[4, 2, 3, 3], b=None, stride=(2, 1))"),
         (konv.CausalConv1d(W32[0], dilation=2), "CausalConv1d(W=float32[2, 3, 3], b=None, dilation=2)"),
-        (konv.Pooling(2, 3), "Pooling(pool_h=2, pool_w=3)"),
-        (konv.AveragePooling(2, 2, pad=1), "AveragePooling(pool_h=2, pool_w=2, pad=1)"),
+        (konv.Pooling(2, 3), "Pooling(pool_h=2, pool_w=3, stride=2)"),
+        (konv.AveragePooling(2, 2, pad=1), "AveragePooling(pool_h=2, pool_w=2, stride=2, pad=1)"),
         (konv.ReLU(), "ReLU()"),
         (konv.Dropout(0.3, rng=1), "Dropout(dropout_ratio=0.3)"),
         (konv.BatchNormalization(np.ones(3), np.zeros(3)), "BatchNormalization(gamma=float64[3], beta=float64[3])"),
@@ -1026,3 +1026,19 @@ W32 = np.zeros((4, 2, 3, 3), np.float32)
 )
 def test_repr(layer, text):
     assert repr(layer) == text
+
+
+def test_a_call_is_forward():
+    net = konv.Sequential(konv.Convolution(W32 + 1, None, pad=1), konv.Pooling(2, 2))
+    x = np.ones((1, 2, 4, 4), np.float32)
+    assert np.array_equal(net(x), net.forward(x)) and net.backward(net(x)).shape == x.shape
+    causal = konv.CausalConv1d(W32[0] + 1)
+    sequence = np.ones((1, 3, 4), np.float32)
+    state = causal(sequence)[1]
+    assert np.array_equal(causal(sequence, state)[0], causal.forward(sequence, state)[0])
+    assert konv.SoftmaxWithLoss()(np.zeros((3, 2)), np.array([0, 1, 1])) == pytest.approx(np.log(2))
+
+
+def test_a_missing_argument_names_the_layer():
+    with pytest.raises(TypeError, match=r"^Pooling\.__init__\(\) missing .*'pool_w'"):
+        konv.Pooling(2)

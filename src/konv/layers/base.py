@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -47,18 +47,26 @@ class Layer:
 
     parameter_names: tuple[str, ...] = ()
     buffer_names: tuple[str, ...] = ()
+    repr_always: tuple[str, ...] = ()
     training: bool = True
+    forward: Callable[..., Any]
 
     def __repr__(self) -> str:
-        """The parameters with dtype and shape, then the options that are not the constructor's defaults."""
+        """Parameters with dtype and shape, then options that are not the constructor's defaults, or are in ``repr_always``."""
         words = []
         for name, argument in inspect.signature(type(self)).parameters.items():
             value = getattr(self, name, argument.default)
             if name in self.parameter_names:
                 words.append(f"{name}={brief(value)}")
-            elif isinstance(value, int | float | str | tuple | list) and repr(value) != repr(argument.default):
+            elif isinstance(value, int | float | str | tuple | list) and (
+                name in self.repr_always or repr(value) != repr(argument.default)
+            ):
                 words.append(f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(words)})"
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """The same as ``forward(*inputs, **options)``, as in PyTorch."""
+        return self.forward(*inputs, **options)
 
     _saved: Any = None
     _forwards: int = 0  # since the last backward
