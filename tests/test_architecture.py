@@ -200,3 +200,18 @@ def test_torch_is_loaded_when_first_used():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'convolve'"):
         konv.convolve  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("Conv2d", "Convolution.*; for PyTorch's tensors konv.torch.Conv2d"),
+        ("conv2d", "conv, .*konv.torch.conv2d"),
+        ("MaxPooling", "Pooling"),
+    ],
+)
+def test_an_unknown_name_tells_the_near_ones(name, near):
+    with pytest.raises(AttributeError, match=f"no attribute '{name}'; near: .*{near}"):
+        getattr(konv, name)
+    with pytest.raises(AttributeError, match=r"no attribute '__wrapped__'$"):
+        konv.__wrapped__  # noqa: B018

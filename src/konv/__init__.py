@@ -83,4 +83,17 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return importlib.import_module("konv.torch")
-    raise AttributeError(f"module 'konv' has no attribute {name!r}")
+    near = "" if name.startswith("_") else _near(name)
+    raise AttributeError(f"module 'konv' has no attribute {name!r}{near}")
+
+
+def _near(name: str) -> str:
+    """The public names most like one that is not there, such as PyTorch's for the same thing."""
+    import difflib
+
+    public = {known.lower(): known for known in __all__}
+    core = name.lower()
+    torch = name.startswith(("Conv", "conv")) and name.endswith(("1d", "2d", "3d"))
+    near = difflib.get_close_matches(core[:-2] if torch else core, public, cutoff=0.5)
+    told = f"; near: {', '.join(public[known] for known in near)}" if near else ""
+    return told + (f"; for PyTorch's tensors konv.torch.{name}" if torch else "")
