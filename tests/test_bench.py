@@ -347,7 +347,8 @@ def invoke(*words):
 def test_command_lists_and_refuses(tmp_path):
     code, out, _ = invoke("1x1-strided", "--list")
     assert code == 0 and "2 rows" in out and "(8, 256, 56, 56)" in out
-    assert invoke("no-such-row")[0] == 2 and "near:" in invoke("no-such-row")[2]
+    assert invoke("depthwize")[0] == 2 and "near: depthwise" in invoke("depthwize")[2]
+    assert invoke("nothing")[0] == 2 and re.search(r"the groups are 3x3, .*--list", invoke("nothing")[2])
     assert invoke("--save", tmp_path / "run.txt", "--list")[0] == 2
     assert invoke("--peers", "jax", "--list")[0] == 2
     code, _, err = invoke("--compare", tmp_path / "a.json", tmp_path / "b.json")

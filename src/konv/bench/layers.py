@@ -255,7 +255,7 @@ def select(names: Sequence[str] = (), quick: bool = False) -> list[Row]:
     Raises
     ------
     ValueError
-        A name fits no row and no group; the message has the nearest ones.
+        A name fits no row and no group; the message has the near ones, or all groups.
 
     Examples
     --------
@@ -270,7 +270,10 @@ def select(names: Sequence[str] = (), quick: bool = False) -> list[Row]:
         fitting = {row for row in ROWS if row.group == name or fnmatch.fnmatchcase(row.name, name.lower())}
         if not fitting:
             known = [*(group.name for group in GROUPS), *(row.name for row in ROWS)]
-            near = difflib.get_close_matches(name, known, cutoff=0.4) or [group.name for group in GROUPS]
-            raise ValueError(f"{name!r} is no row and no group of the table; near: {', '.join(near)}")
+            near = difflib.get_close_matches(name, known, cutoff=0.6)  # 0.4 found tiny-8@8 near "nothing"
+            groups = f"the groups are {', '.join(group.name for group in GROUPS)}; konv bench --list shows the rows"
+            raise ValueError(
+                f"{name!r} is no row and no group of the table; " + (f"near: {', '.join(near)}" if near else groups)
+            )
         chosen |= fitting
     return [row for row in ROWS if row in chosen]
