@@ -301,9 +301,12 @@ def test_train_and_resume_and_predict(tmp_path):
     assert code == 0
     for label in (0, 4):
         assert re.search(rf"\[bold\]{label}\.png +│ {label} +│ \d+\.\d%", out)
-    code, _, err = run("predict", "runs/digits-simple", "[bold]0.png", "none.png")
+    code, out, err = run("predict", "runs/digits-simple", "none.png", "[bold]0.png")
     assert code == 1 and "none.png: No such file" in one_line_error(err)
+    assert re.search(r"\[bold\]0\.png +│ 0 +│", out) and "none.png" not in out
     Image.new("L", (9, 9)).save("black.png")
+    code, out, err = run("predict", "runs/digits-simple", "none.png", "black.png")
+    assert (code, out) == (1, "") and re.fullmatch(r"Error: none\.png: .*\nError: black\.png: .*\n", err)
     code, _, err = run("predict", "runs/digits-simple", "black.png")
     assert code == 1 and "black.png: the picture is all of one grey" in one_line_error(err)
 

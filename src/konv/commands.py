@@ -35,7 +35,7 @@ def konv(
 ) -> None:
     """Convolution layers you can read, as fast as the machine allows.
 
-    Start with `konv train`: it trains a small convolutional network on handwritten digits in under two minutes, shows how
+    Start with `konv train`: it trains a small convolutional network on handwritten digits in less than a minute, shows how
     it learns, and writes a report with pictures. Every command explains itself, as in `konv train --help`.
     """
     if version:
@@ -183,7 +183,7 @@ def train(
 
     **Examples**
 
-    * `konv train` - digits, in under two minutes
+    * `konv train` - digits, in less than a minute
     * `konv train mnist --epochs 3` - a bigger task
     * `konv train fashion-mnist --model deep` - clothes, with the deep network
     * `konv train --resume runs/digits-simple` - go on after an interruption
@@ -282,7 +282,8 @@ def predict(
     """Read images with a trained network.
 
     A picture is made grey, light on dark as the training images are, cropped to what it shows, and as small as those. It
-    should show one digit (or one piece of clothing), upright, on an even background.
+    should show one digit (or one piece of clothing), upright, on an even background. What cannot be read is told after
+    the others, and the exit code is 1.
 
     **Examples**
 
@@ -294,9 +295,10 @@ def predict(
 
     from konv.training.predict import predict as read
 
-    predictions = read(checkpoint, images, invert=invert, fit=fit)
+    errors: list[Exception] = []
+    predictions = read(checkpoint, images, invert=invert, fit=fit, on_error=errors.append)
     console = _console()
-    if len(predictions) == 1:
+    if len(images) == 1 and predictions:
         (one,) = predictions
         console.print(f"{one.best[0][0]}", highlight=False, markup=False, style="bold")
         for name, probability in one.best:
@@ -307,7 +309,10 @@ def predict(
         (name, probability), *others = one.best
         rest = [f"{other} {share:.1%}" for other, share in others]
         table.add_row(Text(one.path), Text(name, style="bold"), f"{probability:.1%}", *map(Text, rest))
-    console.print(table)
+    if predictions:
+        console.print(table)
+    if errors:
+        fail("\nError: ".join(map(str, errors)))
 
 
 @app.command()

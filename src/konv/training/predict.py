@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +71,7 @@ def predict(
     *,
     invert: bool | None = None,
     fit: bool = True,
+    on_error: Callable[[Exception], object] | None = None,
 ) -> list[Prediction]:
     """Read image files with the model of a checkpoint.
 
@@ -85,6 +86,9 @@ def predict(
     fit : bool
         Whether a picture is cropped to what it shows and framed as the training images are. One that has the size of a
         training image already is taken as it is.
+    on_error : callable, optional
+        Called with the OSError or PictureError of each image that cannot be read, which is then left out; without it the
+        first one is raised.
 
     Raises
     ------
@@ -100,13 +104,22 @@ def predict(
     load_model(model, saved)
     paths = [os.fspath(path) for path in images]
     frame = FRAMES[saved.config.dataset] if fit else None
-    prepared = [prepare_file(path, saved.image_shape, invert=invert, frame=frame) for path in paths]
+    read, prepared = [], []
+    for path in paths:
+        try:
+            prepared.append(prepare_file(path, saved.image_shape, invert=invert, frame=frame))
+        except (OSError, PictureError) as error:
+            if on_error is None:
+                raise
+            on_error(error)
+        else:
+            read.append(path)
     if not prepared:
         return []
     scores = np.concatenate(list(scores_of(model, np.stack([image for image, _ in prepared])[:, None])))
     return [
         Prediction(path, _best(row, saved.classes), inverted)
-        for path, (_, inverted), row in zip(paths, prepared, softmax(scores))
+        for path, (_, inverted), row in zip(read, prepared, softmax(scores))
     ]
 
 
