@@ -117,6 +117,13 @@ def test_without_torch_the_textbook_is_left(monkeypatch):
         measure.available(["jax"])
 
 
+@pytest.mark.parametrize(("load", "busy"), [([], False), ([1.0], False), ([1.1], True)])
+def test_a_busy_machine_is_told_at_the_start(load, busy, monkeypatch):
+    monkeypatch.setattr(measure, "info", lambda: {"cores_usable": 2})
+    monkeypatch.setattr(measure, "_load", lambda: load)
+    assert measure.busy_now() == ("The machine is busy: load 1.1, on 2 cores. Believe ratios at most." if busy else "")
+
+
 def test_error_sees_what_is_wrong():
     exact = [np.array([1.0, -4.0]), np.array([[2.0]])]
     assert error_against([a.copy() for a in exact], exact) == 0

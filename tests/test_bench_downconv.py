@@ -45,7 +45,9 @@ def result(konv_error):
 
 @pytest.mark.parametrize("error, right", [(1e-7, True), (2e-6, False), (float("nan"), False)])
 def test_a_wrong_result_is_shown_as_wrong(error, right):
-    text = downconv.grid([result(error)]).markdown()
+    grid = downconv.grid([result(error)], 2)
+    text = grid.markdown()
+    assert "float32, 2 threads" in grid.title and "expert's form" in grid.columns
     assert ("5.00x" in text, "WRONG" in text, "WRONG" in downconv.line(result(error))) == (right, not right, not right)
 
 

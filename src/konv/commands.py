@@ -435,6 +435,7 @@ def bench(
         return
     for note in missing:
         typer.echo(note, err=True)
+    _warn_if_busy()
     directions = [d for d, wanted in (("forward", forward), ("backward", backward)) if wanted] or layers.DIRECTIONS
     run = measure.run(
         rows, directions, repeat=repeat or (3 if quick else 10), threads=threads or get_threads(), peers=chosen,
@@ -460,38 +461,50 @@ def bench(
         fail("interrupted", 130)
 
 
+def _warn_if_busy() -> None:
+    from konv.bench.measure import busy_now
+
+    if warning := busy_now():
+        typer.echo(warning, err=True)
+
+
 def _bench_downconv(names: Sequence[str], repeat: int | None, threads: int | None) -> None:
     """``konv bench downconv``."""
     from importlib.util import find_spec
 
-    from konv.bench import downconv
+    from konv.bench import downconv, table
     from konv.engine.threads import get_threads
 
     if len(names) > 1:
         raise typer.BadParameter(f"downconv takes no names; {names[1]!r} is one too many")
     if find_spec("torch") is None:
         fail("konv bench downconv needs torch: pip install torch")
-    results = downconv.run(
-        repeat=repeat or 10, threads=threads or get_threads(), report=lambda text: typer.echo(text, err=True)
-    )
-    _console().print(downconv.grid(results).rich())
+    threads = threads or get_threads()
+    _warn_if_busy()
+    results = downconv.run(repeat=repeat or 10, threads=threads, report=lambda text: typer.echo(text, err=True))
+    console = _console()
+    console.print(downconv.grid(results, threads).rich())
+    console.print(table.GOAL_NOTE, highlight=False)
     if wrong := [downconv.line(result) for result in results if not result.right]:
         fail("wrong results\n  " + "\n  ".join(wrong))
 
 
 def _bench_models(names: Sequence[str], repeat: int | None, threads: int | None) -> None:
     """``konv bench models``."""
-    from konv.bench import models
+    from konv.bench import models, table
     from konv.engine.threads import get_threads
 
     with usage():
         chosen = models.cases(names)
     if missing := models.missing():
         fail(f"konv bench models needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    _warn_if_busy()
     results = models.run(
         chosen, repeat=repeat or 5, threads=threads or get_threads(), report=lambda text: typer.echo(text, err=True)
     )
-    _console().print(models.grid(results).rich())
+    console = _console()
+    console.print(models.grid(results).rich())
+    console.print(table.GOAL_NOTE, highlight=False)
     if wrong := [models.line(result) for result in results if not result.right]:
         fail("wrong results\n  " + "\n  ".join(wrong))
 

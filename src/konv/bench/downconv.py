@@ -221,12 +221,12 @@ def line(result: DownResult) -> str:
     wrong = "" if result.right else f", WRONG: errors {result.errors}"
     return (
         f"{result.case.x} {result.case.direction}: {milliseconds(result.timings['konv'].median)} ms, "
-        f"{ratio_text(result.ratio('original'))} the original, {ratio_text(result.ratio('products'))} products{wrong}"
+        f"{ratio_text(result.ratio('original'))} the original, {ratio_text(result.ratio('products'))} an expert's form{wrong}"
     )
 
 
-def grid(results: Sequence[DownResult]) -> Grid:
-    """All results."""
+def grid(results: Sequence[DownResult], threads: int) -> Grid:
+    """All results, as measured with so many threads."""
     rows = []
     for result in results:
         konv, medians = result.timings["konv"], {peer: milliseconds(t.median) for peer, t in result.timings.items()}
@@ -241,10 +241,10 @@ def grid(results: Sequence[DownResult]) -> Grid:
             ]
         )  # fmt: skip
     columns = [
-        "x", "pass", "konv", "quartiles", "original", "x original", "goal", "products", "x products", "goal", "reading x",
+        "x", "pass", "konv", "quartiles", "original", "x original", "goal", "expert's form", "x expert's", "goal", "reading x",
         "konv / reading", "konv error",
     ]  # fmt: skip
-    return Grid("DownConv, milliseconds", columns, rows, left=2)
+    return Grid(f"DownConv, float32, {threads} thread{'s' * (threads > 1)}, milliseconds", columns, rows, left=2)
 
 
 if __name__ == "__main__":

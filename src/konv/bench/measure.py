@@ -16,7 +16,7 @@ from konv.bench.exact import tolerance
 from konv.bench.layers import Row
 from konv.bench.limits import Meter
 from konv.bench.peers import PEERS, REFERENCE
-from konv.bench.results import PeerResult, Result, Run, Timing
+from konv.bench.results import BUSY, PeerResult, Result, Run, Timing
 from konv.bench.worker import Worker, WorkerError
 from konv.info import info
 
@@ -134,6 +134,14 @@ def run(
 def _load() -> list[float]:
     """How many processes want a core, averaged over a minute; empty where the system does not tell."""
     return [os.getloadavg()[0]] if hasattr(os, "getloadavg") else []
+
+
+def busy_now() -> str:
+    """The warning that a run which begins now is disturbed by what else runs; empty where it is not."""
+    load, cores = _load(), info()["cores_usable"]
+    if not load or load[0] <= BUSY * cores:
+        return ""
+    return f"The machine is busy: load {load[0]:.1f}, on {cores} cores. Believe ratios at most."
 
 
 def measure(row: Row, direction: str, repeat: int, peers: Sequence[str], running: Workers, exact: Path) -> Result:

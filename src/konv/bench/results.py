@@ -17,6 +17,7 @@ from konv.bench.limits import Limits
 
 FORMAT = 1
 RIVALS = ("torch", "torch-last", "onnxruntime", "textbook")
+BUSY = 0.5  # of the cores at work before a run begins disturb it
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from konv.bench.layers import Row
 from konv.bench.peers import PEERS
-from konv.bench.results import Mean, Result, Run
+from konv.bench.results import BUSY, Mean, Result, Run
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 NOTHING = "–"
+GOAL_NOTE = "goal: how many times faster konv is meant to be"
 WRONG = "WRONG"
 
 
@@ -158,7 +159,7 @@ def markdown(run: Run) -> str:
 def caveats(run: Run) -> list[str]:
     """What a reader must know before believing the numbers: the machine was busy, the run was cut short."""
     load, cores, threads = run.settings["load"], run.machine["cores_usable"], run.settings["threads"]
-    busy = bool(load) and (load[0] > cores / 2 or load[1] > threads + cores / 2)
+    busy = bool(load) and (load[0] > BUSY * cores or load[1] > threads + BUSY * cores)
     told = (
         f"**The machine was busy**: load {load[0]:.1f} before and {load[1]:.1f} at the end, on {cores} cores."
         if busy
