@@ -40,7 +40,7 @@ def computes(x: Any, w: Any, b: Any) -> bool:
     for t in (x, w) if b is None else (x, w, b):
         if type(t) not in _ORDINARY and not (isinstance(t, (FakeTensor, FunctionalTensor)) and not quiet()):
             return False  # fake ones have no memory: only who watches may see them
-        if t.dtype != dtype or not t.is_cpu or t.layout != torch.strided or t.is_nested or t._is_zerotensor():
+        if t.dtype != dtype or not t.is_cpu or t.layout != torch.strided or t.is_nested:
             return False
     return True
 
