@@ -76,8 +76,8 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """It declines them all."""
-    raise NotImplementedError(declines.__doc__)
+    """Never asked: :func:`declines` leaves all weight gradients to other algorithms."""
+    raise NotImplementedError("winograd_groups declines weight gradients: ask konv.engine.plan who computes one")
 
 
 @dataclass(frozen=True)
