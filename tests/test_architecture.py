@@ -30,6 +30,7 @@ LADDER = [
     ["konv.engine"],  # one file per algorithm
     ["konv.textbook"],
     ["konv.gradcheck", "konv.info", "konv.arrays"],
+    ["konv.lending"],
     ["konv.segments"],
     ["konv.geometry"],
 ]

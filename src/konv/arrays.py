@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from konv import lending
+
 FLOAT_TYPES = ("float16", "float32", "float64", "bfloat16")
 # Axes of (N, C, *spatial) in the order (N, *spatial, C) and back, by their number; np.moveaxis takes 3 us to find them.
 TO_LAST = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
@@ -187,8 +189,8 @@ def empty(shape: tuple[int, ...], dtype: np.dtype, layout: str) -> np.ndarray:
     (360, 4, 72, 12)
     """
     if layout == "first":
-        return np.empty(shape, dtype)
-    return np.empty((shape[0], *shape[2:], shape[1]), dtype).transpose(TO_FIRST[len(shape)])
+        return lending.empty(shape, dtype)
+    return lending.empty((shape[0], *shape[2:], shape[1]), dtype).transpose(TO_FIRST[len(shape)])
 
 
 def laid_out(array: np.ndarray, layout: str) -> np.ndarray:

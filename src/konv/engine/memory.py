@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from konv import lending
+
 KEPT_BYTES = 64 << 20  # at most so much stays allocated between operations
 LINE = 64
 
@@ -66,9 +68,10 @@ class workspace:  # reads as a function: ``with workspace(size) as start``
 
 
 def release() -> None:
-    """Give all kept buffers back to the system."""
+    """Give all kept buffers back to the system, those for results too."""
     with _lock:
         _free.clear()
+    lending.release()
 
 
 def _take(size: int) -> Buffer:

@@ -6,12 +6,10 @@ result is. It uses as many threads as PyTorch does.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib
 import importlib.util
-import mmap
-import sys
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,17 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from konv import lending
 from konv.engine.plan import Algorithm, Problem, algorithm_for, choose
 from konv.engine.threads import using
 from konv.geometry import Geometry, geometry, transposed_geometry
+from konv.lending import LENT_BYTES
 
 DTYPES = {torch.float16: "float16", torch.float32: "float32", torch.float64: "float64"}
 if importlib.util.find_spec("ml_dtypes") is not None:  # NumPy has no bfloat16 without it
     DTYPES[torch.bfloat16] = "bfloat16"
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _FIRST = torch.contiguous_format
-LARGE_BYTES = 4 << 20  # NumPy's own limit
-_PAGE, _HUGE_PAGES = mmap.PAGESIZE, getattr(mmap, "MADV_HUGEPAGE", 14)
 
 
 class Options(NamedTuple):
@@ -81,7 +79,7 @@ def gradients(dy: Tensor, x: Tensor, w: Tensor, options: Options, mask: list[boo
             else:
                 _algorithm("input_gradient", g, dtype, layout).input_gradient(upstream, weights, g, view_of(dx))
         if mask[1]:
-            dw, source = torch.empty(w.shape, dtype=dtype), array_of(x, layout)
+            dw, source = empty(w.shape, dtype), array_of(x, layout)
             chosen = _algorithm("weight_gradient", g, dtype, layout)
             both = getattr(chosen, "weight_and_bias_gradient", None)
             if options.transposed:
@@ -97,24 +95,14 @@ def gradients(dy: Tensor, x: Tensor, w: Tensor, options: Options, mask: list[boo
     return [dx, dw, db]
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
-    """An uninitialised tensor, in huge pages where it is large: fresh memory of 64 MB is then written in 7 ms, not in 31."""
-    t = torch.empty(shape, dtype=dtype, memory_format=layout)
-    if t.nbytes >= LARGE_BYTES and (advise := _madvise()) is not None:
-        start, end = -(-t.data_ptr() // _PAGE) * _PAGE, (t.data_ptr() + t.nbytes) // _PAGE * _PAGE
-        advise(start, end - start, _HUGE_PAGES)  # advice: where the system has none, nothing happens
-    return t
-
-
-@functools.cache
-def _madvise() -> Any:
-    """Linux's call; None elsewhere."""
-    if sys.platform != "linux":
-        return None
-    advise = getattr(ctypes.CDLL(None), "madvise", None)
-    if advise is not None:
-        advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return advise
+def empty(shape: Sequence[int], dtype: torch.dtype, layout: torch.memory_format = _FIRST) -> Tensor:
+    """An uninitialised tensor; a large one on memory that earlier results had, see :mod:`konv.lending`."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < LENT_BYTES:
+        return torch.empty(shape, dtype=dtype, memory_format=layout)
+    strides = torch.empty(shape, device="meta", memory_format=layout).stride()
+    storage = torch.from_numpy(lending.empty((size,), np.uint8)).untyped_storage()
+    return torch.empty(0, dtype=dtype).set_(storage, 0, shape, strides)
 
 
 def memory_format(x: Tensor, w: Tensor) -> torch.memory_format:

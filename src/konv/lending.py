@@ -1,0 +1,117 @@
+"""Large results: memory lent to the caller, taken back when the last array on it is gone, and lent again.
+
+The system clears fresh memory page by page when it is first written, for as long as many a convolution takes: 6 ms for the
+26 MB of a ResNet-50 layer, 30 where a virtual machine must ask its host for them. A training step makes the same results
+again and again. So what was lent stays with konv, as a caching allocator keeps a GPU's memory: never more than was lent at
+one time, and at most ``KEPT_BYTES``. Smaller arrays are NumPy's, which the C library reuses by itself.
+
+Losing: huge pages alone (``madvise``), which clear 64 MB in 7 ms instead of 31 once, but took three times as long as small
+pages in every step where the host backs them one by one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+LENT_BYTES = 1 << 20  # smaller arrays are not lent
+KEPT_BYTES = 1 << 30
+WASTE = 8  # a block is lent for an array that leaves at most an eighth of it unused
+LINE = 64
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """As ``np.empty``, C-contiguous; a large one begins at a cache line and gives its memory back when it is gone.
+
+    Views and tensors on it keep it, as they keep any array.
+
+    >>> y = empty((1024, 1024), np.float32)
+    >>> where = y.ctypes.data
+    >>> del y
+    >>> empty((1024, 1000), np.float32).ctypes.data == where
+    True
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size < LENT_BYTES:
+        return np.empty(shape, dtype)
+    return np.asarray(_Loan(_take(size), size)).view(dtype).reshape(shape)
+
+
+def release() -> None:
+    """Give what is kept back to the system. What is lent stays lent."""
+    global _most
+    with _lock:
+        _sort()
+        _kept.clear()
+        _most = _lent
+
+
+class _Loan:
+    """What an array rests on: NumPy asks for the interface once and holds the object."""
+
+    def __init__(self, block: np.ndarray, size: int):
+        start = -block.ctypes.data % LINE
+        self.block = block
+        self.__array_interface__ = block[start : start + size].__array_interface__
+
+    def __del__(self) -> None:
+        # Anywhere, also inside _take where the lock is held: then the block waits for whoever sorts next.
+        _returned.append(self.block)
+        if _lock.acquire(blocking=False):
+            try:
+                _sort()
+            finally:
+                _lock.release()
+
+
+def _take(size: int) -> np.ndarray:
+    """The smallest kept block that fits, or a new one in place of kept ones that did not."""
+    global _lent, _most
+    with _lock:
+        _sort()
+        most = (size + LINE) * WASTE // (WASTE - 1)
+        fitting = [block for block in reversed(_kept) if size + LINE <= block.nbytes <= most]
+        if fitting:
+            best = min(fitting, key=lambda block: block.nbytes)  # of equal ones that which the caches may still know
+            _remove(best)
+            _lent += best.nbytes
+        else:
+            best = None
+            _lent += size + LINE
+        _most = max(_most, _lent)
+        _forget()
+    return np.empty(size + LINE, np.uint8) if best is None else best
+
+
+def _sort() -> None:
+    """Count what came back as kept. Under the lock."""
+    global _lent
+    while _returned:
+        block = _returned.popleft()
+        _lent -= block.nbytes
+        _kept.append(block)
+    _forget()
+
+
+def _forget() -> None:
+    """Drop the longest unused blocks: what is lent and kept together stays within the most that was ever lent."""
+    size = sum(block.nbytes for block in _kept)
+    while _kept and (size > KEPT_BYTES or size + _lent > _most):
+        size -= _kept.pop(0).nbytes
+
+
+def _remove(block: np.ndarray) -> None:
+    del _kept[next(i for i, kept in enumerate(_kept) if kept is block)]
+
+
+_returned: deque[np.ndarray] = deque()
+_kept: list[np.ndarray] = []  # the longest unused first
+_lent = _most = 0  # bytes now, and at most at one time
+_lock = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a child must not inherit the lock as another thread held it
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)

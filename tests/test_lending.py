@@ -1,0 +1,163 @@
+"""Memory of large results: lent, taken back, bounded; and results that share none while they live."""
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+
+import konv
+from konv import lending
+from konv.engine.memory import release
+
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    gc.collect()
+    release()
+    yield
+    release()
+
+
+def kept():
+    return sum(block.nbytes for block in lending._kept)
+
+
+def lent(mebibytes):
+    return lending.empty((mebibytes * MIB,), np.uint8)
+
+
+def test_small_arrays_are_those_of_numpy():
+    assert lending.empty((7,), np.float32).base is None
+    assert kept() == 0
+
+
+@pytest.mark.parametrize(
+    "shape, dtype", [((3, 5, 70_001), np.float32), ((600, 301), np.float64), ((1 << 20,), np.float16)]
+)
+def test_a_lent_array_is_an_ordinary_array(shape, dtype):
+    array = lending.empty(shape, dtype)
+    assert array.shape == shape and array.dtype == dtype and array.flags.c_contiguous and array.flags.writeable
+    assert array.ctypes.data % lending.LINE == 0
+    array[...] = 1
+    assert array.sum(dtype=np.float64) == array.size
+
+
+def test_memory_comes_back_when_the_last_view_is_gone():
+    array = lent(4)
+    where, view = array.ctypes.data, array[5:10]
+    del array
+    assert kept() == 0 and lent(4).ctypes.data != where
+    del view
+    assert kept() >= 4 * MIB
+    again = lent(4)
+    while again.ctypes.data != where:  # of the two that came back the later is lent first
+        other, again = again, lent(4)
+        assert other.ctypes.data != again.ctypes.data
+
+
+def test_two_results_that_live_share_nothing():
+    arrays = [lent(2) for _ in range(5)]
+    for i, array in enumerate(arrays):
+        array[:] = i
+    del arrays[1::2]
+    arrays += [lent(2) for _ in range(5)]
+    for i, array in enumerate(arrays):
+        array[:] = i
+    assert [int(array[0]) for array in arrays] == [int(array[-1]) for array in arrays] == list(range(len(arrays)))
+
+
+def test_no_more_is_kept_than_was_in_use_at_one_time():
+    for size in (3, 30, 7, 12, 50, 2, 49, 20):
+        lent(size)
+        assert kept() <= lending._most <= 50 * MIB + lending.LINE
+    together = [lent(20) for _ in range(3)]
+    del together
+    assert 55 * MIB < kept() <= 61 * MIB
+    one = lent(40)  # fits none: some are dropped for it
+    assert kept() + one.nbytes <= 61 * MIB
+    release()
+    assert kept() == 0
+
+
+def test_a_gibibyte_at_most_is_kept(monkeypatch):
+    monkeypatch.setattr(lending, "KEPT_BYTES", 10 * MIB)
+    many = [lent(3) for _ in range(6)]
+    del many
+    assert 8 * MIB < kept() <= 10 * MIB
+
+
+def test_little_of_a_block_is_left_unused():
+    both = [lent(8) for _ in range(2)]
+    del both
+    assert lent(4).nbytes == 4 * MIB and kept() >= 8 * MIB
+    where = lending._kept[0].ctypes.data
+    assert abs(lent(8).ctypes.data - where) < lending.LINE
+
+
+def test_an_array_that_dies_while_the_lock_is_held_comes_back_later():
+    """As where Python's collector runs inside the accounts."""
+    array = lent(2)
+    with lending._lock:
+        del array
+        assert kept() == 0
+    lent(3)
+    assert kept() >= 2 * MIB
+
+
+def test_many_threads():
+    """Every array keeps what its own thread wrote."""
+    wrong = []
+
+    def work(number):
+        rng = np.random.default_rng(number)
+        for _ in range(50):
+            array = lent(int(rng.integers(1, 4)))
+            array[:: 1 << 12] = number
+            if (array[:: 1 << 12] != number).any():
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gc.collect()
+    lent(1)
+    assert (
+        not wrong and lending._lent == 0 and kept() <= lending._most <= 6 * 2 * (3 * MIB + lending.LINE)
+    )  # the old one and the new
+
+
+def test_results_of_operations_are_lent_and_their_values_stay():
+    x, w = np.ones((4, 8, 100, 100), np.float32), np.ones((8, 8, 1, 1), np.float32)
+    first = konv.conv(x, w)
+    second = konv.conv(x, w * 2)
+    assert (first == 8).all() and (second == 16).all()
+    where = first.ctypes.data
+    del first
+    assert konv.conv(x, w * 3).ctypes.data == where
+    assert (second == 16).all()
+
+
+@pytest.mark.parametrize("layout", ["contiguous_format", "channels_last"])
+def test_tensors(layout):
+    torch = pytest.importorskip("torch")
+    from konv.torch import functional
+
+    layout = getattr(torch, layout)
+    x = torch.ones(4, 8, 100, 100).contiguous(memory_format=layout).requires_grad_()
+    w = torch.ones(8, 8, 1, 1)
+    y = functional.conv2d(x, w)
+    where, view = y.data_ptr(), y.detach()[1]
+    assert y.is_contiguous(memory_format=layout) and not y._is_view()
+    y.relu_().sum().backward()  # in place, as networks do
+    assert (x.grad == 8).all() and (y == 8).all()
+    del y
+    assert functional.conv2d(x.detach(), w).data_ptr() != where
+    del view
+    gc.collect()
+    results = [functional.conv2d(x.detach(), w) for _ in range(2)]
+    assert where in [result.data_ptr() for result in results]
