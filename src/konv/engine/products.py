@@ -36,8 +36,11 @@ BLOCK_BYTES = 384 << 10  # the packed pixels of a piece stay in L2; at most 1/16
 LEAST_BYTES = 192 << 10  # or so much: w is read again for every block of pixels
 ROWS_BYTES = 16 << 10  # rows of w that stay in L1 beside a panel
 SMALL_GROUP = 4  # channels and filters
-BLOCK_PIXELS = 192  # of the weight gradient: a panel of them stays in L1
-REGION = (256, 192)  # its sums, (filters, numbers of a window), stay in L2 beside those panels
+BLOCK_PIXELS = 200  # of the weight gradient: a panel of them stays near L1, and 14 x 14 are one block
+REGION = (
+    512,
+    96,
+)  # its sums, (filters, numbers of a window), stay in L2 beside those panels; wide ones pack short rows often
 PARTS_BYTES = 256 << 10  # what sums over parts of the pixels may take, or 1/16 of the textbook's matrix
 PIECES = 8  # so many, that threads share them evenly
 PADDED_BYTES = 512 << 10  # of padded images that are computed together
@@ -295,14 +298,15 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient
     # Windows of a length that kernels are not compiled for are copied whole, into one region
     column_regions, region_columns = even(reduction, reduction + lanes * vectors, lanes * vectors)
     most_pixels = BLOCK_PIXELS if x.taps else max(8, min(BLOCK_PIXELS, BLOCK_BYTES // (region_columns * itemsize)))
-    block_pixels = min(pixels, most_pixels)
-    image_blocks = -(-pixels // block_pixels)
+    image_blocks = -(-pixels // most_pixels)
+    unit = y.spatial[2] if y.spatial[2] * image_blocks <= pixels else lanes
+    block_pixels = min(pixels, max(-(-pixels // (image_blocks * unit)) * unit, 1))
     block_images = max(1, min(g.batch, most_pixels // pixels))
     blocks = -(-g.batch // block_images) * image_blocks
     cells = g.groups * row_count * reduction
     most = parts_bytes(g, itemsize) // (cells * itemsize)
     most_rows, most_columns = REGION
-    for narrower, shorter in ((1, 1), (2, 1), (4, 1), (4, 2)):  # shorter ones lay out x more often
+    for narrower, shorter in ((1, 1), (2, 1), (3, 1), (4, 1), (4, 2)):  # shorter ones lay out x more often
         row_regions, region_rows = even(row_count, most_rows // shorter, rows)
         if x.taps:
             column_regions, region_columns = even(reduction, most_columns // narrower, lanes * vectors)
@@ -321,7 +325,7 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient
         images=g.batch, pixels=pixels, blocks=blocks, image_blocks=image_blocks, block_images=block_images,
         block_pixels=block_pixels, line_pixels=y.spatial[2], depth_lines=y.spatial[1],
         image_lines=y.spatial[0] * y.spatial[1], most_runs=(block_pixels - 2) // y.spatial[2] + 2,
-        one_cell=int(math.prod(x.kernel + x.step) == 1), **x.numbers("x"),
+        block_lines=-(-block_pixels // y.spatial[2]), **x.numbers("x"),
     )  # fmt: skip
     add, part_cells = None, 0
     if parts > 1:

@@ -17,12 +17,11 @@ import numpy as np
 from konv.engine import memory, roofline
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
-from konv.engine.products import PIECES, REGION, even, overlap, parts_bytes, tile_shape
+from konv.engine.products import PIECES, even, overlap, parts_bytes, tile_shape
 from konv.engine.products_last_kernels import multiply_rows
 from konv.engine.products_last_weights import window_sums
 from konv.engine.products_weights import add_sums
 from konv.engine.threads import get_threads, width
-from konv.engine.windows import BLOCK_SUM
 from konv.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ NAME = "products_last"
 BLOCK_BYTES = 384 << 10  # the panels of a piece stay in L2
 BLOCK_PIXELS = 512  # that they are used for
 LINE = 16  # numbers, so that what lies behind them begins a cache line
+REGION = (256, 192)  # of a weight gradient: its sums, (filters, numbers of a window)
+SUM_PIXELS = 192  # that a sum of it is taken over at a time
 LEAST_RUN = 16  # numbers of a window that lie together,
 LEAST_FILTERS = 8  # and filters, for a weight gradient
 
@@ -260,7 +261,7 @@ def _gradient(g: Geometry, dtype: str, biased: bool, threads: int) -> Gradient:
     vectors = min((most, most - 1), key=lambda n: -(-run // (lanes * n)) * n)
     run_panels = -(-run // (lanes * vectors))
     cells = math.prod(g.w_shape)
-    blocks = -(-pixels // BLOCK_SUM)
+    blocks = -(-pixels // SUM_PIXELS)
     most_rows, most_columns = REGION
     for narrower, shorter in ((1, 1), (2, 1), (4, 1), (4, 2)):
         row_regions, region_rows = even(g.filters, most_rows // shorter, rows)
@@ -281,15 +282,15 @@ def _gradient(g: Geometry, dtype: str, biased: bool, threads: int) -> Gradient:
     panel_cells = region_panels * lanes * vectors
     slot_size = (
         rows * lanes * vectors
-        + (region_rows + BLOCK_SUM) * panel_cells
+        + (region_rows + SUM_PIXELS) * panel_cells
         + even(region_rows, region_rows + 4 * lanes, 4 * lanes)[1]
     )
     sums = Job(
         window_sums(dtype, lanes, vectors, rows), pieces * parts, slot_size=slot_size, filters=g.filters,
         region_rows=region_rows, row_regions=row_regions, segments=len(segments), run=run, run_panels=run_panels,
-        region_panels=region_panels, panel_regions=panel_regions, pixels=pixels, block_pixels=BLOCK_SUM, blocks=blocks,
+        region_panels=region_panels, panel_regions=panel_regions, pixels=pixels, block_pixels=SUM_PIXELS, blocks=blocks,
         parts=parts, line_pixels=output[2], depth_lines=output[1], image_lines=output[0] * output[1],
-        most_runs=(BLOCK_SUM - 2) // output[2] + 2, biased=int(biased), **{f"x_{name}": n for name, n in grid.items()},
+        most_runs=(SUM_PIXELS - 2) // output[2] + 2, biased=int(biased), **{f"x_{name}": n for name, n in grid.items()},
     )  # fmt: skip
     add = add_biases = None
     part_cells = part_biases = 0

@@ -22,9 +22,9 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
     def text(
         piece, slot, dy, x, out, workspace, slot_size, groups, parts, row_count, region_rows, row_regions, reduction,
         region_columns, column_regions, images, pixels, blocks, image_blocks, block_images, block_pixels, line_pixels,
-        depth_lines, image_lines, most_runs,
+        depth_lines, image_lines, most_runs, block_lines,
         x_image, x_channels, x_channel, x_depth, x_row, x_cells, x_kernel_depth, x_kernel_height, x_kernel_width,
-        x_step_depth, x_step_height, x_step, one_cell,
+        x_step_depth, x_step_height, x_step,
     ):  # fmt: skip
         x_kernel_width, x_step = x_taps or x_kernel_width, x_stride or x_step
         column_region, rest = piece % column_regions, piece // column_regions
@@ -80,12 +80,9 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
                                     number = minimum(q + i, reduction - x_taps) // x_taps
                                     h, rest = number % x_kernel_height, number // x_kernel_height
                                     d, c = rest % x_kernel_depth, rest // x_kernel_depth
-                                    cells = source.at(c * x_channel + d * x_depth + h * x_row + j * x_step)
-                                    taps = read_windows(
-                                        cells, x_step, x_stride, x_taps, x_taps, lanes, used, row_cells - j * x_step
-                                    )
-                                    lines += [tap for _, tap in taps]
-                                for i, line in enumerate(transpose(lines)):
+                                    lines.append(source.at(c * x_channel + d * x_depth + h * x_row + j * x_step))
+                                left = row_cells - j * x_step
+                                for i, line in enumerate(_columns(lines, x_step, x_stride, x_taps, lanes, used, left)):
                                     target.put((j + i) * pitch, line)
             else:
                 for z in loop(used_images):
@@ -108,19 +105,28 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
                             numbers.put(
                                 (r * block_images + z) * count + j * lanes, line.vec(0, lanes, count=count - j * lanes)
                             )
-            # The pixels of the next block are asked for, some channels a tile
+            # The cells of the next block are asked for, some rows of its windows a tile
             ahead = minimum(first_block + b + 1, blocks - 1)
-            upcoming = x.at(
-                (ahead // image_blocks * block_images * groups + group) * x_channels * x_channel
-                + ahead % image_blocks * block_pixels
-            )
-            share = (used_columns + (panels * tiles - 1)) // (panels * tiles)
+            ahead_image, ahead_pixel = ahead // image_blocks * block_images, ahead % image_blocks * block_pixels
+            ahead_cells = minimum(block_pixels, line_pixels) * x_step
+            upcoming = x.at(group * x_channels * x_channel + ahead_pixel % line_pixels * x_step)
+            share = (used_columns // x_kernel_width + (panels * tiles - 1)) // (panels * tiles)
             for panel in loop(panels):
                 for tile in loop(tiles):
-                    for i in loop(share * one_cell):
-                        q = first_column + (panel * tiles + tile) * share + i
-                        for line in loop(block_pixels // lanes + 2):
-                            upcoming.prefetch(q * x_channel + line * lanes, later=True)
+                    for i in loop(share):
+                        number = first_column // x_kernel_width + (panel * tiles + tile) * share + i
+                        h, rest = number % x_kernel_height, number // x_kernel_height
+                        d, c = rest % x_kernel_depth, rest // x_kernel_depth
+                        for z in loop(used_images):
+                            for j in loop(block_lines):
+                                line = ahead_pixel // line_pixels + j
+                                cells = upcoming.at(
+                                    (ahead_image + z) * x_image + c * x_channel
+                                    + (line // depth_lines * x_step_depth + d) * x_depth
+                                    + (line % depth_lines * x_step_height + h) * x_row
+                                )  # fmt: skip
+                                for k in loop(ahead_cells // lanes + 1):
+                                    cells.prefetch(k * lanes, later=True)
                     places = [minimum(tile * rows + i, used_rows - 1) for i in range(rows)]
                     targets = [sums.at(r * region_columns + panel * width) for r in places]
                     totals = [Variable(sums.zero(lanes)) for _ in range(rows * vectors)]
@@ -132,7 +138,16 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
                         columns = panel_columns(
                             packed.at(panel * panel_size + z * count * pitch), pitch, lanes, vectors
                         )
-                        multiply_tile(lines, 1, columns, count, lanes, totals, kept, z)
+                        after = minimum((tile + 1) * rows, used_rows - rows) * pixels
+                        after_lines = upstream.at(z * groups * row_count * pixels + after)
+
+                        def looking_ahead(q, columns=columns, after_lines=after_lines):
+                            """Packed numbers; a piece of the next tile's rows of dy is asked for."""
+                            after_lines.prefetch(q % rows * pixels + q // rows * rows)
+                            return columns(q)
+
+                        # No more than BLOCK_SUM pixels: all images are one sum
+                        multiply_tile(lines, 1, looking_ahead, count, lanes, totals, kept)
                     places = [target.at(lanes * j) for target in targets for j in range(vectors)]
                     added = [place.vec(0, lanes) + total.get() for place, total in zip(places, totals)]
                     for place, total in zip(places, added):  # a row may be there twice
@@ -145,6 +160,21 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
                 target.put(j * lanes, line, count=used_columns - j * lanes)
 
     return text, {"dy": dtype, "x": dtype, "out": out_dtype, "workspace": wide}
+
+
+def _columns(lines, step, stride, taps, lanes, used, row_cells):
+    """For each of ``lanes`` neighbouring pixels a vector of its numbers, ``taps`` from each of the lines."""
+    if taps == 1:
+        read = [read_windows(cells, step, stride, taps, taps, lanes, used, row_cells) for cells in lines]
+        return transpose([numbers for line in read for _, numbers in line])
+    # Windows lie side by side: those of a vector are its units
+    count = None if used is None else minimum(used * stride, row_cells)
+    columns = []
+    for first in range(0, lanes * taps, lanes):
+        columns += transpose(
+            [cells.vec(first, lanes, count=None if count is None else count - first) for cells in lines], taps
+        )
+    return columns
 
 
 @kernel

@@ -345,18 +345,19 @@ def shuffle(a: Any, b: Any, order: Sequence[int]) -> Any:
     return Value(_builder.shuffle_vector(a.ir, b.ir, _lane_constants(order)))
 
 
-def transpose(rows: Sequence[Any]) -> list[Any]:
-    """n vectors of n lanes -> their transpose, in log2(n) rounds of interleaving row i with row i + n / 2."""
-    return interleave(rows, len(rows))
+def transpose(rows: Sequence[Any], unit: int = 1) -> list[Any]:
+    """n vectors of n lanes (or of n units of several) -> their transpose, in log2(n) rounds: row i with row i + n / 2."""
+    return interleave(rows, len(rows) * unit, unit)
 
 
-def interleave(vectors: Sequence[Any], lanes: int) -> list[Any]:
+def interleave(vectors: Sequence[Any], lanes: int, unit: int = 1) -> list[Any]:
     """s = 2**m vectors -> the same numbers lane by lane: number ``l * s + t`` of the result is lane l of vector t.
 
     A round interleaves vector i with vector i + s / 2: in the numbers' binary place, the first digit becomes the last.
+    With ``unit`` so many lanes at a time.
     """
     s, vectors = len(vectors), list(vectors)
-    low = [i // 2 + (lanes if i % 2 else 0) for i in range(lanes)]
+    low = [i // (2 * unit) * unit + i % unit + (lanes if i // unit % 2 else 0) for i in range(lanes)]
     high = [lanes // 2 + i for i in low]
     for _ in range(s.bit_length() - 1):
         pairs = [(vectors[i], vectors[i + s // 2]) for i in range(s // 2)]
