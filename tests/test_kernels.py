@@ -326,6 +326,7 @@ def test_every_kernel_of_the_engine_is_run_here():
         "down_kernels",
         "fourier_kernels",
         "strips_kernels",
+        "strips_last_kernels",
         "strips_outer",
     )
     others = {name for name, factory in factories().items() if factory.__module__.endswith(elsewhere)}

@@ -3,8 +3,8 @@
 ::
 
     ops.py  --Problem-->  plan.choose  --asks in order-->  pairs -> products -> products_last -> fourier -> strips
-                                                           -> joined -> winograd_groups -> small_groups -> small_planes
-                                                           -> grouped -> winograd -> direct -> columns
+                                                           -> strips_last -> joined -> winograd_groups -> small_groups
+                                                           -> small_planes -> grouped -> winograd -> direct -> columns
                                                            (the first that does not decline computes)
 
     direct.py, weights.py     filters in lanes: jobs       correlate.py, outer.py   their kernels
@@ -30,6 +30,7 @@
     fourier.py                long 1-D kernels: jobs       fourier_kernels.py, fourier_passes.py   its kernels
     strips.py                 first layers, 1-D: jobs      strips_kernels.py, strips_cut.py   its kernel, how rows are cut
     strips_weights.py         its weight gradient          strips_outer.py         its kernel
+    strips_last.py            first layers, channels last    strips_last_kernels.py   its kernel
     columns.py                NumPy and its BLAS, always says yes
     bias.py                   the bias gradient, of every problem
     down.py                   DownConv, fused              down_kernels.py         its kernels

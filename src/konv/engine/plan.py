@@ -129,6 +129,7 @@ def algorithms() -> list[Algorithm]:
         small_groups,
         small_planes,
         strips,
+        strips_last,
         winograd,
         winograd_groups,
     )
@@ -137,7 +138,7 @@ def algorithms() -> list[Algorithm]:
     if not machine().fused:  # a CPU of before 2013: its BLAS is faster than kernels made of calls
         return [cast(Algorithm, columns)]
     few = winograd_groups, small_groups, small_planes, grouped
-    modules = pairs, products, products_last, fourier, strips, joined, *few, winograd, direct, columns
+    modules = pairs, products, products_last, fourier, strips, strips_last, joined, *few, winograd, direct, columns
     return [cast(Algorithm, module) for module in modules]
 
 
