@@ -350,6 +350,23 @@ def test_pytorch_computes_what_konv_would_not_gain(monkeypatch, direction):
     assert called == ["forward" if direction == "forward" else "gradients"] * 4
 
 
+def test_what_konv_would_not_gain_at_all_is_pytorchs_own_call(monkeypatch):
+    """No operator and no function of ours around it: they would cost more than a small layer."""
+    from konv.torch import faster
+
+    monkeypatch.setattr(faster, "gains", lambda *_: False)
+    layer = nn.Conv2d(3, 4, 3)
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    expected = layer(x)
+    convert(layer)
+    y = layer(x)
+    assert torch.equal(y, expected) and y.grad_fn.name() == expected.grad_fn.name()
+    monkeypatch.setattr(faster, "gains", lambda direction, *_: direction == "backward")
+    assert layer(x).grad_fn.name() != expected.grad_fn.name()
+    with torch.no_grad():
+        assert torch.equal(layer(x), expected)
+
+
 @pytest.mark.parametrize("padding", [1, "same"])
 def test_what_pytorch_computes_lies_as_konvs(monkeypatch, padding):
     """As the operators' fakes say; PyTorch forgets channels_last_3d, and the gradient is cropped where "same" pads one side."""

@@ -79,9 +79,14 @@ def exactly() -> Iterator[None]:
         _exact_here.reset(token)
 
 
+def exact() -> bool:
+    """Whether exact sums are asked for, here and now: :func:`set_exact`, :func:`exactly`."""
+    return _exact or _exact_here.get()
+
+
 def problem(kind: str, g: Geometry, dtype: str, layout: str = "first") -> Problem:
     """The problem that :func:`set_exact` makes of a computation."""
-    return Problem(kind, g, dtype, _exact or _exact_here.get(), layout)
+    return Problem(kind, g, dtype, exact(), layout)
 
 
 class Algorithm(Protocol):
@@ -198,7 +203,7 @@ class Plan:
 
 def algorithm_for(kind: str, g: Geometry, dtype: str, layout: str) -> Algorithm:
     """Who computes a problem, found at once where it was asked before."""
-    return _algorithm_for(kind, g, dtype, layout, _exact or _exact_here.get(), _preferred)
+    return _algorithm_for(kind, g, dtype, layout, exact(), _preferred)
 
 
 def choose(problem: Problem) -> Plan:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import functools
 import math
 
-import torch
 from torch import Tensor
 
-from konv.engine.plan import algorithm_for, problem
+from konv.engine.plan import algorithm_for, exact
 from konv.geometry import Geometry
 from konv.torch import aten, tensors
 from konv.torch.tensors import Options
@@ -34,9 +33,15 @@ def gradients(dy: Tensor, x: Tensor, w: Tensor, options: Options, mask: list[boo
 
 
 def _expected(x: Tensor, w: Tensor, options: Options, direction: str) -> bool:
-    g, name = tensors.geometry_of(x.shape, w.shape, options, x.dtype), tensors.DTYPES[x.dtype]
-    layout = "first" if tensors.memory_format(x, w) is torch.contiguous_format else "last"
-    return gains(direction, g, name, layout, options.transposed)
+    g, _, layout, dtype = tensors.call(x, w, options)
+    return gains(direction, g, dtype, layout, options.transposed)
+
+
+def theirs_alone(x: Tensor, w: Tensor, options: Options, derivatives: bool) -> bool:
+    """Whether PyTorch is expected to be as fast in all that is asked for, so that its own function may take the call."""
+    if not options.where_faster or x.dim() == 5 or _expected(x, w, options, "forward"):
+        return False  # of volumes PyTorch forgets the layout
+    return not (derivatives and _expected(x, w, options, "backward"))
 
 
 def gains(direction: str, g: Geometry, dtype: str, layout: str, transposed: bool) -> bool:
@@ -55,7 +60,7 @@ def gains(direction: str, g: Geometry, dtype: str, layout: str, transposed: bool
     =====================================================  ==============================================================
     """
     kind = "forward" if direction == "forward" and not transposed else "input_gradient"
-    if dtype in ("float16", "float64") or problem(kind, g, dtype, layout).exact:
+    if dtype in ("float16", "float64") or exact():
         return True
     return _gains(algorithm_for(kind, g, dtype, layout).NAME, direction, g, layout, transposed)
 

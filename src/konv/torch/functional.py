@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from konv.torch.ops import computes, convolution, leaves, quiet, quiet_convolution
+from konv.torch.faster import theirs_alone
+from konv.torch.ops import computes, convolution, differentiable, leaves, quiet, quiet_convolution
 from konv.torch.tensors import Options
 
 IntOrAxes = int | Sequence[int]
@@ -210,20 +211,19 @@ def _face(
     given = (x, w, b)
     if torch.is_autocast_enabled("cpu"):
         x, w, b = (autocast(t) for t in given)
-    options, alone = None, quiet()
+    options, alone, batched = None, quiet(), False
     if computes(x, w, b) and (alone or not leaves()):
+        batched = x.dim() == axes + 2
         known = _plain((stride, padding, dilation, groups, output_padding))
         if known is not None:
             find = _known_options if alone else _options
-            options = find(axes, transposed, x.shape, w.shape, b if b is None else b.shape, *known)
-    if options is None:
+            options = find(axes, transposed, x.shape, w.shape, b if b is None else b.shape, exact, where_faster, *known)
+    if options is None or (alone and batched and theirs_alone(x, w, options, differentiable(x, w, b))):
         x, w, b = given
         if transposed:
             return theirs(x, w, b, stride, padding, output_padding, groups, dilation)
         return theirs(x, w, b, stride, padding, dilation, groups)
-    if exact or where_faster:
-        options = options._replace(exact=exact, where_faster=where_faster)
-    if x.dim() == axes + 1:
+    if not batched:
         return convolution(x.unsqueeze(0), w, b, options).squeeze(0)
     return quiet_convolution(x, w, b, options) if alone else convolution(x, w, b, options)
 
@@ -244,7 +244,7 @@ def _plain(options: tuple[Any, ...]) -> tuple[Any, ...] | None:
 
 
 def _options(
-    axes: int, transposed: bool, x_shape: Any, w_shape: Any, b_shape: Any,
+    axes: int, transposed: bool, x_shape: Any, w_shape: Any, b_shape: Any, exact: bool, where_faster: bool,
     stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any,
 ) -> Options | None:  # fmt: skip
     """The options of the operator, one for each axis; None where they or the shapes do not fit. Sizes may be symbolic."""
@@ -274,7 +274,7 @@ def _options(
             room = length + low + high - window
         if room < 0:
             return None
-    return Options(strides, pairs, dilations, transposed, extra, groups)
+    return Options(strides, pairs, dilations, transposed, extra, groups, exact, where_faster)
 
 
 _known_options = functools.lru_cache(maxsize=1024)(_options)

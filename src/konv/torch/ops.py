@@ -78,9 +78,14 @@ def convolution(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Ten
 
 def quiet_convolution(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Tensor:
     """:func:`convolution` where it is known that nobody watches."""
-    if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad or (b is not None and b.requires_grad)):
+    if differentiable(x, w, b):
         return _Function.apply(x, w, b, options)
     return forward(x, w, b, options)
+
+
+def differentiable(x: Tensor, w: Tensor, b: Tensor | None) -> bool:
+    """Whether a graph of derivatives is recorded."""
+    return torch.is_grad_enabled() and (x.requires_grad or w.requires_grad or (b is not None and b.requires_grad))
 
 
 def _transformed() -> bool:

@@ -49,17 +49,18 @@ class Options(NamedTuple):
 
 def forward(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Tensor:
     """x (N, C, *spatial), w (F, C // groups, *kernel), or transposed (C, F // groups, *kernel) -> y (N, F, *output)."""
-    g, layout = geometry_of(x.shape, w.shape, options, x.dtype), memory_format(x, w)
+    known = call(x, w, options)
+    g, layout = known.geometry, known.layout
     source, weights = array_of(x, layout), array_of(w, _FIRST)
     with using(torch.get_num_threads()):
         if not options.transposed:
             y = empty(g.output_shape, x.dtype, layout)
             bias = None if b is None else array_of(b, _FIRST)
-            _algorithm("forward", g, x.dtype, layout, options.exact).forward(source, weights, bias, g, view_of(y))
+            _algorithm("forward", known, options.exact).forward(source, weights, bias, g, view_of(y))
             return y
         wide = x.dtype if b is None or x.dtype.itemsize > 2 else torch.float32  # half types are rounded once
         y = empty(g.x_shape, wide, layout)
-        _algorithm("input_gradient", g, x.dtype, layout, options.exact).input_gradient(source, weights, g, view_of(y))
+        _algorithm("input_gradient", known, options.exact).input_gradient(source, weights, g, view_of(y))
     if b is not None:
         y = y.add_(b.detach().view(-1, *[1] * g.axes)).to(x.dtype)
     return y
@@ -67,7 +68,8 @@ def forward(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Tensor:
 
 def gradients(dy: Tensor, x: Tensor, w: Tensor, options: Options, mask: list[bool]) -> list[Tensor | None]:
     """dL/dx, dL/dw, dL/db from dy = dL/dy, None where ``mask`` is False."""
-    g, layout, dtype = geometry_of(x.shape, w.shape, options, x.dtype), memory_format(x, w), x.dtype
+    known, dtype = call(x, w, options), x.dtype
+    g, layout = known.geometry, known.layout
     upstream = array_of(dy, layout)
     dx = dw = db = None
     with using(torch.get_num_threads()):
@@ -75,12 +77,12 @@ def gradients(dy: Tensor, x: Tensor, w: Tensor, options: Options, mask: list[boo
             dx = empty(x.shape, dtype, layout)
             weights = array_of(w, _FIRST)
             if options.transposed:
-                _algorithm("forward", g, dtype, layout).forward(upstream, weights, None, g, view_of(dx))
+                _algorithm("forward", known).forward(upstream, weights, None, g, view_of(dx))
             else:
-                _algorithm("input_gradient", g, dtype, layout).input_gradient(upstream, weights, g, view_of(dx))
+                _algorithm("input_gradient", known).input_gradient(upstream, weights, g, view_of(dx))
         if mask[1]:
             dw, source = empty(w.shape, dtype), array_of(x, layout)
-            chosen = _algorithm("weight_gradient", g, dtype, layout)
+            chosen = _algorithm("weight_gradient", known)
             both = getattr(chosen, "weight_and_bias_gradient", None)
             if options.transposed:
                 chosen.weight_gradient(source, upstream, g, view_of(dw))
@@ -107,12 +109,16 @@ def empty(shape: Sequence[int], dtype: torch.dtype, layout: torch.memory_format 
 
 def memory_format(x: Tensor, w: Tensor) -> torch.memory_format:
     """Of a convolution's results: channels last where x or w is, as PyTorch has it. With one axis never."""
-    return _LAST[x.dim()] if x.dim() > 3 and (_is_last(x) or _is_last(w)) else _FIRST
+    return _layout(x.shape, x.stride(), w.shape, w.stride())
 
 
-def _is_last(t: Tensor) -> bool:
+def _layout(x_shape: Any, x_stride: Any, w_shape: Any, w_stride: Any) -> torch.memory_format:
+    last = len(x_shape) > 3 and (_is_last(x_shape, x_stride) or _is_last(w_shape, w_stride))
+    return _LAST[len(x_shape)] if last else _FIRST
+
+
+def _is_last(shape: Any, strides: Any) -> bool:
     """Whether the strides grow in the order C, W, H, N. PyTorch's rule: those of a single channel or cell tell too."""
-    shape, strides = t.shape, t.stride()
     if strides[1] == 0 or strides[-1] < strides[1]:  # the second is the usual case, found at once
         return False
     least = 0
@@ -123,13 +129,28 @@ def _is_last(t: Tensor) -> bool:
     return True
 
 
-def geometry_of(x_shape: Any, w_shape: Any, options: Options, dtype: torch.dtype) -> Geometry:
-    """The checked shapes; of a transposed convolution those of the one that runs the other way."""
-    return _known_geometry(x_shape, w_shape, options, DTYPES[dtype])
+class Call(NamedTuple):
+    """What is known of a call before its numbers: checked shapes (of a transposed convolution those of the one that runs
+    the other way), PyTorch's name of the layout, the engine's, and its name of the dtype."""
+
+    geometry: Geometry
+    layout: torch.memory_format
+    where: str
+    dtype: str
+
+
+def call(x: Tensor, w: Tensor, options: Options) -> Call:
+    """Found at once where such tensors were met before: a small layer takes less time than to find it all anew."""
+    return _call(x.shape, x.stride(), w.shape, w.stride(), x.dtype, options)
 
 
 @functools.lru_cache(maxsize=1024)
-def _known_geometry(x_shape: Any, w_shape: Any, options: Options, name: str) -> Geometry:
+def _call(x_shape: Any, x_stride: Any, w_shape: Any, w_stride: Any, dtype: torch.dtype, options: Options) -> Call:
+    layout, name = _layout(x_shape, x_stride, w_shape, w_stride), DTYPES[dtype]
+    return Call(_geometry(x_shape, w_shape, options, name), layout, "first" if layout is _FIRST else "last", name)
+
+
+def _geometry(x_shape: Any, w_shape: Any, options: Options, name: str) -> Geometry:
     pairs = tuple(zip(options.padding[::2], options.padding[1::2]))
     stride, dilation, groups, dtype = options.stride, options.dilation, options.groups, _numpy_dtype(name)
     if not options.transposed:
@@ -140,10 +161,8 @@ def _known_geometry(x_shape: Any, w_shape: Any, options: Options, name: str) -> 
     )  # fmt: skip
 
 
-def _algorithm(
-    kind: str, g: Geometry, dtype: torch.dtype, layout: torch.memory_format, exact: bool = False
-) -> Algorithm:
-    name, where = DTYPES[dtype], "first" if layout is _FIRST else "last"
+def _algorithm(kind: str, known: Call, exact: bool = False) -> Algorithm:
+    g, _, where, name = known
     return choose(Problem(kind, g, name, True, where)).algorithm if exact else algorithm_for(kind, g, name, where)
 
 
