@@ -32,6 +32,7 @@ DEPTHWISE = {
     "1-D, 31 taps": ((2, 4, 150), (4, 1, 31), dict(padding=15)),
     "1-D, 40 taps": ((1, 4, 150), (4, 1, 40), dict(padding=15, dilation=2)),
     "1-D, 4 taps": ((2, 4, 300), (4, 1, 4), dict(padding="causal")),
+    "1-D, padding of more than a vector": ((1, 4, 300), (4, 1, 5), dict(padding=((20, 17),))),
     "1-D, stride 2": ((2, 4, 300), (4, 1, 5), dict(padding=2, stride=2)),
     "3-D": ((1, 4, 4, 5, 18), (4, 1, 3, 3, 3), dict(padding=1, stride=(1, 2, 2))),
     "more padding than window": ((1, 4, 3, 5), (4, 1, 2, 2), dict(padding=4)),

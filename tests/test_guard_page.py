@@ -46,6 +46,7 @@ SHAPES = [
     ((2, 3, 17), (5, 3, 3), dict(padding=1)),
     ((1, 4, 64), (8, 2, 7), dict(stride=3, groups=2)),
     ((2, 6, 33), (6, 1, 4), dict(dilation=3, groups=6, padding="causal")),
+    ((1, 4, 300), (4, 1, 5), dict(groups=4, padding=((3, 1),))),
     ((2, 3, 13, 9), (4, 3, 3, 3), dict(padding="same")),
     ((1, 16, 8, 8), (16, 16, 1, 1), {}),
     ((1, 8, 8, 8), (3, 8, 2, 2), dict(stride=2)),

@@ -211,7 +211,7 @@ def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype
         correlate_planes(
             x_dtype, y_dtype, lanes, (tile_filters, rows, vectors), shared, _taps_wide(row),
             (height.stride, first.stride if first.stride <= 2 else 0), len(row) == 2 or first.step == 1, len(sources) == 1,
-            _short(depth, height, rows, sources),
+            _short(depth, height, rows, sources), vectors > 1 and first.stride == 1 and _near(row, lanes),
         ),
         -(-lines // chunk) * row_blocks, lines=lines, chunk=chunk, groups=g.groups, source_count=len(sources),
         taps=int(columns[-1]), filter_blocks=filters // tile_filters, group_channels=channels, x_depth=depth.length,
@@ -234,6 +234,12 @@ def _short(depth: Axis, height: Axis, rows: int, sources: np.ndarray) -> tuple[i
     """(first row of the first window, rows) of planes that are one tile high; None of others, and where there is depth."""
     flat = (depth.length, depth.out, depth.pad) == (1, 1, 0) and len(sources) == 1
     return (int(sources[0][2]), height.length) if flat and rows == height.out > 1 else None
+
+
+def _near(rows: tuple[Axis, ...], lanes: int) -> bool:
+    """Whether windows of stride 1 reach at most a vector beyond the ends of a row, in each set of columns."""
+    out = max(row.out for row in rows)
+    return all(max(row.pad, out + row.window - 1 - row.pad - row.length) <= lanes for row in rows)
 
 
 def _taps_wide(rows: tuple[Axis, ...]) -> tuple[int, ...]:
