@@ -324,6 +324,7 @@ def test_every_kernel_of_the_engine_is_run_here():
         "pairs_last_kernels",
         "pairs_outer",
         "down_kernels",
+        "down_outer",
         "fourier_kernels",
         "strips_kernels",
         "strips_last_kernels",

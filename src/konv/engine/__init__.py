@@ -33,7 +33,7 @@
     strips_last.py            first layers, channels last    strips_last_kernels.py   its kernel
     columns.py                NumPy and its BLAS, always says yes
     bias.py                   the bias gradient, of every problem
-    down.py                   DownConv, fused              down_kernels.py         its kernels
+    down.py                   DownConv, fused              down_kernels.py, down_outer.py   its kernels
     pool.py                   pooling                      pool_kernels.py         its kernels
     rectify.py                ReLU, kernels included
     roofline.py               what share of the machine's limit a plan expects

@@ -1,27 +1,28 @@
-"""DownConv, both convolutions and the ReLU between them: the jobs of :mod:`konv.engine.down_kernels`.
+"""DownConv, both convolutions and the ReLU between them: jobs of :mod:`konv.engine.down_kernels` and :mod:`.down_outer`.
 
-Forward reads x once and writes y; between them lie the hidden numbers, few where a window has many cells. Backward needs
-those, x and the weights; it reads x once more and writes dx once.
+Forward is one job: it reads x once and writes y; between them lie the hidden numbers, few where a window has many cells.
+Backward needs those, x and the weights; it reads x once more and writes dx once.
 
-Lost: w1 kept in L1 by cutting k, with sums put aside (1.2 times as long: short pieces
-of many rows defeat the CPU's prefetching); asking for the lines of the next rows ahead (no gain).
+Lost: w1 kept in L1 by cutting k, with sums put aside (1.2 times as long).
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from konv.engine.down_kernels import add_rows, lay_rows, multiply, squeeze, stretch, sum_products
+from konv.engine.down_kernels import compress, lay_rows, multiply, squeeze
+from konv.engine.down_outer import add_rows, stretch, sum_products
 from konv.engine.launch import Job, address
 from konv.engine.machine import machine, wide_type
 from konv.engine.memory import aligned
 from konv.engine.simd import ITEMSIZE
 from konv.engine.threads import width
 
-PIECE_BYTES = 256 << 10  # of x, in a piece of the forward pass
+PIECE_BYTES = 768 << 10  # of x, in a piece of the forward pass: the next one's first rows were asked for by nobody
 PIECE_PRODUCTS = 64 << 10
 PIECES = 16  # wanted where there is the work for them; and most parts of dw1, each a sum by itself
 SUMS_BYTES = 32 << 20  # of all parts of dw1
@@ -104,19 +105,24 @@ def forward(
     """Write the result into y and return the hidden numbers, (batch, segments * k2, channels), zeros where padding is."""
     plan = _forward(shape)
     hidden = np.empty((shape.batch, shape.segments * shape.k2, shape.channels), x.dtype)
-    hidden[:, : shape.padding] = 0
-    hidden[:, shape.padding + shape.windows :] = 0
-    if shape.rows and plan.squeeze is not None:
+    end = shape.padding + shape.windows
+    if shape.padding:
+        hidden[:, : shape.padding] = 0
+    if end < shape.segments * shape.k2:
+        hidden[:, end:] = 0
+    if not shape.batch:
+        return hidden
+    if plan.job is None:
+        plan.first.run(x, w1.transpose(2, 1, 0), b1, hidden, hidden, shape)
+    else:
         rows, bias = _laid(w1, shape, plan.tile, plan.size), _lengthened(b1, shape.channels, shape)
-        plan.squeeze.run(
-            width(plan.squeeze.pieces, shape.first_products), x=address(x), w1=address(rows), b1=address(bias),
-            hidden=address(hidden),
-        )  # fmt: skip
-    elif shape.rows:
-        plan.first.run(x, w1.transpose(2, 1, 0).reshape(shape.size, shape.channels), b1, hidden, hidden, shape)
-    if shape.batch:
-        columns = w2.transpose(2, 1, 0).reshape(shape.segment_size, shape.outputs)
-        plan.second.run(hidden, columns, b2, hidden, y, shape)
+        pointers = dict(x=address(x), w1=address(rows), b1=address(bias), hidden=address(hidden))
+        if plan.together:
+            columns, last_bias = plan.second.laid(w2.transpose(2, 1, 0), b2, shape)
+            pointers |= dict(w2=address(columns), b2=address(last_bias), y=address(y))
+        plan.job.run(width(plan.job.pieces, shape.first_products), **pointers)
+    if not plan.together:
+        plan.second.run(hidden, w2.transpose(2, 1, 0), b2, hidden, y, shape)
     return hidden
 
 
@@ -158,8 +164,7 @@ def _first_sums(
     """Write ``dx``, and return the sums of dw1 and db1 as the kernel lays them."""
     wide = wide_type(shape.dtype)
     dh = np.empty((shape.batch * shape.segments, shape.segment_size), wide)
-    columns = w2.transpose(0, 2, 1).reshape(shape.outputs, shape.segment_size)
-    plan.multiply.run(dy, columns, None, hidden, dh, shape)
+    plan.multiply.run(dy, w2.transpose(0, 2, 1), None, hidden, dh, shape)
     rows, sums = _laid(w1, shape, shape.channels, plan.size), aligned((plan.stretch.pieces, plan.sums_size), wide)
     plan.stretch.run(
         width(plan.stretch.pieces, 2 * shape.first_products), x=address(x), dh=address(dh), w1=address(rows),
@@ -183,16 +188,25 @@ class _Product:
     """A product of rows with columns that lie together."""
 
     job: Job
+    rows: int
+    vectors: int
+    reduction: int
+    size: int
     pitch: int
     work: int
+
+    def laid(self, columns: np.ndarray, bias: np.ndarray | None, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
+        """The columns, of any shape whose numbers are ``reduction`` rows of ``size``, and the bias, as wide as the tiles."""
+        laid = aligned((self.reduction, self.pitch), wide_type(shape.dtype))
+        laid[:, : self.size].reshape(columns.shape)[...] = columns
+        if self.pitch > self.size:
+            laid[:, self.size :] = 0
+        return laid, _lengthened(bias, self.pitch, shape)
 
     def run(
         self, a: np.ndarray, columns: np.ndarray, bias: np.ndarray | None, hidden: np.ndarray, out: np.ndarray, shape: Shape
     ) -> None:  # fmt: skip
-        laid = aligned((len(columns), self.pitch), wide_type(shape.dtype))
-        laid[:, : columns.shape[1]] = columns
-        laid[:, columns.shape[1] :] = 0
-        bias = _lengthened(bias, self.pitch, shape)
+        laid, bias = self.laid(columns, bias, shape)
         self.job.run(
             width(self.job.pieces, self.work), a=address(a), b=address(laid), bias=address(bias), hidden=address(hidden),
             out=address(out),
@@ -201,13 +215,17 @@ class _Product:
 
 @dataclass(frozen=True)
 class _Forward:
-    """The first product, as a squeeze (channels in its tile, numbers in a row of w1 as it is laid) or plain; the second."""
+    """The first product by a ``job``, which computes the second ``together`` with it or not, or else by ``first``.
 
-    squeeze: Job | None
-    tile: int
-    size: int
+    ``tile``, ``size``: channels in the job's tile, numbers in a row of w1 as it is laid.
+    """
+
+    job: Job | None
+    together: bool
     first: _Product
     second: _Product
+    tile: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -227,16 +245,25 @@ def _forward(shape: Shape) -> _Forward:
     rows = min(8, sums // tile)
     size = -(-shape.size // lanes) * lanes
     blocks = -(-shape.channels // tile)
-    rectify = _multiply(shape, shape.size, shape.channels, shape.dtype, "rectify")
-    squeezed = None
-    if size // lanes * blocks * tile + ADD_LANES * blocks < shape.size * -(-shape.channels // lanes):
-        chunk = _chunk(shape.rows, PIECE_BYTES // (shape.size * ITEMSIZE[shape.dtype]), rows)
-        squeezed = Job(
-            squeeze(shape.dtype, lanes, rows, tile), -(-shape.rows // chunk), chunk=chunk, channels=shape.channels,
-            block_size=size * tile, **_places(shape),
-        )  # fmt: skip
+    first = _multiply(shape, shape.size, shape.channels, shape.dtype, "rectify")
     second = _multiply(shape, shape.segment_size, shape.outputs, shape.dtype, "")
-    return _Forward(squeezed, tile, size, rectify, second)
+    if size // lanes * blocks * tile + ADD_LANES * blocks >= shape.size * -(-shape.channels // lanes):
+        return _Forward(None, False, first, second, tile, size)
+    parameters = shape.dtype, lanes, rows, tile, -(-rows // blocks)
+    numbers = dict(channels=shape.channels, block_size=size * tile, **_places(shape))
+    wanted = max(rows, min(PIECE_BYTES // (shape.size * ITEMSIZE[shape.dtype]), shape.rows // PIECES))
+    segments, even = shape.batch * shape.segments, rows // math.gcd(rows, shape.k2)  # segments of whole tiles
+    if shape.k2 > wanted and segments < PIECES:
+        chunk = wanted // rows * rows
+        job = Job(squeeze(*parameters), -(-shape.rows // chunk), chunk=chunk, all_rows=shape.rows, **numbers)
+        return _Forward(job, False, first, second, tile, size)
+    chunk = wanted // shape.k2 // even * even or max(1, wanted // shape.k2)
+    pieces = -(-segments // chunk)
+    job = Job(
+        compress(*parameters, second.rows, second.vectors), pieces, last_piece=pieces - 1, chunk=chunk, all_segments=segments,
+        segments=shape.segments, k2=shape.k2, padding=shape.padding, outputs=shape.outputs, pitch=second.pitch, **numbers,
+    )  # fmt: skip
+    return _Forward(job, True, first, second, tile, size)
 
 
 @functools.lru_cache(maxsize=256)
@@ -251,7 +278,7 @@ def _backward(shape: Shape, need_x: bool, need_w: bool, past: bool) -> _Backward
     multiply = _multiply(shape, shape.outputs, shape.segment_size, wide, "gate")
     job = Job(
         stretch(shape.dtype, lanes, most, vectors, kept, need_x, need_w, past), parts, parts=parts,
-        channels=shape.channels, sums_at=size * shape.channels, sums_size=sums_size, **_places(shape),
+        channels=shape.channels, sums_at=size * shape.channels, sums_size=sums_size, all_rows=shape.rows, **_places(shape),
     )  # fmt: skip
     return _Backward(multiply, job, size, sums_size)
 
@@ -259,7 +286,7 @@ def _backward(shape: Shape, need_x: bool, need_w: bool, past: bool) -> _Backward
 def _places(shape: Shape) -> dict[str, int]:
     """Where rows lie in x and in the hidden numbers."""
     return dict(
-        all_rows=shape.rows, windows=shape.windows, sequence=shape.length * shape.features, size=shape.size,
+        windows=shape.windows, sequence=shape.length * shape.features, size=shape.size,
         hidden_pitch=shape.segments * shape.segment_size, hidden_first=shape.padding * shape.channels,
     )  # fmt: skip
 
@@ -281,7 +308,7 @@ def _multiply(shape: Shape, reduction: int, size: int, out_dtype: str, then: str
         chunk=chunk, windows=windows, sequence=sequence, reduction=reduction, out_pitch=out_pitch,
         out_first=shape.padding * shape.channels if then == "rectify" else 0, size=size, pitch=pitch,
     )  # fmt: skip
-    return _Product(job, pitch, all_rows * reduction * size)
+    return _Product(job, rows, vectors, reduction, size, pitch, all_rows * reduction * size)
 
 
 @functools.lru_cache(maxsize=256)
