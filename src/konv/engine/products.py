@@ -153,6 +153,7 @@ class Grid:
     groups: int
     channels: int
     spatial: tuple[int, int, int]
+    windows: tuple[int, int, int]  # how many there are, line by line
     kernel: tuple[int, int, int]
     step: tuple[int, int, int]
 
@@ -173,25 +174,27 @@ class Grid:
 
     def numbers(self, name: str) -> dict[str, int]:
         """The kernel's arguments that begin with ``name``."""
-        depth, height, cells = self.spatial
+        (depth, height, cells), lines = self.spatial, self.windows
         channel = depth * height * cells
         sizes = dict(
             image=self.groups * self.channels * channel, channels=self.channels, channel=channel, depth=height * cells,
             row=cells, cells=cells, kernel_depth=self.kernel[0], kernel_height=self.kernel[1], kernel_width=self.kernel[2],
             step_depth=self.step[0], step_height=self.step[1], step=self.step[2],
+            line_pixels=lines[2], depth_lines=lines[1], image_lines=lines[0] * lines[1],
         )  # fmt: skip
         return {f"{name}_{key}": size for key, size in sizes.items()}
 
 
 def _grids(g: Geometry, lanes: int) -> tuple[Grid, Grid]:
-    """The grids of x and of y. Pixels of 1x1 layers are one long row."""
+    """The grids of x and of y. Pixels of y, and of the x of 1x1 layers, are one long row."""
     ones = (1,) * (3 - g.axes)
     spatial, output, kernel, step = ones + g.spatial, ones + g.output, ones + g.kernel, ones + g.stride
+    row = (1, 1, math.prod(output))
     if math.prod(step) == 1 and spatial == output:
-        spatial = output = (1, 1, math.prod(output))
+        spatial = output = row
     one = (1, 1, 1)
-    x = Grid(lanes, g.groups, g.channels // g.groups, spatial, kernel, step)  # type: ignore[arg-type]
-    return x, Grid(lanes, g.groups, g.filters // g.groups, output, one, one)  # type: ignore[arg-type]
+    x = Grid(lanes, g.groups, g.channels // g.groups, spatial, output, kernel, step)  # type: ignore[arg-type]
+    return x, Grid(lanes, g.groups, g.filters // g.groups, row, row, one, one)
 
 
 @functools.lru_cache(maxsize=512)
@@ -218,10 +221,9 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
     lanes, (rows, vectors) = host.lanes(x_dtype), tile_shape()
     itemsize = np.dtype(wide).itemsize
     source, target = _grids(g, lanes)
-    pixel_lines = target.spatial
     if transposed:
         source, target = target, source
-    reduction, row_count, pixels = source.rows, target.rows, g.batch * math.prod(pixel_lines)
+    reduction, row_count, pixels = source.rows, target.rows, g.batch * math.prod(g.output)
     vectors = max(1, min(vectors, -(-pixels // lanes)))
     panel_width = lanes * vectors
     row_group = math.lcm(rows, target.kernel[2])
@@ -254,9 +256,10 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
     job = Job(
         kernel, blocks * parts, slot_size=slot_size, panel_size=panel_size, block_panels=block_panels, groups=g.groups,
         parts=parts, part_groups=part_groups, row_group=row_group, row_count=row_count, reduction=reduction, pixels=pixels,
-        line_pixels=pixel_lines[2], depth_lines=pixel_lines[1], image_lines=pixel_lines[0] * pixel_lines[1],
-        most_runs=(panel_width - 2) // pixel_lines[2] + 2, y_depths=target.spatial[0], y_rows=target.spatial[1],
+        x_runs=(panel_width - 2) // source.windows[2] + 2, y_runs=(panel_width - 2) // target.windows[2] + 2,
+        y_depths=target.spatial[0], y_rows=target.spatial[1],
         y_plain=int(math.prod(target.kernel + target.step) == 1), next_pixels=block_panels * panel_width * threads,
+        x_lines=-(-min(block_panels * panel_width, pixels) // source.windows[2]),
         **source.numbers("x"), **target.numbers("y"), **fills,
     )  # fmt: skip
     used = width(job.pieces, pixels * g.groups * row_count * reduction)
@@ -293,14 +296,14 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient
     lanes, (rows, vectors) = host.lanes(dtype), tile_shape()
     itemsize = np.dtype(wide).itemsize
     x, y = _grids(g, lanes)
-    row_count, reduction, pixels = y.rows, x.rows, math.prod(y.spatial)
+    row_count, reduction, pixels, lines = y.rows, x.rows, math.prod(g.output), x.windows
     vectors = min((vectors, vectors - 1), key=lambda n: -(-reduction // (lanes * n)) * n)
     # Windows of a length that kernels are not compiled for are copied whole, into one region
     column_regions, region_columns = even(reduction, reduction + lanes * vectors, lanes * vectors)
     most_pixels = BLOCK_PIXELS if x.taps else max(8, min(BLOCK_PIXELS, BLOCK_BYTES // (region_columns * itemsize)))
-    image_blocks = -(-pixels // most_pixels)
-    unit = y.spatial[2] if y.spatial[2] * image_blocks <= pixels else lanes
-    block_pixels = min(pixels, max(-(-pixels // (image_blocks * unit)) * unit, 1))
+    _, block_pixels = even(pixels, most_pixels, lines[2] if lines[2] <= most_pixels else lanes)
+    block_pixels = max(1, min(pixels, block_pixels))
+    image_blocks = -(-pixels // block_pixels)
     block_images = max(1, min(g.batch, most_pixels // pixels))
     blocks = -(-g.batch // block_images) * image_blocks
     cells = g.groups * row_count * reduction
@@ -323,9 +326,8 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient
         pieces * parts, slot_size=slot_size, groups=g.groups, parts=parts, row_count=row_count, region_rows=region_rows,
         row_regions=row_regions, reduction=reduction, region_columns=region_columns, column_regions=column_regions,
         images=g.batch, pixels=pixels, blocks=blocks, image_blocks=image_blocks, block_images=block_images,
-        block_pixels=block_pixels, line_pixels=y.spatial[2], depth_lines=y.spatial[1],
-        image_lines=y.spatial[0] * y.spatial[1], most_runs=(block_pixels - 2) // y.spatial[2] + 2,
-        block_lines=-(-block_pixels // y.spatial[2]), **x.numbers("x"),
+        block_pixels=block_pixels, most_runs=(block_pixels - 2) // lines[2] + 2,
+        block_lines=-(-block_pixels // lines[2]), **x.numbers("x"),
     )  # fmt: skip
     add, part_cells = None, 0
     if parts > 1:

@@ -1,10 +1,14 @@
-"""Forward and input gradient of convolutions that are matrix products, pixels in lanes; see :mod:`konv.engine.windows`."""
+"""Forward and input gradient of convolutions that are matrix products, pixels in lanes; see :mod:`konv.engine.windows`.
+
+What memory is slow to bring is asked for while tiles multiply. Asking for the lines of dx, too, before they are written changed
+nothing.
+"""
 
 from __future__ import annotations
 
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
-from konv.engine.simd import Variable, loop, minimum, splat, within
+from konv.engine.simd import Variable, loop, maximum, minimum, splat, within
 from konv.engine.windows import in_vectors, multiply_tile, panel_columns, read_windows, runs, write_windows, write_zeros
 
 AHEAD = 16  # rows are asked for so many products before they are read: they lie pages apart
@@ -28,12 +32,13 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, tail, rows, turned, x_stri
 
     def text(
         piece, slot, w, x, bias, y, workspace, slot_size, panel_size, block_panels, groups, parts, part_groups, row_group,
-        row_count, reduction, pixels, line_pixels, depth_lines, image_lines, most_runs,
+        row_count, reduction, pixels,
+        x_line_pixels, x_depth_lines, x_image_lines, x_runs, y_line_pixels, y_depth_lines, y_image_lines, y_runs,
         x_image, x_channels, x_channel, x_depth, x_row, x_cells, x_kernel_depth, x_kernel_height, x_kernel_width,
         x_step_depth, x_step_height, x_step,
         y_image, y_channels, y_channel, y_depth, y_row, y_depths, y_rows, y_cells, y_kernel_depth, y_kernel_height,
         y_kernel_width, y_step_depth, y_step_height, y_step, y_fill_depth, y_fill_height,
-        y_plain, next_pixels,
+        y_plain, next_pixels, x_lines,
     ):  # fmt: skip
         x_kernel_width, y_kernel_width = x_taps or x_kernel_width, y_taps or y_kernel_width
         x_step, y_step = x_stride or x_step, y_stride or y_step
@@ -41,34 +46,34 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, tail, rows, turned, x_stri
         group, first = rest % groups, rest // groups * block_panels * width
         last = minimum(first + block_panels * width, pixels)
         panels = (last - first + (width - 1)) // width
-        x_size = pixels // (image_lines * line_pixels) * x_image
+        x_size = pixels // (x_image_lines * x_line_pixels) * x_image
         packed = workspace.at(slot * slot_size)
         result = packed.at(panel_size * block_panels)
         copies = result.at(row_group * width + lanes)
 
-        def located(line):
+        def located(line, image_lines, depth_lines):
             """Image, depth and height of a line of pixels."""
             return line // image_lines, line % image_lines // depth_lines, line % depth_lines
 
         def window(line, column):
             """Where the window of a pixel begins in x."""
-            image, depth, height = located(line)
+            image, depth, height = located(line, x_image_lines, x_depth_lines)
             return (
                 image * x_image + group * x_channels * x_channel + depth * x_step_depth * x_depth
                 + height * x_step_height * x_row + column * x_step
             )  # fmt: skip
 
-        def full_line(begin):
+        def full_line(begin, line_pixels):
             """Whether a panel is full, and its pixels are neighbours in a line."""
             return within(width - 1, last - begin) * within(begin % line_pixels, line_pixels - (width - 1))
 
         # A block of whole panels within a line is read channel by channel, in long pieces; others run by run
-        line, column = first // line_pixels, first % line_pixels
+        line, column = first // x_line_pixels, first % x_line_pixels
         row_cells = x_cells - column * x_step
         block_pixels = panels * width
         alone = (
             within(0, last - first - (block_pixels - 1))
-            * within(column, line_pixels - (block_pixels - 1))
+            * within(column, x_line_pixels - (block_pixels - 1))
             * within(block_pixels * x_step, row_cells + 1)
         )
         direct = within(reduction, x_channels + 1) if one_cell else 0  # q is a channel
@@ -90,11 +95,11 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, tail, rows, turned, x_stri
                                 target.put(t * width + lanes * j, numbers)
         for panel in loop(panels * (1 - alone)):
             begin = first + panel * width
-            copying = most_runs * (1 - direct * full_line(begin))
-            for pixel, line, column, count in runs(begin, minimum(begin + width, last), copying, line_pixels):
+            copying = x_runs * (1 - direct * full_line(begin, x_line_pixels))
+            for pixel, line, column, count in runs(begin, minimum(begin + width, last), copying, x_line_pixels):
                 start = window(line, column)
                 row_cells = x_cells - column * x_step
-                few = 0 if x_taps else within(line_pixels, lanes // 2 + 1)  # would leave most of a transpose empty
+                few = 0 if x_taps else within(x_line_pixels, lanes // 2 + 1)  # would leave most of a transpose empty
                 if not x_taps:
                     for j in loop(count * few):
                         target = packed.at(panel * panel_size + (pixel - begin) + j)
@@ -120,7 +125,28 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, tail, rows, turned, x_stri
                                 for t, numbers in taps:
                                     target.put((q + t) * width, numbers, count=used)
 
-        for row_block in loop(minimum(part_groups, (row_count + (row_group - 1)) // row_group - part * part_groups)):
+        row_blocks = minimum(part_groups, (row_count + (row_group - 1)) // row_group - part * part_groups)
+        # The cells of the next piece are asked for, tile by tile: some rows of its windows in one of its lines
+        next_first = minimum(first + next_pixels, pixels - 1)
+        next_line, next_column = next_first // x_line_pixels, next_first % x_line_pixels
+        all_tiles = row_blocks * panels * (row_group // rows)
+        line_tiles = maximum(all_tiles // x_lines, 1)
+        tile_lines = (x_lines + (all_tiles - 1)) // all_tiles
+        tile_numbers = (x_channels * x_kernel_depth * x_kernel_height + (line_tiles - 1)) // line_tiles
+        next_cells = minimum(x_line_pixels, block_panels * width) * x_step
+
+        def ask(number):
+            """Ask for what this tile, of all, asks for."""
+            for z in loop(tile_lines):
+                cells = x.at(window(next_line + number // line_tiles * tile_lines + z, next_column))
+                for i in loop(tile_numbers):
+                    n = number % line_tiles * tile_numbers + i
+                    h, rest = n % x_kernel_height, n // x_kernel_height
+                    d, c = rest % x_kernel_depth, rest // x_kernel_depth
+                    for k in loop(next_cells // lanes + 1):
+                        cells.prefetch(c * x_channel + d * x_depth + h * x_row + k * lanes, later=True)
+
+        for row_block in loop(row_blocks):
             first_row = (part * part_groups + row_block) * row_group
             used_rows = minimum(row_group, row_count - first_row)
             matrix = w.at(
@@ -142,13 +168,13 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, tail, rows, turned, x_stri
                 panel_packed = packed.at(panel * panel_size)
                 plain = panel_columns(panel_packed, width, lanes, vectors)
                 # A whole panel within a line is written from the registers, if its pixels are neighbours in y
-                full = full_line(begin)
-                whole = y_plain * full if y_stride == 1 else 0
-                image, depth, height = located(begin // line_pixels)
-                target = y.at(image * y_image + depth * y_depth + height * y_row + begin % line_pixels)
+                full = full_line(begin, x_line_pixels)
+                whole = y_plain * full_line(begin, y_line_pixels) if y_stride == 1 else 0
+                image, depth, height = located(begin // y_line_pixels, y_image_lines, y_depth_lines)
+                target = y.at(image * y_image + depth * y_depth + height * y_row + begin % y_line_pixels)
                 ahead = minimum(begin + next_pixels, pixels - 1)
-                upcoming = x.at(window(ahead // line_pixels, ahead % line_pixels))
-                here = x.at(window(begin // line_pixels, begin % line_pixels))
+                upcoming = x.at(window(ahead // x_line_pixels, ahead % x_line_pixels))
+                here = x.at(window(begin // x_line_pixels, begin % x_line_pixels))
 
                 def copying(q, here=here, panel_packed=panel_packed):
                     """Pixels of channel q, read where they lie, and copied."""
@@ -164,7 +190,19 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, tail, rows, turned, x_stri
                     upcoming.prefetch(q * x_channel + row_block % (vectors + 1) * lanes, later=True)
                     return plain(q)
 
+                def place(k, image, depth, height, first_row=first_row):
+                    """Where row ``k * y_kernel_width`` of y begins in the windows of a line of pixels; depth and height there."""
+                    c, d, h = first_row // y_kernel_width + k, depth, height
+                    if turned:  # y has windows; divisions are slow
+                        h, rest = c % y_kernel_height, c // y_kernel_height
+                        d, c = rest % y_kernel_depth, rest // y_kernel_depth
+                        h, d = height * y_step_height + h, depth * y_step_depth + d
+                    channel = image * y_image + (group * y_channels + c) * y_channel
+                    return y.at(channel + d * y_depth + h * y_row), d, h
+
                 for tile in loop((used_rows + (rows - 1)) // rows):
+                    if not one_cell:
+                        ask((row_block * panels + panel) * (row_group // rows) + tile)
                     # Rows past the last are the last again
                     places = [minimum(tile * rows + i, used_rows - 1) for i in range(rows)]
                     numbers = [group * row_count + first_row + r for r in places]
@@ -214,20 +252,13 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, tail, rows, turned, x_stri
                         for i in range(rows * vectors):
                             kept.put(i * lanes, sums[i].get())
 
-                for pixel, line, column, count in runs(begin, end, most_runs * (1 - whole), line_pixels):
-                    image, depth, height = located(line)
+                for pixel, line, column, count in runs(begin, end, y_runs * (1 - whole), y_line_pixels):
+                    image, depth, height = located(line, y_image_lines, y_depth_lines)
                     row_cells = y_cells - column * y_step
                     for j, used in in_vectors(count, row_cells // y_step, lanes):
                         for k in loop(used_rows // y_kernel_width):
-                            c, d, h = first_row // y_kernel_width + k, depth, height
-                            if turned:  # y has windows; divisions are slow
-                                h, rest = c % y_kernel_height, c // y_kernel_height
-                                d, c = rest % y_kernel_depth, rest // y_kernel_depth
-                                h, d = height * y_step_height + h, depth * y_step_depth + d
-                            target = y.at(
-                                image * y_image + (group * y_channels + c) * y_channel + d * y_depth + h * y_row
-                                + (column + j) * y_step
-                            )  # fmt: skip
+                            cells, d, h = place(k, image, depth, height)
+                            target = cells.at((column + j) * y_step)
                             write_windows(
                                 target, y_step, y_stride, y_taps, y_kernel_width, lanes, used, row_cells - j * y_step,
                                 result.at(k * y_kernel_width * width + (pixel - begin) + j), width,

@@ -21,8 +21,8 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
 
     def text(
         piece, slot, dy, x, out, workspace, slot_size, groups, parts, row_count, region_rows, row_regions, reduction,
-        region_columns, column_regions, images, pixels, blocks, image_blocks, block_images, block_pixels, line_pixels,
-        depth_lines, image_lines, most_runs, block_lines,
+        region_columns, column_regions, images, pixels, blocks, image_blocks, block_images, block_pixels, most_runs,
+        block_lines, x_line_pixels, x_depth_lines, x_image_lines,
         x_image, x_channels, x_channel, x_depth, x_row, x_cells, x_kernel_depth, x_kernel_height, x_kernel_width,
         x_step_depth, x_step_height, x_step,
     ):  # fmt: skip
@@ -57,8 +57,8 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
 
             def each_run(z, first_image=first_image, first_pixel=first_pixel, count=count):
                 """Where the windows of a run lie in x, its first row in ``packed``, its pixels, the cells left in the row."""
-                for pixel, line, column, run in runs(first_pixel, first_pixel + count, most_runs, line_pixels):
-                    image, depth, height = first_image + z, line // depth_lines, line % depth_lines
+                for pixel, line, column, run in runs(first_pixel, first_pixel + count, most_runs, x_line_pixels):
+                    image, depth, height = first_image + z, line // x_depth_lines, line % x_depth_lines
                     source = x.at(
                         image * x_image + group * x_channels * x_channel + depth * x_step_depth * x_depth
                         + height * x_step_height * x_row + column * x_step
@@ -108,8 +108,8 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
             # The cells of the next block are asked for, some rows of its windows a tile
             ahead = minimum(first_block + b + 1, blocks - 1)
             ahead_image, ahead_pixel = ahead // image_blocks * block_images, ahead % image_blocks * block_pixels
-            ahead_cells = minimum(block_pixels, line_pixels) * x_step
-            upcoming = x.at(group * x_channels * x_channel + ahead_pixel % line_pixels * x_step)
+            ahead_cells = minimum(block_pixels, x_line_pixels) * x_step
+            upcoming = x.at(group * x_channels * x_channel + ahead_pixel % x_line_pixels * x_step)
             share = (used_columns // x_kernel_width + (panels * tiles - 1)) // (panels * tiles)
             for panel in loop(panels):
                 for tile in loop(tiles):
@@ -119,11 +119,11 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
                         d, c = rest % x_kernel_depth, rest // x_kernel_depth
                         for z in loop(used_images):
                             for j in loop(block_lines):
-                                line = ahead_pixel // line_pixels + j
+                                line = ahead_pixel // x_line_pixels + j
                                 cells = upcoming.at(
                                     (ahead_image + z) * x_image + c * x_channel
-                                    + (line // depth_lines * x_step_depth + d) * x_depth
-                                    + (line % depth_lines * x_step_height + h) * x_row
+                                    + (line // x_depth_lines * x_step_depth + d) * x_depth
+                                    + (line % x_depth_lines * x_step_height + h) * x_row
                                 )  # fmt: skip
                                 for k in loop(ahead_cells // lanes + 1):
                                     cells.prefetch(k * lanes, later=True)
