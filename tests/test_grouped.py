@@ -1,5 +1,7 @@
 """Depthwise layers and small groups: in both layouts against the textbook, in plain Python and compiled; their words."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -8,10 +10,11 @@ from compare import assert_equal, assert_same_bits
 from konv import textbook
 from konv.engine import grouped, threads
 from konv.engine.machine import machine
-from konv.engine.plan import Problem, prefer
+from konv.engine.plan import KINDS, Problem, prefer
 from konv.engine.simd import bits, pick, within
 from plain_engine import MACHINES, engine, many_small_jobs
 from strategies import BFLOAT16, integers
+from test_guard_page import guarded
 from test_kernels import channels_last, drawn, expected
 from texts import both
 
@@ -19,6 +22,7 @@ DTYPES = {"float16": np.float16, "bfloat16": BFLOAT16, "float32": np.float32, "f
 
 DEPTHWISE = {
     "3x3": ((2, 5, 9, 19), (5, 1, 3, 3), dict(padding=1)),
+    "3x3, even": ((2, 4, 9, 38), (4, 1, 3, 3), dict(padding=((1, 1), (0, 2)))),
     "one row, one cell": ((1, 4, 1, 1), (4, 1, 3, 3), dict(padding=1)),
     "3x3, stride 2": ((1, 20, 9, 11), (20, 1, 3, 3), dict(padding=1, stride=2)),
     "3x3, stride 2, shifted": ((1, 4, 8, 34), (4, 1, 3, 3), dict(padding=((0, 1), (2, 0)), stride=2)),
@@ -113,6 +117,82 @@ def test_compiled_in_other_types(dtype):
             ("4 x 4", "first"),
         ):
             check(case, layout, dtype)
+
+
+# bfloat16 whose even and odd columns are vectors of their own, as CPUs with AVX512_BF16 compute it
+WOVEN = (
+    "3x3",
+    "7x7",
+    "3x3, even",
+    "1-D, 31 taps",
+    "1-D, 4 taps",
+    "4 x 4",
+    "8 x 3",
+    "3 x 20, one group",
+    "3x3, stride 2",
+)
+FEATURES = machine().features + ",+avx512bf16,+avx512bw,+avx512vl"
+compiled_too = pytest.mark.skipif(not machine().dots, reason="a CPU without AVX512_BF16")
+
+
+@pytest.mark.parametrize("case", WOVEN[2:7])
+def test_woven_columns_in_plain_python(case, monkeypatch):
+    many_small_jobs(monkeypatch)
+    with engine(dataclasses.replace(machine(), features=FEATURES), plain=True):
+        check(case, "first", "bfloat16")
+
+
+@compiled_too
+@pytest.mark.parametrize("host", ["AVX-512", "AVX2", "SSE2"])
+def test_woven_columns_compiled(host, monkeypatch):
+    with engine(MACHINES[host]):
+        for case in WOVEN if host == "AVX-512" else WOVEN[2::3]:
+            check(case, "first", "bfloat16")
+            with monkeypatch.context() as patch:
+                many_small_jobs(patch)
+                check(case, "first", "bfloat16")
+
+
+@compiled_too
+@pytest.mark.parametrize("case", WOVEN[:6:2])
+def test_woven_columns_have_the_bits_of_others_with_nan_and_infinities(case, monkeypatch):
+    def draw(shape):
+        array = normal(shape).astype(BFLOAT16)
+        if shape == ALL[case][0]:
+            array.reshape(-1)[7::29] = np.resize([np.nan, np.inf, -np.inf, 1e-39, 0], array.reshape(-1)[7::29].shape)
+        return array
+
+    with np.errstate(invalid="ignore"):
+        woven = check(case, "first", draw=draw)
+        monkeypatch.setattr(grouped, "_woven", lambda *row: False)
+        with engine():
+            apart = check(case, "first", draw=draw)
+    assert np.isnan(apart["forward"]).any()
+    for kind in ("forward", "input_gradient"):
+        assert_equal(np.isnan(woven[kind]), np.isnan(apart[kind]))
+        assert_same_bits(*(np.where(np.isnan(r[kind]), 0, r[kind]) for r in (woven, apart)))
+    assert_equal(np.isfinite(woven["weight_gradient"]), np.isfinite(apart["weight_gradient"]))
+
+
+@compiled_too
+@pytest.mark.parametrize("end", [True, False], ids=["page after", "page before"])
+def test_woven_columns_beside_a_forbidden_page(end):
+    for x_shape, w_shape, options in (ALL[case] for case in ("3x3", "3x3, even", "1-D, 4 taps")):
+        options = options | {"groups": x_shape[1]}
+        x, w, b, dy = (guarded(array, end) for array in drawn(x_shape, w_shape, options, small_bfloat16))
+        g = konv.geometry(x_shape, w_shape, **options, dtype=BFLOAT16)
+        results = {
+            kind: guarded(np.full(s, np.nan, BFLOAT16), end) for kind, s in zip(KINDS, (dy.shape, x_shape, w_shape))
+        }
+        grouped.forward(x, w, b, g, results["forward"])
+        grouped.input_gradient(dy, w, g, results["input_gradient"])
+        grouped.weight_gradient(dy, x, g, results["weight_gradient"])
+        for kind, right in expected((x, w, b, dy), options).items():
+            assert_equal(results[kind], right.astype(BFLOAT16))
+
+
+def small_bfloat16(shape):
+    return integers(np.random.default_rng(len(shape)), shape, BFLOAT16, limit=2)
 
 
 @EVERY_CASE

@@ -32,7 +32,7 @@ from konv.engine.simd import (
     within,
 )  # fmt: skip
 from strategies import BFLOAT16
-from texts import both, compiled, run_plain
+from texts import both, compiled, run_compiled, run_plain
 
 FLOATS = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": BFLOAT16}
 WHOLE = {"int64": np.int64, "int32": np.int32, "uint8": np.uint8}
@@ -133,6 +133,51 @@ def test_gather_and_scatter(dtype, lanes, stride):
             expected[k] = x[first + k * stride]
         assert_equal(results["y"], expected)
         assert np.count_nonzero(results["z"]) == max(count, 0)
+
+
+@each_float
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_alternate_and_weave(dtype, lanes):
+    def text(piece, slot, x, y, z, start, count):
+        y.put(0, x.alternate(1, lanes))
+        y.put(lanes, x.alternate(1, lanes, bits=bits(start, count)))
+        z.weave(1, x.vec(1, lanes), x.vec(2, lanes), count=count)
+        z.at(2 * lanes + 2).weave(0, x.vec(2, lanes), x.vec(1, lanes))
+
+    pointers = {"x": dtype, "y": dtype, "z": dtype}
+    run = compiled(text, pointers)
+    for start, count in ((0, 2 * lanes), (1, 2 * lanes - 1), (2, 3), (3, 1), (-5, 100)):
+        x, zeros = numbers(dtype, 2 * lanes + 1, low=1), np.zeros(4 * lanes + 2, TYPES[dtype])
+        given = dict(x=x, y=zeros[: 2 * lanes], z=zeros, start=start, count=count)
+        results = both(text, pointers, run=run, **given)
+        inside = [max(start, 0) <= k < count for k in range(0, 2 * lanes, 2)]
+        assert_equal(results["y"], np.concatenate([x[1::2], np.where(inside, x[1::2], 0)]))
+        woven = np.stack([x[1 : lanes + 1], x[2 : lanes + 2]], axis=1).reshape(-1)
+        assert_equal(results["z"][1 : 2 * lanes + 1], np.where(np.arange(2 * lanes) < count, woven, 0))
+        assert_equal(results["z"][2 * lanes + 2 :: 2], woven[1::2])
+
+
+@pytest.mark.parametrize("lanes", [4, 16])
+def test_weave_rounds_as_put(lanes):
+    def text(piece, slot, x, y, z):
+        y.weave(0, x.vec(0, lanes), x.vec(lanes, lanes))
+        for i in range(2):
+            z.put(i * lanes, x.vec(i * lanes, lanes))
+
+    rng, pointers = np.random.default_rng(0), {"x": "float32", "y": "bfloat16", "z": "bfloat16"}
+    run = compiled(text, pointers)
+    ties = np.arange(0x3F7F8000, 0x3F818000, 0x8000, np.uint32)
+    for bits_ in (
+        ties,
+        rng.integers(0, 2**32, 4096, np.uint32),
+        np.array([0x7FC00000, 0xFFC00000, 0x7FFF0000, 1, 0x7F7FFFFF]),
+    ):
+        x = np.resize(bits_.astype(np.uint32), -(-len(bits_) // (2 * lanes)) * 2 * lanes).view(np.float32)
+        x = x[~np.isnan(x) | (x.view(np.uint32) & 0xFFFF == 0)]  # NaN of bfloat16 numbers
+        for part in np.resize(x, (len(x) // (2 * lanes) + 1, 2 * lanes)):
+            zeros = np.zeros(2 * lanes, BFLOAT16)
+            results = run_compiled(text, pointers, run=run, x=part, y=zeros, z=zeros)
+            assert_equal(results["y"].reshape(lanes, 2).T.reshape(-1), results["z"], nan_equal=True)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])

@@ -184,10 +184,12 @@ def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype
     first, wide = row[0], wide_type(x_dtype)
     group_channels, group_filters = g.channels // g.groups, g.filters // g.groups
     channels, filters = (group_filters, group_channels) if transposed else (group_channels, group_filters)
-    tile_filters = next(n for n in (4, 2, 1) if filters % n == 0)
-    lanes = _lanes(x_dtype, first.out)
+    woven = _woven(row, x_dtype, y_dtype)
+    tile_filters = next(n for n in (2 if woven else 4, 2, 1) if filters % n == 0)
+    columns_of_set = -(-first.out // (1 + woven))
+    lanes = _lanes(x_dtype, columns_of_set)
     shared = len(height.taps) if height.stride <= 2 and _neighbours(height) and len(height.taps) <= MOST_ROWS else 1
-    rows, vectors = _tile(height.out, first.out // lanes, tile_filters * len(row))
+    rows, vectors = _tile(height.out, columns_of_set // lanes, tile_filters * len(row))
     if channels == filters == 1 and len(height.taps) <= FAR_TAPS and _array_bytes(g, x_dtype) > FAR_BYTES:
         rows = min(rows, 1 if height.stride * height.step == 2 and len(height.taps) <= 3 else 2)
     sources = np.array(
@@ -211,7 +213,8 @@ def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype
         correlate_planes(
             x_dtype, y_dtype, lanes, (tile_filters, rows, vectors), shared, _taps_wide(row),
             (height.stride, first.stride if first.stride <= 2 else 0), len(row) == 2 or first.step == 1, len(sources) == 1,
-            _short(depth, height, rows, sources), vectors > 1 and first.stride == 1 and _near(row, lanes),
+            _short(depth, height, rows, sources), woven,
+            vectors > 1 and first.stride == 1 and not woven and _near(row, lanes),
         ),
         -(-lines // chunk) * row_blocks, lines=lines, chunk=chunk, groups=g.groups, source_count=len(sources),
         taps=int(columns[-1]), filter_blocks=filters // tile_filters, group_channels=channels, x_depth=depth.length,
@@ -224,6 +227,14 @@ def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype
     work = lines * height.out * width_out * filters * len(sources) * shared * int(columns[-1])
     taps = _taps(g, axes, transposed, channels, filters, tile_filters, shared)
     return Correlation(job, width(job.pieces, work), taps, np.zeros(g.groups * filters, wide))
+
+
+def _woven(row: tuple[Axis, ...], x_dtype: str, y_dtype: str) -> bool:
+    """Whether even and odd columns are apart: in bfloat16, of more than one vector, and with taps that are unrolled."""
+    first = row[0]
+    plain = len(row) == first.stride == first.step == 1 and _neighbours(first) and len(first.taps) < MOST_COLUMNS
+    halves = x_dtype == y_dtype == "bfloat16" and machine().dots
+    return plain and halves and first.out > machine().lanes(x_dtype)
 
 
 def _neighbours(axis: Axis) -> bool:
@@ -297,13 +308,15 @@ class Accumulation:
 @functools.lru_cache(maxsize=256)
 def _accumulation(g: Geometry, dtype: str, threads: int) -> Accumulation:
     depth, height, row = forward_axes(g)
-    lanes = _lanes(dtype, row.out)
+    woven = row.out % 2 == 0 and _woven((row,), dtype, dtype)
+    columns_of_set = row.out // (1 + woven)
+    lanes = _lanes(dtype, columns_of_set)
     channels, filters, kernel = g.channels // g.groups, g.filters // g.groups, math.prod(g.kernel)
     shared = len(height.taps) if height.stride <= 2 and _neighbours(height) and len(height.taps) <= MOST_ROWS else 1
     neighbours = _neighbours(row) and row.stride <= 2
     columns = min(len(row.taps), {1: 8, 2: 4, 3: 3, 4: 3, 5: 3}.get(shared, 2)) if neighbours else 1
     tile_filters = 2 if filters % 2 == 0 and shared * columns <= 9 and machine().registers >= 32 else 1
-    heights = (7, 4, 1) if tile_filters == 1 else (4, 1)
+    heights = (7, 4, 1) if tile_filters == 1 and (not woven or shared * columns <= 9) else (4, 1)
     rows = min((n for n in heights if n <= height.out), key=lambda n: height.out // n * (n + 2) + height.out % n * 3)
     if channels == filters == 1 and len(height.taps) <= FAR_TAPS and 3 * _array_bytes(g, dtype) > 2 * FAR_BYTES:
         rows = min(rows, 2)  # x and dy, and commonly dx was written just before
@@ -335,12 +348,13 @@ def _accumulation(g: Geometry, dtype: str, threads: int) -> Accumulation:
         around = [size - (part_images - 1) * next_image for size, next_image in zip(planes, ahead)]
     else:
         ahead = around = [planes[0] // channels, tile_filters * planes[1] // filters]
-    row_vectors = -(-row.out // lanes)
+    row_vectors = -(-columns_of_set // lanes) * (1 + woven)
     chunk_rows = max(1, PRODUCTS // row_vectors // rows) * rows
     block_images = max(1, PRODUCTS // (row_vectors * height.out * depth.out))
     job = Job(
         accumulate_planes(
-            dtype, lanes, tile_filters, rows, shared, columns, height.stride, row.stride if row.stride <= 2 else 0
+            dtype, lanes, tile_filters, rows, shared, columns, height.stride, row.stride if row.stride <= 2 else 0,
+            woven,
         ),
         parts * -(-g.groups // group_chunk), images=g.batch, part_images=part_images, block_images=block_images,
         chunk_rows=chunk_rows, groups=g.groups, group_chunk=group_chunk, group_channels=channels, group_filters=filters,
@@ -377,7 +391,7 @@ def blocking(problem: Problem) -> str:
     n = plans[0].job.numbers
     vector = _lanes(dtype, n["out_width"])
     return (
-        f"{vector} neighbouring pixels in a vector; {n['chunk']} planes of at most {n['block_rows']} x {n['out_width']} outputs "
+        f"{vector} pixels of a row in a vector; {n['chunk']} planes of at most {n['block_rows']} x {n['out_width']} outputs "
         f"a piece; {plans[0].job.cut(plans[0].threads)}" + (f", {len(plans)} times" if len(plans) > 1 else "")
     )
 

@@ -7,17 +7,18 @@ import itertools
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
 from konv.engine.planes import meetings, reader
-from konv.engine.simd import Variable, fma, loop, minimum, pick, shuffle, within
+from konv.engine.simd import Variable, bits, fma, loop, minimum, pick, shuffle, within
 
 
 @kernel
-def accumulate_planes(dtype, lanes, filters, rows, taps_high, taps_wide, stride_high, stride_wide):
+def accumulate_planes(dtype, lanes, filters, rows, taps_high, taps_wide, stride_high, stride_wide, woven):
     """``sums[part, tap] = sum of dy * x`` and ``biases[part, filter] = sum of dy`` over the images of a part.
 
     A piece is (part, some groups). A tile of ``filters`` x ``taps_high`` x ``taps_wide`` sums, each a vector of partial ones,
     goes over the outputs; so many ``rows`` of dy are held in registers, and a vector of x serves all of them that it met.
+    ``woven`` : even and odd columns of dy, whose number is even, are vectors of their own; see :mod:`konv.engine.planes`.
     """
-    wide_step = stride_wide or 1
+    wide_step, sets = (2, range(2)) if woven else (stride_wide or 1, range(1))
     tile = [(f, k, t) for f in range(filters) for k in range(taps_high) for t in range(taps_wide)]
     names = [*tile, *range(filters)]  # of sums: of taps and of biases
 
@@ -44,27 +45,30 @@ def accumulate_planes(dtype, lanes, filters, rows, taps_high, taps_wide, stride_
                 for u in range((count - 1) * stride_high + taps_high)
             ]
             upstream = (plane * group_filters + block * filters) * out_plane + (depth * out_height + row) * out_width
-            for q in loop((out_width + (lanes - 1)) // lanes):
+            columns = out_width // len(sets)
+            for q in loop((columns + (lanes - 1)) // lanes):
                 column = q * lanes
-                left = out_width - column
+                left = columns - column
                 for f, r in itertools.product(range(filters), range(count)):
-                    dy.prefetch(upstream + ahead[1] + f * out_plane + r * out_width + column)
+                    dy.prefetch(upstream + ahead[1] + f * out_plane + r * out_width + column * len(sets))
                 for u, v in itertools.product(range(count * stride_high), range(wide_step)):
                     x.prefetch(ahead[0] + (start + u) * x_width + column * wide_step + v * lanes)
-                gradients = {
-                    (f, r): dy.vec(upstream + f * out_plane + r * out_width + column, lanes, count=left)
-                    for f in range(filters)
-                    for r in range(count)
-                }
-                for f, r in gradients:
-                    tile_sums[f].set(tile_sums[f].get() + gradients[f, r])
-                read = reader(lanes, stride_wide, step, x_width, column, shift, left)
+                gradients = {}
+                for f, r, s in itertools.product(range(filters), range(count), sets):
+                    at = upstream + f * out_plane + r * out_width + column * len(sets) + s
+                    if woven:
+                        gradients[f, r, s] = dy.alternate(at, lanes, bits=bits(0, left * 2 - s))
+                    else:
+                        gradients[f, r, s] = dy.vec(at, lanes, count=left)
+                    tile_sums[f].set(tile_sums[f].get() + gradients[f, r, s])
+                read = reader(lanes, wide_step if woven else stride_wide, step, x_width, column, shift, left, woven)
                 for u, line in enumerate(lines):
                     met = meetings(u, count, taps_high, stride_high)
-                    for t in range(taps_wide if met else 0):
+                    for t in range(taps_wide + len(sets) - 1 if met else 0):
                         pixels = read(t)(u, line)
-                        for f, (r, k) in itertools.product(range(filters), met):
-                            tile_sums[f, k, t].set(fma(gradients[f, r], pixels, tile_sums[f, k, t].get()))
+                        own = [(s, t - s) for s in sets if 0 <= t - s < taps_wide]
+                        for (s, tap), f, (r, k) in itertools.product(own, range(filters), met):
+                            tile_sums[f, k, tap].set(fma(gradients[f, r, s], pixels, tile_sums[f, k, tap].get()))
 
         def add_images(part_sums, group, block, source, shift, image, count, start_row, row_count):
             """Add the products of some rows of some images."""
