@@ -30,6 +30,7 @@ CASES = {
     "1-D, long": ((1, 1, 90), (1, 1, 4), dict(dilation=3, padding="causal")),
     "kernel == stride": ((1, 3, 9), (4, 3, 3), dict(stride=3)),
     "2-D, kernel == stride": ((2, 9, 5, 4), (9, 9, 2, 2), dict(stride=2)),
+    "kernel == stride, padding": ((2, 3, 6, 7), (5, 3, 2, 2), dict(stride=2, padding=((1, 2), (3, 1)))),
     "stride beyond the kernel": ((1, 2, 11), (3, 2, 2), dict(stride=3, padding=1)),
     "2-D": ((2, 3, 5, 7), (4, 3, 3, 3), dict(padding=1)),
     "2-D, stride 2": ((1, 3, 7, 6), (3, 3, 3, 2), dict(stride=2, padding=((1, 0), (0, 1)))),

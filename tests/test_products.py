@@ -87,6 +87,30 @@ def test_an_input_gradient_whose_windows_see_padding(x_shape, w_shape, stride, p
             assert_same_bits(alone, dx[n : n + 1])
 
 
+@pytest.mark.parametrize(
+    "x_shape, w_shape, stride, padding",
+    [
+        ((3, 4, 100), (40, 4, 26), 26, 13),
+        ((2, 6, 21, 23), (10, 6, 5, 4), (5, 4), ((0, 7), (9, 0))),  # windows wholly in the padding
+        ((2, 20, 6, 9, 7), (3, 20, 2, 3, 4), (2, 3, 4), 1),
+        ((2, 17, 5, 5), (20, 17, 1, 1), 2, 1),
+        ((0, 4, 100), (20, 4, 26), 26, 13),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_windows_that_see_padding_channels_last(x_shape, w_shape, stride, padding, dtype):
+    options = dict(stride=stride, padding=padding)
+    g = konv.geometry(x_shape, w_shape, **options)
+    rng, lie = np.random.default_rng(0), LAYOUTS["channels last"]
+    x, w, b, dy = (integers(rng, shape, dtype, 2) for shape in (x_shape, w_shape, w_shape[:1], g.output_shape))
+    wide = [a.astype(np.float64) for a in (x, w, b, dy)]
+    for kind in KINDS[:2]:
+        assert choose(Problem(kind, g, dtype, False, "last")).algorithm.NAME == "products_last"
+    assert_equal(konv.conv(lie(x), w, b, **options), textbook.conv(*wide[:3], **options).astype(dtype))
+    dx, _, _ = konv.conv_backward(lie(dy), lie(x), w, **options, need="x")
+    assert_equal(dx, textbook.conv_backward(wide[3], *wide[:2], **options)[0].astype(dtype))
+
+
 @pytest.mark.parametrize("layout", ["C", "channels last"])
 @pytest.mark.parametrize(
     "x_shape, w_shape, stride",

@@ -6,6 +6,7 @@ lies, a number at a time. Weight gradients of few numbers or half types are left
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 
 NAME = "products_last"
 BLOCK_BYTES = 384 << 10  # the panels of a piece stay in L2
-BLOCK_PIXELS = 512  # that they are used for
+BLOCK_PIXELS = 784  # that they are used for,
+LEAST_PIXELS = 128  # or so many, where pieces are few
+TILES = {4: 4, 3: 5, 2: 8, 1: 12}  # vectors of filters: pixels; 24 sums instead of 16 took 2 to 6 % longer
+FEW_REGISTERS = {3: 4, 2: 6, 1: 8}  # where there are 16
 LINE = 16  # numbers, so that what lies behind them begins a cache line
 REGION = (256, 192)  # of a weight gradient: its sums, (filters, numbers of a window)
 SUM_PIXELS = 192  # that a sum of it is taken over at a time
@@ -52,9 +56,11 @@ def declines(problem: Problem) -> str | None:
             return "half types; it computes the weight gradients of others"
         if g.channels * g.kernel[-1] < LEAST_RUN or g.filters < LEAST_FILTERS:
             return f"{g.filters} filters of {g.channels} x {g.kernel[-1]} neighbours leave most of a tile empty"
-    if problem.geometry.groups > 1:
-        return f"groups = {problem.geometry.groups}; it computes one"
-    return overlap(problem.geometry)
+    if g.groups > 1:
+        return f"groups = {g.groups}; it computes one"
+    if problem.kind == "weight_gradient":
+        return overlap(g)
+    return overlap(dataclasses.replace(g, padding=((0, 0),) * g.axes))
 
 
 def workspace(problem: Problem) -> int:
@@ -63,8 +69,9 @@ def workspace(problem: Problem) -> int:
     if problem.kind == "weight_gradient":
         permuted = math.prod(g.w_shape) * g.itemsize if math.prod(g.kernel) > 1 else 0
         return _gradient(g, dtype, True, get_threads()).size + permuted
-    permuted = math.prod(g.w_shape) * g.itemsize if math.prod(g.kernel) > 1 else 0
-    return _product(g, problem.kind == "input_gradient", dtype, dtype, get_threads()).size + permuted
+    turned = problem.kind == "input_gradient"
+    permuted = math.prod(g.w_shape) * g.itemsize if turned and math.prod(g.kernel) > 1 else 0
+    return _product(g, turned, dtype, dtype, get_threads()).size + permuted
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
@@ -76,7 +83,9 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
     """Write dL/dx (N, C, *spatial) into ``out``."""
 
     def run(target: np.ndarray) -> None:
-        if math.prod(g.kernel) * math.prod(g.output) < math.prod(g.spatial):
+        if any(
+            k < s or o * s - low < n for k, s, o, n, (low, _) in zip(g.kernel, g.stride, g.output, g.spatial, g.padding)
+        ):
             target[...] = 0  # cells that no window reads
         _run(g, True, dy, w, None, target)
 
@@ -95,7 +104,7 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
 
 def _in_place(out: np.ndarray, run: Callable[[np.ndarray], None]) -> None:
     """``run(out)`` with channels as the last axis, by way of a copy where they do not lie like that."""
-    last = np.moveaxis(out, 1, -1)
+    last = out.transpose(0, *range(2, out.ndim), 1)
     if last.flags.c_contiguous:
         run(last)
     else:
@@ -109,8 +118,6 @@ class Product:
 
     multiply: Job
     no_bias: np.ndarray
-    x_segments: np.ndarray
-    y_segments: np.ndarray
     threads: int
     size: int
 
@@ -137,75 +144,106 @@ def _windows(g: Geometry) -> tuple[np.ndarray, dict[str, int]]:
     )
 
 
+def _shapes() -> dict[int, int]:
+    return TILES if machine().registers >= 32 else FEW_REGISTERS
+
+
+def _lines(g: Geometry, lanes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of a window of x its segments and its vectors (offset, depth, height, first cell), and of each number of w the places.
+
+    The places: where the number lies from the window's beginning on, and where in its vectors, laid one after the other. The
+    last vector of a long segment begins a little earlier than where the one before ends.
+    """
+    ones = (0,) * (3 - g.axes)
+    low = ones + tuple(low for low, _ in g.padding)
+    spatial, _, kernel, _ = _three_axes(g)
+    length, row, plane = kernel[2] * g.channels, spatial[2] * g.channels, spatial[1] * spatial[2] * g.channels
+    begin = -(low[0] * plane + low[1] * row + low[2] * g.channels)
+    segments = np.array(
+        [(begin + d * plane + h * row, d, h, 0) for d in range(kernel[0]) for h in range(kernel[1])], np.int64
+    )
+    starts = [min(i * lanes, max(0, length - lanes)) for i in range(-(-length // lanes))]
+    lines = np.array([(at + c, d, h, c) for at, d, h, _ in segments for c in starts], np.int64)
+    cell = np.arange(length)
+    in_lines = np.minimum(cell // lanes, len(starts) - 1)
+    in_lines = in_lines * lanes + cell - np.array(starts)[in_lines]
+    numbers = np.arange(len(segments))[:, None]
+    places = np.stack([segments[:, :1] + cell, numbers * (len(starts) * lanes) + in_lines])  # (2, segments, cells)
+    in_order = places.reshape(2, -1, g.channels).transpose(0, 2, 1).reshape(2, -1)  # of w: channels first
+    return segments, lines, np.ascontiguousarray(in_order)
+
+
 @functools.lru_cache(maxsize=512)
 def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads: int) -> Product:
     host, wide = machine(), wide_type(x_dtype)
-    lanes, (rows, most) = host.lanes(x_dtype), tile_shape()
-    itemsize = np.dtype(wide).itemsize
+    lanes, itemsize = host.lanes(x_dtype), np.dtype(wide).itemsize
     spatial, output, kernel, step = _three_axes(g)
-    window = kernel[2] * g.channels  # a segment: neighbours in a row of x
-    windows, grid_x = _windows(g)
-    single = np.zeros(1, np.int64)
-    pixels = math.prod(output)
-    grid_y = dict(
-        image=pixels * g.filters,
-        depth=output[1] * output[2] * g.filters,
-        row=output[2] * g.filters,
-        pixel=g.filters,
-    )
-    run = window if transposed else g.filters
-    vectors = min(range(most, 0, -1), key=lambda n: -(-run // (lanes * n)) * n)
-    panel_width = lanes * vectors
-    run_panels = -(-run // panel_width)
+    padded = any(map(any, g.padding))
+    plain = not padded and all(n == o * s for n, o, s in zip(spatial, output, step)) and step[:2] == (1, 1)
+    segments, lines, places = _lines(g, lanes)
+    window = kernel[2] * g.channels
     if transposed:
-        source, target, x_segments, y_segments = grid_y, grid_x, single, windows
-        segment_length = g.filters
+        reduction, run, window_lines, lines = g.filters, window, -(-g.filters // lanes), segments
+        all_segments, pixel_size = len(segments), g.filters
     else:
-        source, target, x_segments, y_segments = grid_x, grid_y, windows, single
-        segment_length = window
-    reduction, all_panels = (
-        segment_length * len(x_segments),
-        run_panels * len(y_segments),
-    )
-    block_pixels = BLOCK_PIXELS
-    all_pixels = g.batch * pixels
+        reduction, run, window_lines = window * len(segments), g.filters, len(lines)
+        all_segments, pixel_size = 1, g.filters
+    copied = not transposed and (padded or x_dtype != wide)
+    shapes = _shapes()
+    vectors = min(shapes, key=lambda n: -(-run // (lanes * n)) * n)
+    rows, panel_width = shapes[vectors], lanes * vectors
+    run_panels = -(-run // panel_width)
+    all_panels, pixels = run_panels * all_segments, g.batch * math.prod(output)
     part_panels = max(1, min(all_panels, BLOCK_BYTES // (reduction * panel_width * itemsize)))
-    while part_panels > 1 and -(-all_pixels // block_pixels) * -(-all_panels // part_panels) < 4 * threads:
-        part_panels = -(-part_panels // 2)
-    while block_pixels > 4 * rows and -(-all_pixels // block_pixels) * -(-all_panels // part_panels) < 4 * threads:
-        block_pixels //= 2
     parts = -(-all_panels // part_panels)
-    plain = math.prod(step) == 1 and spatial == output
-    slot_size = (part_panels * reduction + rows) * panel_width
+    blocks = max(-(-pixels // BLOCK_PIXELS), min(-(-4 * threads // parts), pixels // LEAST_PIXELS), 1)
+    parts = max(parts, min(-(-4 * threads // blocks), all_panels))
+    part_panels = -(-all_panels // parts)
+    parts = -(-all_panels // part_panels)
+    block_pixels = max(1, -(-pixels // (blocks * rows))) * rows
+    blocks = -(-pixels // block_pixels)
+    pitch = (window_lines + 1) * lanes
+    slot_size = -(-((part_panels * reduction + rows) * panel_width + rows * pitch * copied) // lanes) * lanes
+    scattered = not transposed and (math.prod(kernel) > 1 or bool(copied and window % lanes))
+    _, grid = _windows(g)
+    low = (0,) * (3 - g.axes) + tuple(low for low, _ in g.padding)
     multiply = Job(
-        multiply_rows(x_dtype, y_dtype, lanes, vectors, rows, transposed, plain), -(-all_pixels // block_pixels) * parts,
-        slot_size=slot_size,
-        pixels=all_pixels, block_pixels=block_pixels, parts=parts, part_panels=part_panels, all_panels=all_panels,
-        segments=len(x_segments), segment_length=segment_length, run=run, run_panels=run_panels, line_pixels=output[2],
-        depth_lines=output[1], image_lines=output[0] * output[1], **{f"x_{name}": n for name, n in source.items()},
-        **{f"y_{name}": n for name, n in target.items()},
+        multiply_rows(x_dtype, y_dtype, lanes, vectors, rows, transposed, plain, scattered, copied, padded), parts * blocks,
+        places=places[int(copied)], lines=lines, slot_size=slot_size, pixels=pixels, block_pixels=block_pixels, blocks=blocks,
+        part_panels=part_panels, all_panels=all_panels, reduction=reduction, run=run, run_panels=run_panels,
+        window_lines=window_lines, line_count=min(lanes, window), pitch=pitch, line_pixels=output[2], depth_lines=output[1],
+        image_lines=output[0] * output[1], pixel_size=pixel_size, image=grid["image"], depth=grid["depth"], row=grid["row"],
+        pixel_step=grid["pixel"], depths=spatial[0], heights=spatial[1], row_cells=spatial[2] * g.channels,
+        step_depth=step[0], step_height=step[1], low_depth=low[0], low_height=low[1], low_cells=low[2] * g.channels,
     )  # fmt: skip
-    used = width(multiply.pieces, all_pixels * reduction * all_panels * panel_width)
-    no_bias = np.zeros(run_panels * panel_width, wide)
-    size = used * slot_size * itemsize
-    return Product(multiply, no_bias, x_segments, y_segments, used, size)
+    used = width(multiply.pieces, pixels * reduction * all_panels * panel_width)
+    return Product(multiply, np.zeros(run_panels * panel_width, wide), used, used * slot_size * itemsize)
 
 
 def _run(g: Geometry, transposed: bool, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> None:
     """``out`` has its channels as the last axis."""
-    x = np.ascontiguousarray(np.moveaxis(x, 1, -1))
-    # (filter, rows of the window, cell, channel): as a window lies in x
-    w = np.ascontiguousarray(np.moveaxis(w, 1, -1)) if math.prod(g.kernel) > 1 else np.ascontiguousarray(w)
+    x = np.ascontiguousarray(x.transpose(0, *range(2, x.ndim), 1))
+    if transposed and math.prod(g.kernel) > 1:  # (filter, rows of the window, cell, channel): as a window lies in x
+        w = w.transpose(0, *range(2, w.ndim), 1)
+    w = np.ascontiguousarray(w)
     job = _product(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
     bias = job.no_bias
-    if b is not None:
+    if b is not None and len(b) == len(bias):
+        bias = np.ascontiguousarray(b, bias.dtype)
+    elif b is not None:
         bias = np.zeros_like(bias)
         bias[: len(b)] = b
+    laid = np.zeros(job.threads, np.int64)
     with memory.workspace(job.size) as space:
         job.multiply.run(
-            job.threads, w=address(w), x=address(x), bias=address(bias), y=address(out), workspace=space,
-            x_segments=address(job.x_segments), y_segments=address(job.y_segments),
-        )  # fmt: skip
+            job.threads,
+            w=address(w),
+            x=address(x),
+            bias=address(bias),
+            y=address(out),
+            workspace=space,
+            laid=address(laid),
+        )
 
 
 def blocking(problem: Problem) -> str:
@@ -219,13 +257,14 @@ def blocking(problem: Problem) -> str:
             f"{tile_shape()[0]} filters by up to {wide} numbers of a window in registers; blocks of "
             f"{n['block_pixels']} pixels by {n['region_rows']} filters; {job.sums.cut(job.threads)}"
         )
-    product, rows = _product(g, gradient, dtype, dtype, get_threads()), tile_shape()[0]
+    product = _product(g, gradient, dtype, dtype, get_threads())
     n, role = product.multiply.numbers, "numbers of a window" if gradient else "filters"
     width = len(product.no_bias) // n["run_panels"]
+    rows = _shapes()[width // machine().lanes(dtype)]
     return (
         f"{rows} pixels by {width} {role} in registers; blocks of {n['block_pixels']} pixels by "
-        f"{min(n['part_panels'] * width, n['run'] * len(product.y_segments))} {role}, each a sum of "
-        f"{n['segments'] * n['segment_length']} products; {product.multiply.cut(product.threads)}"
+        f"{min(n['part_panels'] * width, n['run'] * n['all_panels'] // n['run_panels'])} {role}, each a sum of "
+        f"{n['reduction']} products; {product.multiply.cut(product.threads)}"
     )
 
 

@@ -9,12 +9,14 @@ Along a row of x the cells and channels of a window are neighbours: a window is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, loop, minimum, transpose, within
-from konv.engine.windows import in_vectors, multiply_tile, panel_columns
+from konv.engine.windows import BLOCK_SUM, in_vectors, multiply_tile, panel_columns
 
 
 def lay_filters(w: Any, out: Any, first: Any, filters: Any, reduction: Any, lanes: int, vectors: int) -> None:
@@ -42,68 +44,155 @@ def lay_windows(w: Any, out: Any, first: Any, filters: Any, pitch: Any, cells: A
             out.put((f * vectors + j) * lanes, row)
 
 
-@kernel
-def multiply_rows(x_dtype, y_dtype, lanes, vectors, rows, turned, plain):
-    """Forward, or (``turned``) input gradient. A piece is (block of pixels, part of the panels).
+class Walk:
+    """Pixels one after the other, and where their windows begin in an array (images, depth, height, width, channels).
 
-    w is (filters, segments, cells of a segment). ``plain``: pixels are neighbours in x and in y.
+    Divisions are slow: some are done for each line of pixels, none for a pixel.
+    """
+
+    def __init__(self, pixel: Any, lines: Sequence[Any], steps: Sequence[Any]):
+        (self.line_pixels, self.depth_lines, self.image_lines), self.steps = lines, steps
+        self.line, self.column = Variable(pixel // self.line_pixels), Variable(pixel % self.line_pixels)
+        self.depth, self.height, self.start = Variable(0), Variable(0), Variable(0)
+        self._begin()
+
+    def place(self) -> tuple[Any, Any, Any, Any]:
+        """Depth, height and column of the pixel, and where its window begins."""
+        column = self.column.get()
+        return self.depth.get(), self.height.get(), column, self.start.get() + column * self.steps[3]
+
+    def advance(self, by: Any) -> None:
+        """To the next pixel; ``by`` 0: stay."""
+        self.column.set(self.column.get() + by)
+        for _ in loop(1 - within(self.column.get(), self.line_pixels)):
+            self.line.set(self.line.get() + 1)
+            self.column.set(0)
+            self._begin()
+
+    def _begin(self) -> None:
+        line = self.line.get()
+        image, rest = line // self.image_lines, line % self.image_lines
+        self.depth.set(rest // self.depth_lines)
+        self.height.set(rest % self.depth_lines)
+        places = image, self.depth.get(), self.height.get()
+        self.start.set(sum(place * step for place, step in zip(places, self.steps)))
+
+
+@dataclass(frozen=True)
+class Scattered:
+    """Numbers of a window one after the other in the order of w: they lie at ``places``."""
+
+    window: Any
+    places: Any
+
+    def __getitem__(self, q: Any) -> Any:
+        return self.window[self.places[q]]
+
+
+@kernel
+def multiply_rows(x_dtype, y_dtype, lanes, vectors, rows, turned, plain, scattered, copied, padded):
+    """Forward, or (``turned``) input gradient. A piece is (part of the panels, block of pixels).
+
+    w is (filters, channels, cells), ``turned`` (filters, segments, cells and channels of a segment); the windows are x's, or
+    y's. ``plain``: they lie side by side as the pixels do. ``scattered``: number q of one lies at ``places[q]``. ``copied``:
+    the windows of a tile are laid beside the panels and widened. ``padded``: parts of some lie outside the array.
+
+    ``lines`` tells of each vector of a window, or (``turned``) of each segment: its offset, depth, height and first cell.
     """
     wide = wide_type(x_dtype)
     width = lanes * vectors
 
     def text(
-        piece, slot, w, x, bias, y, workspace, x_segments, y_segments, slot_size, pixels, block_pixels, parts, part_panels,
-        all_panels, segments, segment_length, run, run_panels, line_pixels, depth_lines, image_lines,
-        x_image, x_depth, x_row, x_pixel, y_image, y_depth, y_row, y_pixel,
+        piece, slot, w, x, bias, y, workspace, laid, places, lines, slot_size, pixels, block_pixels, blocks, part_panels,
+        all_panels, reduction, run, run_panels, window_lines, line_count, pitch, line_pixels, depth_lines, image_lines,
+        pixel_size, image, depth, row, pixel_step, depths, heights, row_cells, step_depth, step_height, low_depth, low_height,
+        low_cells,
     ):  # fmt: skip
-        part, first = piece % parts, piece // parts * block_pixels
+        part, first = piece // blocks, piece % blocks * block_pixels
         last = minimum(first + block_pixels, pixels)
-        panels, reduction = workspace.at(slot * slot_size), segments * segment_length
+        panels = workspace.at(slot * slot_size)
         kept = panels.at(part_panels * reduction * width)
+        copies = kept.at(rows * width)
         first_panel = part * part_panels
         used_panels = minimum(part_panels, all_panels - first_panel)
-        for p in loop(used_panels):
-            panel, out = first_panel + p, panels.at(p * reduction * width)
-            columns = panel % run_panels * width
-            if turned:
-                all_segments = all_panels // run_panels
-                segment = w.at(panel // run_panels * run)
-                lay_windows(segment, out, columns, reduction, all_segments * run, run, lanes, vectors)
-            else:
-                lay_filters(w, out, columns, run, reduction, lanes, vectors)
+        for _ in loop(1 - within(laid[slot] - part - 1, 1)):  # once for all blocks of this thread
+            for p in loop(used_panels):
+                panel, out = first_panel + p, panels.at(p * reduction * width)
+                columns = panel % run_panels * width
+                if turned:
+                    segment, size = w.at(panel // run_panels * run), all_panels // run_panels * run
+                    lay_windows(segment, out, columns, reduction, size, run, lanes, vectors)
+                else:
+                    lay_filters(w, out, columns, run, reduction, lanes, vectors)
+            laid[slot] = part + 1
 
+        def inside(window, line):
+            """Lanes of a line of a window that lie in the array, from its first cell on: from, to."""
+            d, h, cells = window
+            there = within(d + lines[line + 1], depths) * within(h + lines[line + 2], heights)
+            return -cells - lines[line + 3], (row_cells - cells - lines[line + 3]) * there
+
+        walk = Walk(first, (line_pixels, depth_lines, image_lines), (image, depth, row, pixel_step))
         for tile in loop((last - first + (rows - 1)) // rows):
-            sources, targets = [], []
+            sources, targets, windows = [], [], []
             for i in range(rows):  # pixels past the last are the last again
                 pixel = minimum(first + tile * rows + i, last - 1)
-                if plain:
-                    sources.append(x.at(pixel * x_pixel))
-                    targets.append(y.at(pixel * y_pixel))
-                else:
-                    line, column = pixel // line_pixels, pixel % line_pixels
-                    image, depth, height = line // image_lines, line % image_lines // depth_lines, line % depth_lines
-                    sources.append(x.at(image * x_image + depth * x_depth + height * x_row + column * x_pixel))
-                    targets.append(y.at(image * y_image + depth * y_depth + height * y_row + column * y_pixel))
+                start = pixel * pixel_step
+                if not plain:
+                    d, h, column, start = walk.place()
+                    cells = column * pixel_step - low_cells
+                    windows.append((d * step_depth - low_depth, h * step_height - low_height, cells))
+                    walk.advance(within(pixel + 1, last))
+                sources.append(x.at(pixel * pixel_size if turned else start))
+                targets.append(y.at(start if turned else pixel * pixel_size))
+            ahead = [source.at(rows * (pixel_size if turned else pixel_step)) for source in sources]
+            numbers = sources
+            if copied:
+                numbers = [copies.at(i * pitch) for i in range(rows)]
+                for i in loop(window_lines):
+                    for n, (source, copy) in enumerate(zip(sources, numbers)):
+                        start, count = inside(windows[n], i * 4) if padded else (None, line_count)
+                        ahead[n].prefetch(lines[i * 4])
+                        at = source.vec(lines[i * 4], lanes, minimum(count, line_count), start)
+                        copy.put(i * lanes, at)
+            if scattered:
+                numbers = [Scattered(window, places) for window in numbers]
+
+            sums = used_panels * ((reduction + (BLOCK_SUM - 1)) // BLOCK_SUM)
+            share = (window_lines + (sums - 1)) // sums
             for p in loop(used_panels):
                 panel = first_panel + p
                 columns = panel % run_panels * width
-                to = y_segments[panel // run_panels] + columns
+                line = panel // run_panels * 4
+                to = columns + (lines[line] if turned else 0)
                 totals = [Variable(bias.vec(columns + lanes * j, lanes)) for _ in range(rows) for j in range(vectors)]
-                for s in loop(segments):
-                    lines = [source.at(x_segments[s]) for source in sources]
-                    block = panels.at((p * segments + s) * segment_length * width)
-                    multiply_tile(
-                        lines, 1, panel_columns(block, width, lanes, vectors), segment_length, lanes, totals, kept, s
-                    )
-                for j in range(vectors):
-                    used = run - columns - lanes * j
-                    whole = within(lanes - 1, used)
-                    for _ in loop(whole):
-                        for i, target in enumerate(targets):
+                for target in targets:
+                    for j in range(vectors):
+                        target.prefetch(to + lanes * j, write=True)
+
+                def look_ahead(block, p=p, share=share, ahead=ahead, sums=sums, used_panels=used_panels):
+                    """Some lines of the next tile's pixels are asked for."""
+                    for i in loop(share):
+                        at = minimum((block * used_panels + p) * share + i, window_lines - 1)
+                        for source in ahead:
+                            source.prefetch(at * lanes if turned else lines[at * 4])
+
+                block = panel_columns(panels.at(p * reduction * width), width, lanes, vectors)
+                beside = None if copied else look_ahead
+                multiply_tile(numbers, 1, block, reduction, lanes, totals, kept, beside=beside)
+                whole = 0 if turned and padded else within(columns + (width - 1), run)
+                for _ in loop(whole):
+                    for i, target in enumerate(targets):
+                        for j in range(vectors):
                             target.put(to + lanes * j, totals[vectors * i + j].get())
-                    for _ in loop(within(0, used) * (1 - whole)):
-                        for i, target in enumerate(targets):
-                            target.put(to + lanes * j, totals[vectors * i + j].get(), count=used)
+                for _ in loop(1 - whole):
+                    for i, target in enumerate(targets):
+                        start, count = inside(windows[i], line) if turned and padded else (None, run)
+                        count = minimum(count, run)
+                        for j in range(vectors):
+                            at = columns + lanes * j
+                            from_ = None if start is None else start - at
+                            target.put(to + lanes * j, totals[vectors * i + j].get(), count - at, from_)
 
     pointers = {"w": x_dtype, "x": x_dtype, "bias": wide, "y": y_dtype, "workspace": wide}
-    return text, {**pointers, "x_segments": "int64", "y_segments": "int64"}
+    return text, {**pointers, "laid": "int64", "places": "int64", "lines": "int64"}

@@ -38,10 +38,12 @@ def multiply_tile(
     sums: Sequence[Variable],
     kept: Any,
     begun: Any = 0,
+    beside: Callable[[Any], None] | None = None,
 ) -> None:
     """``sums[row, vector] += sum over q < count of rows[row][q * step] * columns(q)[vector]``.
 
     Sums of earlier blocks, and what was there where the tile is ``begun``, lie in ``kept`` meanwhile, not in registers.
+    Before each block ``beside`` is told its number.
     """
     for block in loop((count + (BLOCK_SUM - 1)) // BLOCK_SUM):
         first, later = block * BLOCK_SUM, within(0, block + begun)
@@ -49,6 +51,8 @@ def multiply_tile(
             for n, a in enumerate(sums):
                 kept.put(n * lanes, a.get())
                 a.set(kept.zero(lanes))
+        if beside:
+            beside(block)
         for k in loop(minimum(count - first, BLOCK_SUM)):
             line = columns(first + k)
             for i, row in enumerate(rows):
