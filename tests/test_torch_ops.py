@@ -441,8 +441,8 @@ def test_only_the_gradients_that_are_needed():
 
 def test_threads_are_pytorchs(monkeypatch):
     used = []
-    original = tensors._algorithm
-    monkeypatch.setattr(tensors, "_algorithm", lambda *a: used.append(threads.get_threads()) or original(*a))
+    original = tensors.algorithm
+    monkeypatch.setattr(tensors, "algorithm", lambda *a: used.append(threads.get_threads()) or original(*a))
     before, of_konv = torch.get_num_threads(), konv.get_threads()
     x, w, b = differentiable(*arguments("conv2d"))
     try:

@@ -58,7 +58,11 @@ def tolerance(row: Row, direction: str) -> float:
     ``eps + eps_sum * (84 + sqrt(K))``: the rounding of the result; Winograd's transforms, 1e-5 in float32; and a sum of K random
     products, in the type that sums are kept in. The random walk of such a sum is about a tenth of ``sqrt(K)``.
     """
-    ml_dtypes = importlib.import_module("ml_dtypes") if row.dtype == "bfloat16" else None
-    eps = float((ml_dtypes or np).finfo(row.dtype_of_numpy).eps)
-    eps_sum = float(np.finfo(np.float64 if row.dtype == "float64" else np.float32).eps)
-    return eps + eps_sum * (84 + row.reduction(direction) ** 0.5)
+    return rounding(row.dtype, row.reduction(direction))
+
+
+def rounding(dtype: str, terms: int) -> float:
+    """The same of a sum of so many products."""
+    eps = float((importlib.import_module("ml_dtypes") if dtype == "bfloat16" else np).finfo(dtype).eps)
+    eps_sum = float(np.finfo(np.float64 if dtype == "float64" else np.float32).eps)
+    return eps + eps_sum * (84 + terms**0.5)

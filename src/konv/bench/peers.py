@@ -33,11 +33,13 @@ class Built:
     call : what is timed; returns the peer's own arrays
     arrays : takes what ``call`` returned to NumPy arrays in (N, C, *spatial): [y], or [dx, dw, db]
     reused : bytes of the outputs that ``call`` writes into again and again, and does not allocate
+    check : where results are not compared with those of another process: what is said of them
     """
 
     call: Callable[[], Any]
     arrays: Callable[[Any], Arrays]
     reused: int = 0
+    check: Callable[[], dict[str, float]] | None = None
 
 
 def channels_last(array: np.ndarray) -> np.ndarray:

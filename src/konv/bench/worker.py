@@ -2,7 +2,8 @@
 
 ============================================================  ==================================================================
 ``{"do": "build", "row": ..., "direction": ..., "exact": path}``  ``{"error": e, "memory": bytes or null, "seconds": t}``,
-                                                              or ``{"declined": reason}``
+                                                              or ``{"declined": reason}``; of what checks itself, what
+                                                              its check says, and the seconds
 ``{"do": "exact", "row": ..., "direction": ..., "exact": path}``  writes the result to the file ``path``
 ``{"do": "run", "calls": k, "warm": w}``                      ``{"seconds": [t, ...]}`` of k calls, after w untimed ones
 ============================================================  ==================================================================
@@ -171,6 +172,10 @@ def serve(
                 continue
             built = None  # frees the row before
             built = peer.build(case(command["row"]), command["direction"])
+            if built.check:
+                found = built.check()
+                answer(found | {"memory": None, "seconds": min(timed(built.call) for _ in range(2))})
+                continue
             results = built.arrays(built.call())
             if command["do"] == "exact":
                 with open(command["exact"], "wb") as file:

@@ -13,35 +13,28 @@ from torch import Tensor
 from konv.engine.plan import algorithm_for, exact
 from konv.geometry import Geometry
 from konv.torch import aten, tensors
-from konv.torch.tensors import Options
+from konv.torch.tensors import Call
 
 
-def forward(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Tensor:
+def forward(x: Tensor, w: Tensor, b: Tensor | None, known: Call) -> Tensor:
     """The convolution; see :func:`konv.torch.tensors.forward`."""
-    if options.where_faster and not _expected(x, w, options, "forward"):
+    if known.options.where_faster and not expected("forward", known):
         # Laid out as konv's: a compiler was told so (PyTorch forgets channels_last_3d, and crops views of other strides).
-        return aten.forward(x, w, b, options).contiguous(memory_format=tensors.memory_format(x, w))
-    return tensors.forward(x, w, b, options)
+        return aten.forward(x, w, b, known.options).contiguous(memory_format=known.layout)
+    return tensors.forward(x, w, b, known)
 
 
-def gradients(dy: Tensor, x: Tensor, w: Tensor, options: Options, mask: list[bool]) -> list[Tensor | None]:
+def gradients(dy: Tensor, x: Tensor, w: Tensor, known: Call, mask: list[bool]) -> list[Tensor | None]:
     """Its gradients; see :func:`konv.torch.tensors.gradients`."""
-    if options.where_faster and not _expected(x, w, options, "backward"):
-        layout, (dx, dw, db) = tensors.memory_format(x, w), aten.gradients(dy, x, w, options, mask)
+    if known.options.where_faster and not expected("backward", known):
+        layout, (dx, dw, db) = known.layout, aten.gradients(dy, x, w, known.options, mask)
         return [*(t if t is None else t.contiguous(memory_format=layout) for t in (dx, dw)), db]
-    return tensors.gradients(dy, x, w, options, mask)
+    return tensors.gradients(dy, x, w, known, mask)
 
 
-def _expected(x: Tensor, w: Tensor, options: Options, direction: str) -> bool:
-    g, _, layout, dtype = tensors.call(x, w, options)
-    return gains(direction, g, dtype, layout, options.transposed)
-
-
-def theirs_alone(x: Tensor, w: Tensor, options: Options, derivatives: bool) -> bool:
-    """Whether PyTorch is expected to be as fast in all that is asked for, so that its own function may take the call."""
-    if not options.where_faster or x.dim() == 5 or _expected(x, w, options, "forward"):
-        return False  # of volumes PyTorch forgets the layout
-    return not (derivatives and _expected(x, w, options, "backward"))
+def expected(direction: str, known: Call) -> bool:
+    """:func:`gains` of a call."""
+    return gains(direction, known.geometry, known.dtype, known.where, known.options.transposed)
 
 
 def gains(direction: str, g: Geometry, dtype: str, layout: str, transposed: bool) -> bool:

@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from konv.torch.faster import theirs_alone
-from konv.torch.ops import computes, convolution, differentiable, leaves, quiet, quiet_convolution
-from konv.torch.tensors import Options
+from konv.torch.ops import computes, convolution, leaves, quiet, quiet_convolution
+from konv.torch.tensors import Call, Options, call_of
 
 IntOrAxes = int | Sequence[int]
 
@@ -211,21 +210,37 @@ def _face(
     given = (x, w, b)
     if torch.is_autocast_enabled("cpu"):
         x, w, b = (autocast(t) for t in given)
-    options, alone, batched = None, quiet(), False
+    alone = quiet()
     if computes(x, w, b) and (alone or not leaves()):
-        batched = x.dim() == axes + 2
         known = _plain((stride, padding, dilation, groups, output_padding))
         if known is not None:
-            find = _known_options if alone else _options
-            options = find(axes, transposed, x.shape, w.shape, b if b is None else b.shape, exact, where_faster, *known)
-    if options is None or (alone and batched and theirs_alone(x, w, options, differentiable(x, w, b))):
-        x, w, b = given
-        if transposed:
-            return theirs(x, w, b, stride, padding, output_padding, groups, dilation)
-        return theirs(x, w, b, stride, padding, dilation, groups)
-    if not batched:
-        return convolution(x.unsqueeze(0), w, b, options).squeeze(0)
-    return quiet_convolution(x, w, b, options) if alone else convolution(x, w, b, options)
+            shapes = x.shape, w.shape, b if b is None else b.shape
+            if alone and x.dim() == axes + 2:
+                found = _known(axes, transposed, *shapes, exact, where_faster, *known, x.stride(), w.stride(), x.dtype)
+                y = None if found is None else quiet_convolution(x, w, b, found)
+                if y is not None:
+                    return y
+            elif (options := _options(axes, transposed, *shapes, exact, where_faster, *known)) is not None:
+                if x.dim() == axes + 2:
+                    return convolution(x, w, b, options)
+                return convolution(x.unsqueeze(0), w, b, options).squeeze(0)
+    x, w, b = given
+    if transposed:
+        return theirs(x, w, b, stride, padding, output_padding, groups, dilation)
+    return theirs(x, w, b, stride, padding, dilation, groups)
+
+
+@functools.lru_cache(maxsize=1024)
+def _known(
+    axes: int, transposed: bool, x_shape: Any, w_shape: Any, b_shape: Any, exact: bool, where_faster: bool,
+    stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any, x_stride: Any, w_stride: Any, dtype: Any,
+) -> Call | None:  # fmt: skip
+    """What is known of a call that was met before: a small layer takes less time than to find it all anew."""
+    shapes = x_shape, w_shape, b_shape
+    options = _options(
+        axes, transposed, *shapes, exact, where_faster, stride, padding, dilation, groups, output_padding
+    )
+    return None if options is None else call_of(x_shape, x_stride, w_shape, w_stride, dtype, options)
 
 
 def _plain(options: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -275,9 +290,6 @@ def _options(
         if room < 0:
             return None
     return Options(strides, pairs, dilations, transposed, extra, groups, exact, where_faster)
-
-
-_known_options = functools.lru_cache(maxsize=1024)(_options)
 
 
 def _per_axis(option: Any, axes: int, least: int) -> tuple[int, ...] | None:

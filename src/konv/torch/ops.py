@@ -26,8 +26,8 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
 from konv.torch import aten
-from konv.torch.faster import forward, gradients
-from konv.torch.tensors import DTYPES, Options, memory_format
+from konv.torch.faster import expected, forward, gradients
+from konv.torch.tensors import DTYPES, Call, Options, call, memory_format
 
 _ORDINARY = (Tensor, torch.nn.Parameter)
 
@@ -70,17 +70,21 @@ def convolution(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Ten
     if _batched_by_autograd(x, w):
         return aten.forward(x, w, b, options)
     if quiet():
-        return quiet_convolution(x, w, b, options)
+        known = call(x, w, options)
+        return _Function.apply(x, w, b, known) if differentiable(x, w, b) else forward(x, w, b, known)
     if _transformed():
         return _Transformed.apply(x, w, b, options)
     return _operator(x, w, b, *options)
 
 
-def quiet_convolution(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Tensor:
-    """:func:`convolution` where it is known that nobody watches."""
+def quiet_convolution(x: Tensor, w: Tensor, b: Tensor | None, known: Call) -> Tensor | None:
+    """:func:`convolution` where it is known that nobody watches; None where PyTorch's function would do all of it."""
+    theirs = (
+        known.options.where_faster and x.dim() < 5 and not expected("forward", known)
+    )  # of volumes it forgets the layout
     if differentiable(x, w, b):
-        return _Function.apply(x, w, b, options)
-    return forward(x, w, b, options)
+        return None if theirs and not expected("backward", known) else _Function.apply(x, w, b, known)
+    return None if theirs else forward(x, w, b, known)
 
 
 def differentiable(x: Tensor, w: Tensor, b: Tensor | None) -> bool:
@@ -109,7 +113,7 @@ def convolution_backward(dy: Tensor, x: Tensor, w: Tensor, options: Options, mas
     elif torch.is_grad_enabled() or not quiet():
         found = _backward_operator(dy, x, w, *options, mask)
     else:
-        return gradients(dy, x, w, options, mask)
+        return gradients(dy, x, w, call(x, w, options), mask)
     return [gradient if wanted else None for gradient, wanted in zip(found, mask)]
 
 
@@ -117,10 +121,10 @@ class _Function(torch.autograd.Function):
     """For the ordinary call. (The style that torch.func needs costs 15 us more.)"""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, known: Call) -> Tensor:
         ctx.save_for_backward(x, w)
-        ctx.options = options
-        return forward(x, w, b, options)
+        ctx.options = known.options
+        return forward(x, w, b, known)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
@@ -206,7 +210,7 @@ _OPTIONS = (
     schema=f"(Tensor x, Tensor w, Tensor? b, {_OPTIONS}) -> Tensor",
 )
 def _operator(x: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> Tensor:
-    return forward(x, w, b, _hashable(options))
+    return forward(x, w, b, call(x, w, _hashable(options)))
 
 
 @torch.library.custom_op(
@@ -217,7 +221,7 @@ def _operator(x: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> Tensor:
 )
 def _backward_operator(dy: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *options, mask = rest
-    return _three(gradients(dy, x, w, _hashable(options), mask), x)
+    return _three(gradients(dy, x, w, call(x, w, _hashable(options)), mask), x)
 
 
 def _hashable(options: Any) -> Options:

@@ -47,29 +47,28 @@ class Options(NamedTuple):
     where_faster: bool = False
 
 
-def forward(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Tensor:
+def forward(x: Tensor, w: Tensor, b: Tensor | None, known: Call) -> Tensor:
     """x (N, C, *spatial), w (F, C // groups, *kernel), or transposed (C, F // groups, *kernel) -> y (N, F, *output)."""
-    known = call(x, w, options)
-    g, layout = known.geometry, known.layout
+    options, g, layout, _, _ = known
     source, weights = array_of(x, layout), array_of(w, _FIRST)
     with using(torch.get_num_threads()):
         if not options.transposed:
             y = empty(g.output_shape, x.dtype, layout)
             bias = None if b is None else array_of(b, _FIRST)
-            _algorithm("forward", known, options.exact).forward(source, weights, bias, g, view_of(y))
+            algorithm("forward", known).forward(source, weights, bias, g, view_of(y))
             return y
         wide = x.dtype if b is None or x.dtype.itemsize > 2 else torch.float32  # half types are rounded once
         y = empty(g.x_shape, wide, layout)
-        _algorithm("input_gradient", known, options.exact).input_gradient(source, weights, g, view_of(y))
+        algorithm("input_gradient", known).input_gradient(source, weights, g, view_of(y))
     if b is not None:
         y = y.add_(b.detach().view(-1, *[1] * g.axes)).to(x.dtype)
     return y
 
 
-def gradients(dy: Tensor, x: Tensor, w: Tensor, options: Options, mask: list[bool]) -> list[Tensor | None]:
+def gradients(dy: Tensor, x: Tensor, w: Tensor, known: Call, mask: list[bool]) -> list[Tensor | None]:
     """dL/dx, dL/dw, dL/db from dy = dL/dy, None where ``mask`` is False."""
-    known, dtype = call(x, w, options), x.dtype
-    g, layout = known.geometry, known.layout
+    options, g, layout, _, _ = known
+    dtype = x.dtype
     upstream = array_of(dy, layout)
     dx = dw = db = None
     with using(torch.get_num_threads()):
@@ -77,12 +76,12 @@ def gradients(dy: Tensor, x: Tensor, w: Tensor, options: Options, mask: list[boo
             dx = empty(x.shape, dtype, layout)
             weights = array_of(w, _FIRST)
             if options.transposed:
-                _algorithm("forward", known).forward(upstream, weights, None, g, view_of(dx))
+                algorithm("forward", known).forward(upstream, weights, None, g, view_of(dx))
             else:
-                _algorithm("input_gradient", known).input_gradient(upstream, weights, g, view_of(dx))
+                algorithm("input_gradient", known).input_gradient(upstream, weights, g, view_of(dx))
         if mask[1]:
             dw, source = empty(w.shape, dtype), array_of(x, layout)
-            chosen = _algorithm("weight_gradient", known)
+            chosen = algorithm("weight_gradient", known)
             both = getattr(chosen, "weight_and_bias_gradient", None)
             if options.transposed:
                 chosen.weight_gradient(source, upstream, g, view_of(dw))
@@ -130,9 +129,10 @@ def _is_last(shape: Any, strides: Any) -> bool:
 
 
 class Call(NamedTuple):
-    """What is known of a call before its numbers: checked shapes (of a transposed convolution those of the one that runs
-    the other way), PyTorch's name of the layout, the engine's, and its name of the dtype."""
+    """What is known of a call before its numbers: options, checked shapes (of a transposed convolution those of the one that
+    runs the other way), PyTorch's name of the layout, the engine's, and its name of the dtype."""
 
+    options: Options
     geometry: Geometry
     layout: torch.memory_format
     where: str
@@ -140,14 +140,16 @@ class Call(NamedTuple):
 
 
 def call(x: Tensor, w: Tensor, options: Options) -> Call:
-    """Found at once where such tensors were met before: a small layer takes less time than to find it all anew."""
-    return _call(x.shape, x.stride(), w.shape, w.stride(), x.dtype, options)
+    """What is known of a convolution of x and w."""
+    return call_of(x.shape, x.stride(), w.shape, w.stride(), x.dtype, options)
 
 
 @functools.lru_cache(maxsize=1024)
-def _call(x_shape: Any, x_stride: Any, w_shape: Any, w_stride: Any, dtype: torch.dtype, options: Options) -> Call:
+def call_of(x_shape: Any, x_stride: Any, w_shape: Any, w_stride: Any, dtype: torch.dtype, options: Options) -> Call:
+    """The same of tensors that are described."""
     layout, name = _layout(x_shape, x_stride, w_shape, w_stride), DTYPES[dtype]
-    return Call(_geometry(x_shape, w_shape, options, name), layout, "first" if layout is _FIRST else "last", name)
+    g, where = _geometry(x_shape, w_shape, options, name), "first" if layout is _FIRST else "last"
+    return Call(options, g, layout, where, name)
 
 
 def _geometry(x_shape: Any, w_shape: Any, options: Options, name: str) -> Geometry:
@@ -161,9 +163,12 @@ def _geometry(x_shape: Any, w_shape: Any, options: Options, name: str) -> Geomet
     )  # fmt: skip
 
 
-def _algorithm(kind: str, known: Call, exact: bool = False) -> Algorithm:
-    g, _, where, name = known
-    return choose(Problem(kind, g, name, True, where)).algorithm if exact else algorithm_for(kind, g, name, where)
+def algorithm(kind: str, known: Call) -> Algorithm:
+    """Who computes it here and now."""
+    options, g, _, where, name = known
+    if options.exact:
+        return choose(Problem(kind, g, name, True, where)).algorithm
+    return algorithm_for(kind, g, name, where)
 
 
 def _bias_gradient(upstream: np.ndarray, dtype: torch.dtype) -> Tensor:
