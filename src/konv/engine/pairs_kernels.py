@@ -55,7 +55,8 @@ def multiply_pairs(y_dtype, lanes, vectors, rows, turned):
         space = workspace.at(slot * slot_size)
         packed = space.as_("int32")  # [panel, pair, pixels]
         result = space.at(panel_size * packed_panels)  # [row, pixels], of a panel that is not written at once
-        copies = result.at(row_group * width).as_("int32")  # of w: [row, pair]; turned [row / lanes, pair, lanes]
+        result_rows = (row_group + (rows - 1)) // rows * rows
+        copies = result.at(result_rows * width).as_("int32")  # of w: [row, pair]; turned [row / lanes, pair, lanes]
         first_group = part * part_groups
         row_groups = minimum(part_groups, (row_count + (row_group - 1)) // row_group - first_group)
 
