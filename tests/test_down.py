@@ -25,6 +25,7 @@ CASES = {
     "lanes to add": ((2, 47, 6), (3, 11), (2, 3), 1),
     "a lane for each channel": ((3, 21, 4), (20, 3), (37, 2), 1),
     "windows and a tail unread": ((2, 60, 3), (1, 7), (4, 3), 1),
+    "even features": ((2, 45, 16), (5, 9), (3, 2), 0),
     "few long segments": ((2, 103, 6), (3, 11), (5, 9), 0),
     "segments of padding": ((3, 8, 5), (2, 4), (3, 2), 5),
     "no batch": ((0, 8, 5), (4, 4), (3, 2), 0),

@@ -27,7 +27,8 @@ PIECE_PRODUCTS = 64 << 10
 PIECES = 16  # wanted where there is the work for them; and most parts of dw1, each a sum by itself
 SUMS_BYTES = 32 << 20  # of all parts of dw1
 PAST_BYTES = 8 << 20  # a gradient larger than this would drive from the caches what is needed sooner
-PACKED = 8  # multiply-adds that take as long as a number that is laid out
+PACKED = 64  # multiply-adds that take as long as a number of w1 that is laid out, and read from memory for it
+ADDED = 8  # and as one of the sums that are added
 ADD_LANES = 20  # multiply-adds that take as long as adding up the lanes of a row's sums
 MOST_CHANNELS = 64  # with more, or larger weights, the first product is large enough for the tile of a general one
 MOST_BYTES = 2 << 20
@@ -115,7 +116,7 @@ def forward(
     if plan.job is None:
         plan.first.run(x, w1.transpose(2, 1, 0), b1, hidden, hidden, shape)
     else:
-        rows, bias = _laid(w1, shape, plan.tile, plan.size), _lengthened(b1, shape.channels, shape)
+        rows, bias = plan.rows.laid(w1), _lengthened(b1, shape.channels, shape)
         pointers = dict(x=address(x), w1=address(rows), b1=address(bias), hidden=address(hidden))
         if plan.together:
             columns, last_bias = plan.second.laid(w2.transpose(2, 1, 0), b2, shape)
@@ -146,13 +147,14 @@ def backward(
         dx[:, shape.windows * shape.k1 :] = 0
     if dx is not None or first:
         plan = _backward(shape, dx is not None, first, dx is not None and _past(dx, shape))
-        sums = np.zeros((1, plan.sums_size), wide_type(shape.dtype))
         if shape.rows:
             sums = _first_sums(dy, x, hidden, w1, w2, shape, dx, plan)
+        else:
+            sums = np.zeros((1, plan.sums_size), wide_type(shape.dtype))
         if first:
             dw1 = np.empty((shape.channels, shape.features, shape.k1), x.dtype)
             job = _add(shape, len(sums), plan.sums_size)
-            job.run(width(job.pieces, PACKED * sums.size), sums=address(sums), dw=address(dw1))
+            job.run(width(job.pieces, ADDED * sums.size), sums=address(sums), dw=address(dw1))
             db1 = sums[:, plan.size * shape.channels :][:, : shape.channels].sum(axis=0).astype(x.dtype)
     return dw1, db1, dw2, db2
 
@@ -165,7 +167,7 @@ def _first_sums(
     wide = wide_type(shape.dtype)
     dh = np.empty((shape.batch * shape.segments, shape.segment_size), wide)
     plan.multiply.run(dy, w2.transpose(0, 2, 1), None, hidden, dh, shape)
-    rows, sums = _laid(w1, shape, shape.channels, plan.size), aligned((plan.stretch.pieces, plan.sums_size), wide)
+    rows, sums = plan.rows.laid(w1), aligned((plan.stretch.pieces, plan.sums_size), wide)
     plan.stretch.run(
         width(plan.stretch.pieces, 2 * shape.first_products), x=address(x), dh=address(dh), w1=address(rows),
         dx=address(x if dx is None else dx), sums=address(sums),
@@ -175,12 +177,34 @@ def _first_sums(
 
 def _second_gradients(dy: np.ndarray, hidden: np.ndarray, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
     job, parts = _second(shape)
-    sums = np.zeros((parts, shape.segment_size + 1, shape.outputs), wide_type(shape.dtype))
+    sums = np.empty((parts, shape.segment_size + 1, shape.outputs), wide_type(shape.dtype))
     if shape.batch:
         job.run(width(job.pieces, shape.second_products), a=address(hidden), b=address(dy), sums=address(sums))
-    total, dw2 = sums.sum(axis=0), np.empty((shape.outputs, shape.channels, shape.k2), dy.dtype)
+    else:
+        sums[...] = 0
+    total, dw2 = (
+        sums.sum(axis=0) if parts > 1 else sums[0],
+        np.empty((shape.outputs, shape.channels, shape.k2), dy.dtype),
+    )
     dw2[...] = total[:-1].reshape(shape.k2, shape.channels, shape.outputs).transpose(2, 1, 0)
     return dw2, total[-1].astype(dy.dtype)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """w1 as ``[block of channels][k // lanes][channel][lane]``, zeros where it has no number."""
+
+    job: Job
+    shape: tuple[int, ...]
+    dtype: str
+    filled: bool
+
+    def laid(self, w: np.ndarray) -> np.ndarray:
+        rows = aligned(self.shape, self.dtype)
+        if not self.filled:
+            rows[...] = 0
+        self.job.run(width(self.job.pieces, PACKED * w.size), w=address(w), rows=address(rows))
+        return rows
 
 
 @dataclass(frozen=True)
@@ -215,24 +239,21 @@ class _Product:
 
 @dataclass(frozen=True)
 class _Forward:
-    """The first product by a ``job``, which computes the second ``together`` with it or not, or else by ``first``.
-
-    ``tile``, ``size``: channels in the job's tile, numbers in a row of w1 as it is laid.
-    """
+    """The first product by a ``job``, which computes the second ``together`` with it or not, or else by ``first``."""
 
     job: Job | None
     together: bool
+    rows: _Rows
     first: _Product
     second: _Product
-    tile: int
-    size: int
 
 
 @dataclass(frozen=True)
 class _Backward:
-    """Its jobs; numbers in a row of w1 as it is laid, and in a part's sums."""
+    """Its jobs, and how many numbers are in the sums of a part: in a channel's, and in all."""
 
     multiply: _Product
+    rows: _Rows
     stretch: Job
     size: int
     sums_size: int
@@ -247,8 +268,9 @@ def _forward(shape: Shape) -> _Forward:
     blocks = -(-shape.channels // tile)
     first = _multiply(shape, shape.size, shape.channels, shape.dtype, "rectify")
     second = _multiply(shape, shape.segment_size, shape.outputs, shape.dtype, "")
+    laid = _rows(shape, tile, size)
     if size // lanes * blocks * tile + ADD_LANES * blocks >= shape.size * -(-shape.channels // lanes):
-        return _Forward(None, False, first, second, tile, size)
+        return _Forward(None, False, laid, first, second)
     parameters = shape.dtype, lanes, rows, tile, -(-rows // blocks)
     numbers = dict(channels=shape.channels, block_size=size * tile, **_places(shape))
     wanted = max(rows, min(PIECE_BYTES // (shape.size * ITEMSIZE[shape.dtype]), shape.rows // PIECES))
@@ -256,14 +278,13 @@ def _forward(shape: Shape) -> _Forward:
     if shape.k2 > wanted and segments < PIECES:
         chunk = wanted // rows * rows
         job = Job(squeeze(*parameters), -(-shape.rows // chunk), chunk=chunk, all_rows=shape.rows, **numbers)
-        return _Forward(job, False, first, second, tile, size)
+        return _Forward(job, False, laid, first, second)
     chunk = wanted // shape.k2 // even * even or max(1, wanted // shape.k2)
-    pieces = -(-segments // chunk)
     job = Job(
-        compress(*parameters, second.rows, second.vectors), pieces, last_piece=pieces - 1, chunk=chunk, all_segments=segments,
+        compress(*parameters, second.rows, second.vectors), -(-segments // chunk), chunk=chunk, all_segments=segments,
         segments=shape.segments, k2=shape.k2, padding=shape.padding, outputs=shape.outputs, pitch=second.pitch, **numbers,
     )  # fmt: skip
-    return _Forward(job, True, first, second, tile, size)
+    return _Forward(job, True, laid, first, second)
 
 
 @functools.lru_cache(maxsize=256)
@@ -280,7 +301,7 @@ def _backward(shape: Shape, need_x: bool, need_w: bool, past: bool) -> _Backward
         stretch(shape.dtype, lanes, most, vectors, kept, need_x, need_w, past), parts, parts=parts,
         channels=shape.channels, sums_at=size * shape.channels, sums_size=sums_size, all_rows=shape.rows, **_places(shape),
     )  # fmt: skip
-    return _Backward(multiply, job, size, sums_size)
+    return _Backward(multiply, _rows(shape, shape.channels, size), job, size, sums_size)
 
 
 def _places(shape: Shape) -> dict[str, int]:
@@ -342,29 +363,27 @@ def _past(dx: np.ndarray, shape: Shape) -> bool:
     return dx.nbytes >= PAST_BYTES and not any(place % vector for place in apart)
 
 
-def _laid(w: np.ndarray, shape: Shape, tile: int, size: int) -> np.ndarray:
-    """w1 as ``[block of channels][k // lanes][channel][lane]``, rows of ``size`` numbers, zeros where w1 has none."""
-    blocks, lanes = -(-shape.channels // tile), machine().lanes(shape.dtype)
-    rows = aligned((blocks, size // lanes, tile, lanes), wide_type(shape.dtype))
-    if size > shape.size or blocks * tile > shape.channels:
-        rows[...] = 0
-    job = _lay(shape, tile, size)
-    job.run(width(job.pieces, PACKED * w.size), w=address(w), rows=address(rows))
-    return rows
-
-
 @functools.lru_cache(maxsize=256)
-def _lay(shape: Shape, tile: int, size: int) -> Job:
-    return Job(
-        lay_rows(shape.dtype, machine().lanes(shape.dtype)), shape.channels, features=shape.features, k1=shape.k1,
-        tile=tile, block_size=size * tile,
+def _rows(shape: Shape, tile: int, size: int) -> _Rows:
+    blocks, lanes = -(-shape.channels // tile), machine().lanes(shape.dtype)
+    job = Job(
+        lay_rows(shape.dtype, lanes, _even(shape)), shape.channels, features=shape.features, k1=shape.k1, tile=tile,
+        block_size=size * tile,
     )  # fmt: skip
+    filled = size == shape.size and blocks * tile == shape.channels
+    return _Rows(job, (blocks, size // lanes, tile, lanes), wide_type(shape.dtype), filled)
+
+
+def _even(shape: Shape) -> bool:
+    """Whether blocks of w1 are transposed between its layouts; few places in a window would leave most lanes empty."""
+    lanes = machine().lanes(shape.dtype)
+    return shape.features % lanes == 0 and 2 * shape.k1 >= lanes
 
 
 @functools.lru_cache(maxsize=256)
 def _add(shape: Shape, parts: int, sums_size: int) -> Job:
     return Job(
-        add_rows(shape.dtype, machine().lanes(shape.dtype)), shape.channels, features=shape.features, k1=shape.k1,
+        add_rows(shape.dtype, machine().lanes(shape.dtype), _even(shape)), shape.channels, features=shape.features, k1=shape.k1,
         parts=parts, channels=shape.channels, sums_size=sums_size,
     )  # fmt: skip
 

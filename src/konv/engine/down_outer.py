@@ -13,17 +13,33 @@ from typing import Any
 from konv.engine.compile import kernel
 from konv.engine.down_kernels import steps
 from konv.engine.machine import wide_type
-from konv.engine.simd import Variable, fence, fma, loop, minimum, splat
+from konv.engine.simd import Variable, fence, fma, loop, minimum, splat, transpose
 from konv.engine.windows import BLOCK_SUM
 
 GROUP = 4  # channels whose sums of dw1 are taken together, where there are too many to keep all
 
 
 @kernel
-def add_rows(dtype, lanes):
-    """dw1 (channels, features, k1): the sums of all parts, which lie as :func:`lay_rows` does. A piece is a channel."""
+def add_rows(dtype, lanes, even):
+    """dw1 (channels, features, k1): the sums of all parts, which lie as ``lay_rows`` has them. A piece is a channel."""
 
     def text(piece, slot, sums, dw, features, k1, parts, channels, sums_size):
+        own = dw.at(piece * features * k1)
+        if even:
+            for q in loop(features // lanes):
+                for r in loop((k1 + (lanes - 1)) // lanes):
+                    first, left = r * lanes, k1 - r * lanes
+                    places = [
+                        (((first + minimum(j, left - 1)) * features // lanes + q) * channels + piece) * lanes
+                        for j in range(lanes)
+                    ]
+                    totals = [Variable(sums.zero(lanes)) for _ in places]
+                    for part in loop(parts):
+                        for place, total in zip(places, totals):
+                            total.set(total.get() + sums.vec(part * sums_size + place, lanes))
+                    for i, numbers in enumerate(transpose([total.get() for total in totals])):
+                        own.put((q * lanes + i) * k1 + first, numbers, count=left)
+            return
         for t in loop(k1):
             for q in loop((features + (lanes - 1)) // lanes):
                 feature = q * lanes
@@ -31,10 +47,10 @@ def add_rows(dtype, lanes):
                 place, fits = (k // lanes * channels + piece) * lanes, lanes - k % lanes
                 total = Variable(sums.zero(lanes))
                 for part in loop(parts):
-                    own = sums.at(part * sums_size + place)
-                    total.set(total.get() + own.vec(k % lanes, lanes, count=minimum(fits, left)))
-                    total.set(total.get() + own.vec(channels * lanes - fits, lanes, count=left, start=fits))
-                dw.scatter((piece * features + feature) * k1 + t, k1, total.get(), left)
+                    some = sums.at(part * sums_size + place)
+                    total.set(total.get() + some.vec(k % lanes, lanes, count=minimum(fits, left)))
+                    total.set(total.get() + some.vec(channels * lanes - fits, lanes, count=left, start=fits))
+                own.scatter(feature * k1 + t, k1, total.get(), left)
 
     return text, {"sums": wide_type(dtype), "dw": dtype}
 

@@ -138,16 +138,18 @@ class DownConv(nn.Module):
             raise TypeError(f"input_tensor is {input_tensor.dtype}, DownConv needs floating point: {hint}")
         if input_tensor.shape[1:] != (self.seq_len, self.hidden_size):
             check_input(input_tensor.shape, self.geometry(), self.hidden_size, "input_tensor")
-        if not self._parts_are_plain():
+        parts: Any = self._modules  # asked once: each self.conv1a is a search through three dictionaries
+        first, last = parts["conv1a"], parts["conv2a"]
+        if not self._parts_are_plain(first, parts["relu1a"], last):
             return self.conv2a(self.relu1a(self.conv1a(input_tensor.transpose(1, 2)))).transpose(1, 2)
 
-        weight1, weight2 = self.conv1a.weight, self.conv2a.weight
+        weight1, weight2 = first.weight, last.weight
         if input_tensor.dtype != weight1.dtype and not torch.is_autocast_enabled(input_tensor.device.type):
             raise TypeError(
                 f"input_tensor is {input_tensor.dtype} but the parameters are {weight1.dtype}: convert one of them, with "
                 f"input_tensor.to({weight1.dtype}) or module.to({input_tensor.dtype}), or use torch.autocast"
             )
-        return down_conv(input_tensor, weight1, self.conv1a.bias, weight2, self.conv2a.bias, self.padding)
+        return down_conv(input_tensor, weight1, first.bias, weight2, last.bias, self.padding)
 
     def geometry(self) -> Segments:
         """Which inputs each segment reads, which are never read, which segments see padding alone. It prints itself."""
@@ -160,29 +162,28 @@ class DownConv(nn.Module):
             f"channel_reduction={self.channel_reduction}, k2={self.k2}, padding={self.padding}"
         )
 
-    def _parts_are_plain(self) -> bool:
+    def _parts_are_plain(self, first: Any, relu: Any, last: Any) -> bool:
         """Whether the parts do nothing but what their weights say, so that the matrix form equals calling them."""
         return (
-            _is_plain(self.relu1a, nn.ReLU)
-            and _is_plain(self.conv1a, nn.Conv1d)
-            and _is_plain(self.conv2a, nn.Conv1d)
-            and _arguments(self.conv1a) == (self.k1, self.k1, 0, 1, 1, "zeros")
-            and _arguments(self.conv2a) == (self.k2, self.k2, self.padding, 1, 1, "zeros")
+            _is_plain(relu, nn.ReLU)
+            and _is_plain(first, nn.Conv1d)
+            and _is_plain(last, nn.Conv1d)
+            and _arguments(first) == (self.k1, self.k1, 0, 1, 1, "zeros")
+            and _arguments(last) == (self.k2, self.k2, self.padding, 1, 1, "zeros")
         )
 
 
 def _is_plain(part: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling ``part`` runs ``kind.forward`` and nothing else. A parametrized part is plain: its weight tells all."""
-    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
-    same = tuple(
-        getattr(cls, "_conv_forward", None) for cls in (kind, Conv1d)
-    )  # :func:`konv.torch.convert` may have been here
-    return (
-        type(part).forward is kind.forward
-        and getattr(type(part), "_conv_forward", None) in same
-        and "forward" not in vars(part)
-        and not any(hooks)
-    )
+    cls = type(part)
+    if cls is not kind:
+        known = [
+            getattr(c, "_conv_forward", None) for c in (kind, Conv1d)
+        ]  # :func:`konv.torch.convert` may have been here
+        if cls.forward is not kind.forward or getattr(cls, "_conv_forward", None) not in known:
+            return False
+    hooked = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+    return not hooked and "forward" not in part.__dict__
 
 
 def _arguments(conv: nn.Conv1d) -> tuple[Any, ...]:
