@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from konv.engine.plan import Problem
 
 NAME = "products_last"
+WEIGHTS_LAST = True  # w, and dL/dw, may lie channels last too: no copy turns them then
 BLOCK_BYTES = 384 << 10  # the panels of a piece stay in L2
 BLOCK_PIXELS = 784  # that they are used for,
 LEAST_PIXELS = 128  # or so many, where pieces are few

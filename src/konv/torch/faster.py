@@ -27,8 +27,9 @@ def forward(x: Tensor, w: Tensor, b: Tensor | None, known: Call) -> Tensor:
 def gradients(dy: Tensor, x: Tensor, w: Tensor, known: Call, mask: list[bool]) -> list[Tensor | None]:
     """Its gradients; see :func:`konv.torch.tensors.gradients`."""
     if known.options.where_faster and not expected("backward", known):
-        layout, (dx, dw, db) = known.layout, aten.gradients(dy, x, w, known.options, mask)
-        return [*(t if t is None else t.contiguous(memory_format=layout) for t in (dx, dw)), db]
+        dx, dw, db = aten.gradients(dy, x, w, known.options, mask)
+        laid = ((dx, known.layout), (dw, known.weights))
+        return [*(t if t is None else t.contiguous(memory_format=layout) for t, layout in laid), db]
     return tensors.gradients(dy, x, w, known, mask)
 
 

@@ -27,7 +27,7 @@ from torch.autograd import forward_ad
 
 from konv.torch import aten
 from konv.torch.faster import expected, forward, gradients
-from konv.torch.tensors import DTYPES, Call, Options, call, memory_format
+from konv.torch.tensors import DTYPES, Call, Options, call, memory_format, weight_format
 
 _ORDINARY = (Tensor, torch.nn.Parameter)
 
@@ -249,14 +249,14 @@ def _(x: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> Tensor:
 @_backward_operator.register_fake
 def _(dy: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *options, mask = rest
-    o, layout = Options(*options), memory_format(x, w)
+    o = Options(*options)
     filters = w.shape[1] * o.groups if o.transposed else w.shape[0]
-    shapes = [x.shape, w.shape, (filters,)]
+    shapes = x.shape, w.shape, (filters,)
+    layouts = memory_format(x, w), weight_format(w.shape, w.stride()), torch.contiguous_format
     return tuple(
-        torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout if len(shape) > 1 else torch.contiguous_format)
-        if wanted else x.new_empty(0)
-        for shape, wanted in zip(shapes, mask)
-    )  # fmt: skip
+        torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout) if wanted else x.new_empty(0)
+        for shape, layout, wanted in zip(shapes, layouts, mask)
+    )
 
 
 def _keep(ctx: Any, inputs: Any, output: Any) -> None:

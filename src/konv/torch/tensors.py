@@ -49,7 +49,7 @@ class Options(NamedTuple):
 
 def forward(x: Tensor, w: Tensor, b: Tensor | None, known: Call) -> Tensor:
     """x (N, C, *spatial), w (F, C // groups, *kernel), or transposed (C, F // groups, *kernel) -> y (N, F, *output)."""
-    options, g, layout, _, _ = known
+    options, g, layout, *_ = known
     source, weights = array_of(x, layout), array_of(w, _FIRST)
     with using(torch.get_num_threads()):
         if not options.transposed:
@@ -67,21 +67,23 @@ def forward(x: Tensor, w: Tensor, b: Tensor | None, known: Call) -> Tensor:
 
 def gradients(dy: Tensor, x: Tensor, w: Tensor, known: Call, mask: list[bool]) -> list[Tensor | None]:
     """dL/dx, dL/dw, dL/db from dy = dL/dy, None where ``mask`` is False."""
-    options, g, layout, _, _ = known
+    options, g, layout, *_ = known
     dtype = x.dtype
     upstream = array_of(dy, layout)
     dx = dw = db = None
     with using(torch.get_num_threads()):
         if mask[0]:
             dx = empty(x.shape, dtype, layout)
-            weights = array_of(w, _FIRST)
+            chosen = algorithm("forward" if options.transposed else "input_gradient", known)
+            weights = array_of(w, known.weights if getattr(chosen, "WEIGHTS_LAST", False) else _FIRST)
             if options.transposed:
-                algorithm("forward", known).forward(upstream, weights, None, g, view_of(dx))
+                chosen.forward(upstream, weights, None, g, view_of(dx))
             else:
-                algorithm("input_gradient", known).input_gradient(upstream, weights, g, view_of(dx))
+                chosen.input_gradient(upstream, weights, g, view_of(dx))
         if mask[1]:
-            dw, source = empty(w.shape, dtype), array_of(x, layout)
             chosen = algorithm("weight_gradient", known)
+            dw = empty(w.shape, dtype, known.weights if getattr(chosen, "WEIGHTS_LAST", False) else _FIRST)
+            source = array_of(x, layout)
             both = getattr(chosen, "weight_and_bias_gradient", None)
             if options.transposed:
                 chosen.weight_gradient(source, upstream, g, view_of(dw))
@@ -90,7 +92,8 @@ def gradients(dy: Tensor, x: Tensor, w: Tensor, known: Call, mask: list[bool]) -
                 both(upstream, source, g, view_of(dw), view_of(db))
             else:
                 chosen.weight_gradient(upstream, source, g, view_of(dw))
-            dw = dw.contiguous(memory_format=layout)
+            # As w: where a gradient lies otherwise than its parameter, PyTorch copies it once more.
+            dw = dw.contiguous(memory_format=known.weights)
         if mask[2] and db is None:
             db = _bias_gradient(upstream, dtype)
     return [dx, dw, db]
@@ -109,6 +112,11 @@ def empty(shape: Sequence[int], dtype: torch.dtype, layout: torch.memory_format 
 def memory_format(x: Tensor, w: Tensor) -> torch.memory_format:
     """Of a convolution's results: channels last where x or w is, as PyTorch has it. With one axis never."""
     return _layout(x.shape, x.stride(), w.shape, w.stride())
+
+
+def weight_format(shape: Any, strides: Any) -> torch.memory_format:
+    """Of weights that lie so, and of their gradient."""
+    return _LAST[len(shape)] if len(shape) > 3 and _is_last(shape, strides) else _FIRST
 
 
 def _layout(x_shape: Any, x_stride: Any, w_shape: Any, w_stride: Any) -> torch.memory_format:
@@ -130,11 +138,13 @@ def _is_last(shape: Any, strides: Any) -> bool:
 
 class Call(NamedTuple):
     """What is known of a call before its numbers: options, checked shapes (of a transposed convolution those of the one that
-    runs the other way), PyTorch's name of the layout, the engine's, and its name of the dtype."""
+    runs the other way), PyTorch's name of the layout and of that of the weights and their gradient, the engine's name of the
+    layout, and its name of the dtype."""
 
     options: Options
     geometry: Geometry
     layout: torch.memory_format
+    weights: torch.memory_format
     where: str
     dtype: str
 
@@ -149,7 +159,7 @@ def call_of(x_shape: Any, x_stride: Any, w_shape: Any, w_stride: Any, dtype: tor
     """The same of tensors that are described."""
     layout, name = _layout(x_shape, x_stride, w_shape, w_stride), DTYPES[dtype]
     g, where = _geometry(x_shape, w_shape, options, name), "first" if layout is _FIRST else "last"
-    return Call(options, g, layout, where, name)
+    return Call(options, g, layout, weight_format(w_shape, w_stride), where, name)
 
 
 def _geometry(x_shape: Any, w_shape: Any, options: Options, name: str) -> Geometry:
@@ -165,7 +175,7 @@ def _geometry(x_shape: Any, w_shape: Any, options: Options, name: str) -> Geomet
 
 def algorithm(kind: str, known: Call) -> Algorithm:
     """Who computes it here and now."""
-    options, g, _, where, name = known
+    options, g, _, _, where, name = known
     if options.exact:
         return choose(Problem(kind, g, name, True, where)).algorithm
     return algorithm_for(kind, g, name, where)
