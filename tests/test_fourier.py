@@ -1,5 +1,7 @@
 """Long 1-D kernels by Fourier transforms: as near to the textbook as sums are, in every type, layout and width of vectors."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,11 +9,11 @@ import konv
 from compare import assert_equal, assert_same_bits
 from konv import textbook
 from konv.arrays import laid_out
-from konv.engine import fourier
+from konv.engine import fourier, fourier_groups
 from konv.engine.fourier_passes import dft, twiddles
 from konv.engine.plan import KINDS, Problem, exactly, prefer
 from konv.engine.simd import ArrayPointer
-from plain_engine import MACHINES, engine, many_small_jobs
+from plain_engine import MACHINES, engine, forget, many_small_jobs
 from strategies import BFLOAT16
 from test_guard_page import guarded
 
@@ -20,7 +22,9 @@ CASES = [
     ((3, 1, 1001), (40, 1, 253), dict(stride=3, padding=((7, 0),))),
     ((1, 2, 390), (33, 2, 120), dict(padding=((5, 70),))),
     ((2, 2, 700), (16, 2, 101), dict(stride=2, padding=((0, 103),))),
+    ((3, 24, 290), (28, 12, 110), dict(groups=2, padding=((3, 60),))),
     ((2, 9, 500), (33, 9, 110), dict(padding=7)),
+    ((2, 40, 900), (20, 40, 70), dict(padding=((75, 0),))),
 ]
 
 
@@ -30,21 +34,27 @@ def case(x_shape, w_shape, options, dtype=np.float32):
     return g, *(rng.standard_normal(shape).astype(dtype) for shape in (x_shape, w_shape, w_shape[:1], g.output_shape))
 
 
+def algorithm_of(g):
+    """Few channels, or many of one group or several."""
+    return fourier if g.groups == 1 and g.channels <= fourier.MOST_CHANNELS else fourier_groups
+
+
 def computed(g, x, w, b, dy, layout="first", kinds=KINDS):
     """What the algorithm writes over NaN: y, dx, dw and db; nothing where it declines."""
+    algorithm = algorithm_of(g)
     x, dy = laid_out(x, layout), laid_out(dy, layout)
-    names = [kind for kind in kinds if fourier.declines(Problem(kind, g, x.dtype.name, layout=layout)) is None]
+    names = [kind for kind in kinds if algorithm.declines(Problem(kind, g, x.dtype.name, layout=layout)) is None]
     shapes = {"forward": g.output_shape, "input_gradient": g.x_shape, "weight_gradient": g.w_shape}
     results = {kind: np.full(shapes[kind], np.nan, x.dtype) for kind in names}
     for kind in set(names) - {"weight_gradient"}:
         results[kind] = laid_out(results[kind], layout)
     if "forward" in names:
-        fourier.forward(x, w, b, g, results["forward"])
+        algorithm.forward(x, w, b, g, results["forward"])
     if "input_gradient" in names:
-        fourier.input_gradient(dy, w, g, results["input_gradient"])
+        algorithm.input_gradient(dy, w, g, results["input_gradient"])
     if "weight_gradient" in names:
         results["bias_gradient"] = np.full(g.filters, np.nan, x.dtype)
-        fourier.weight_and_bias_gradient(dy, x, g, results["weight_gradient"], results["bias_gradient"])
+        algorithm.weight_and_bias_gradient(dy, x, g, results["weight_gradient"], results["bias_gradient"])
     return results
 
 
@@ -69,7 +79,7 @@ def assert_near(result, right, kind):
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16], ids=str)
 def test_equals_the_textbook(dtype, layout):
-    for x_shape, w_shape, options in CASES if dtype == np.float32 else CASES[3:4]:
+    for x_shape, w_shape, options in CASES if dtype == np.float32 else CASES[3:5]:
         arrays = case(x_shape, w_shape, options, dtype)
         results = computed(*arrays, layout)
         assert len(results) == 4
@@ -78,9 +88,9 @@ def test_equals_the_textbook(dtype, layout):
             assert_near(result.astype(np.float64) if dtype == np.float64 else result, right[kind], kind)
 
 
-@pytest.mark.parametrize("layout", ["first", "last"])
-def test_vectors_of_any_width_give_the_same_bits(layout):
-    arrays = case(*CASES[3])
+@pytest.mark.parametrize("number, layout", [(3, "first"), (3, "last"), (4, "first"), (4, "last")])
+def test_vectors_of_any_width_give_the_same_bits(number, layout):
+    arrays = case(*CASES[number])
     results = []
     for host in MACHINES.values():
         with engine(host):
@@ -100,26 +110,50 @@ def test_in_plain_python(host, layout, monkeypatch):
             assert_near(result, expected(*arrays, dict(padding=((0, 3),)))[kind], kind)
 
 
-def test_neither_threads_nor_the_batch_change_a_bit():
-    _, x, w, b, dy = case((5, 1, 900), (40, 1, 130), {})
+@pytest.mark.parametrize("host, layout", [("AVX-512", "first"), ("AVX2", "last")])
+def test_groups_in_plain_python(host, layout, monkeypatch):
+    """As above, pairs of blocks one after the other."""
+    many_small_jobs(monkeypatch)
+    for name in ("SPECTRA_BYTES", "LEAST_GAIN", "LEAST_GAIN_OF_WEIGHTS"):
+        monkeypatch.setattr(fourier_groups, name, 0)
+    options = dict(groups=2, padding=((0, 3),))
+    arrays = case((1, 16, 100), (18, 8, 20), options)
+    with engine(MACHINES[host], plain=True):
+        results = computed(*arrays, layout)
+    assert len(results) == 4
+    for kind, result in results.items():
+        assert_near(result, expected(*arrays, options)[kind], kind)
+
+
+@pytest.mark.parametrize(
+    "x_shape, w_shape, options", [((5, 1, 900), (40, 1, 130), {}), ((5, 24, 900), (32, 12, 130), dict(groups=2))]
+)
+def test_neither_threads_nor_the_batch_change_a_bit(x_shape, w_shape, options, monkeypatch):
+    _, x, w, b, dy = case(x_shape, w_shape, options)
+    assert "fourier" in konv.plan(x_shape, w_shape, **options).algorithm.NAME
     before, whole = konv.get_threads(), []
     for threads in (1, 2, 3):
         konv.set_threads(threads)
-        whole.append((konv.conv(x, w, b), *konv.conv_backward(dy, x, w)))
+        if threads == 3:
+            monkeypatch.setattr(fourier_groups, "SPECTRA_BYTES", 1)  # of several images one after the other
+            monkeypatch.setattr(fourier_groups, "BLOCK_BYTES", 1)
+            forget()
+        whole.append((konv.conv(x, w, b, **options), *konv.conv_backward(dy, x, w, **options)))
     konv.set_threads(before)
     for other in whole[1:]:
         for a, b_ in zip(other, whole[0]):
             assert_same_bits(a, b_)
     for n in range(len(x)):
         one = slice(n, n + 1)
-        assert_same_bits(konv.conv(x[one], w, b), whole[0][0][one].copy())
-        assert_same_bits(konv.conv_backward(dy[one], x[one], w, need="x")[0], whole[0][1][one].copy())
+        assert_same_bits(konv.conv(x[one], w, b, **options), whole[0][0][one].copy())
+        assert_same_bits(konv.conv_backward(dy[one], x[one], w, need="x", **options)[0], whole[0][1][one].copy())
+    forget()
 
 
-@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-def test_what_is_not_finite_goes_where_the_formula_takes_it(value):
+@pytest.mark.parametrize("number, value", [(1, np.inf), (1, -np.inf), (1, np.nan), (4, np.inf), (4, np.nan)])
+def test_what_is_not_finite_goes_where_the_formula_takes_it(number, value):
     """And changes no bit of the other samples."""
-    x_shape, w_shape, options = CASES[1]
+    x_shape, w_shape, options = CASES[number]
     for place in range(3):
         g, *arrays = case(x_shape, w_shape, options)
         clean = computed(g, *arrays)
@@ -138,13 +172,14 @@ def test_what_is_not_finite_goes_where_the_formula_takes_it(value):
 
 @pytest.mark.parametrize("end", [True, False], ids=["page after", "page before"])
 def test_no_byte_beside_the_arrays_is_touched(end):
-    for x_shape, w_shape, options in CASES[2:4]:
+    for x_shape, w_shape, options in CASES[2:5]:
         g, *arrays = case(x_shape, w_shape, options)
+        algorithm = algorithm_of(g)
         x, w, b, dy = (guarded(array, end) for array in arrays)
         y, dx, dw = (guarded(np.full(s, np.nan, np.float32), end) for s in (g.output_shape, g.x_shape, g.w_shape))
-        fourier.forward(x, w, b, g, y)
-        fourier.input_gradient(dy, w, g, dx)
-        fourier.weight_gradient(dy, x, g, dw)
+        algorithm.forward(x, w, b, g, y)
+        algorithm.input_gradient(dy, w, g, dx)
+        algorithm.weight_gradient(dy, x, g, dw)
         right = expected(g, *arrays, options)
         for kind, result in zip(KINDS, (y, dx, dw)):
             assert_near(result, right[kind], kind)
@@ -177,6 +212,20 @@ def test_short_kernels_many_channels_and_empty_batches_are_declined():
     ):
         for kind in KINDS:
             assert fourier.declines(Problem(kind, konv.geometry(x_shape, w_shape, **options), "float32"))
+    for x_shape, w_shape, options in (
+        ((2, 64, 400), (64, 32, 9), dict(groups=2)),
+        ((2, 8, 400), (8, 4, 100), dict(groups=2)),
+        ((2, 64, 400), (64, 32, 100), dict(groups=2, dilation=2)),
+        ((2, 64, 400), (64, 32, 100), dict(groups=2, stride=2)),
+        ((2, 64, 4000), (64, 32, 2048), dict(groups=2)),
+        ((0, 64, 400), (64, 32, 100), dict(groups=2)),
+        ((1, 64, 40, 40), (64, 32, 31, 31), dict(groups=2)),
+    ):
+        for kind in KINDS:
+            assert fourier_groups.declines(Problem(kind, konv.geometry(x_shape, w_shape, **options), "float32"))
+    many = Problem("weight_gradient", konv.geometry((300, 64, 400), (64, 32, 100), groups=2), "float32")
+    assert "blocks of a vector of filters" in fourier_groups.declines(many)
+    assert fourier_groups.declines(dataclasses.replace(many, kind="forward")) is None
     with prefer("fourier"):
         assert konv.conv(np.zeros((0, 1, 400)), np.zeros((20, 1, 100))).shape == (0, 20, 301)
 

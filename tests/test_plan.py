@@ -150,13 +150,20 @@ def test_a_plan_prints_shapes_work_and_workspace(kind):
     assert "workspace" in text and "algorithm    " in text
 
 
-MOST_SHARES = {"pairs": 4, "winograd": 4, "winograd_groups": 4, "fourier": 50}  # more than 1: they multiply less
+MOST_SHARES = {
+    "pairs": 4,
+    "winograd": 4,
+    "winograd_groups": 4,
+    "fourier": 50,
+    "fourier_groups": 20,
+}  # they multiply less
 LAYERS = {
     "pairs": ((8, 64, 28, 28), (96, 64, 1, 1), {}, "bfloat16"),
     "products": ((8, 64, 28, 28), (96, 64, 1, 1), {}, "float32"),
     "joined": ((8, 3, 64, 64), (32, 3, 7, 7), dict(stride=2), "float32"),
     "grouped": ((8, 32, 112, 112), (32, 1, 3, 3), dict(padding=1, groups=32), "float32"),
     "fourier": ((8, 1, 3000), (64, 1, 120), {}, "float32"),
+    "fourier_groups": ((8, 96, 400), (96, 48, 120), dict(groups=2), "float32"),
     "strips": ((8, 3, 98, 98), (32, 3, 3, 3), {}, "float32"),
     "small_planes": ((8, 96, 7, 7), (96, 1, 7, 7), dict(padding=3, groups=96), "float32"),
     "small_groups": ((8, 64, 28, 28), (64, 8, 3, 3), dict(padding=1, groups=8), "float32"),

@@ -114,7 +114,7 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
         plan = _plan("forward", g, dtype_name(x.dtype), dtype_name(out.dtype), "first", _layout(target), get_threads())
         notes = plan.run({"x": x, "w": w, "bias": bias, "y": target})
         blocks = _cut(g, False).pairs * g.channels  # of a sample; behind the last one a vector may go on
-        for n, one in _spoiled(notes["x"][: g.batch * blocks].reshape(g.batch, blocks), notes["w"], g):
+        for n, one in spoiled(notes["x"][: g.batch * blocks].reshape(g.batch, blocks), notes["w"], g):
             direct.forward(x[n], w, b, one, target[n])
 
     direct.in_place(out, compute)
@@ -127,7 +127,7 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
         names, layouts = (dtype_name(dy.dtype), dtype_name(out.dtype)), (_layout(dy), _layout(target))
         plan = _plan("input_gradient", g, *names, *layouts, get_threads())
         notes = plan.run({"dy": dy, "w": w, "dx": target})
-        for n, one in _spoiled(notes["dy"], notes["w"], g):
+        for n, one in spoiled(notes["dy"], notes["w"], g):
             direct.input_gradient(dy[n], w, one, target[n])
 
     direct.in_place(out, compute)
@@ -152,7 +152,7 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
     direct.in_place(out, compute)
 
 
-def _spoiled(note: np.ndarray, weights: np.ndarray, g: Geometry) -> Iterator[tuple[slice, Geometry]]:
+def spoiled(note: np.ndarray, weights: np.ndarray, g: Geometry) -> Iterator[tuple[slice, Geometry]]:
     """The samples that met a number that is not finite, which would spread over their blocks; all, where it is a weight."""
     one = dataclasses.replace(g, batch=1)
     for n in np.flatnonzero(np.isnan(note).any(axis=1) | np.isnan(weights).any()):

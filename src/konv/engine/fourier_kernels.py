@@ -44,7 +44,7 @@ def spectra_of_weights(dtype, lanes, radices, stride, scale):
         for n in loop(stride * size):
             z.put((2 * n + 1) * lanes, z.zero(lanes))
         for phase in loop(stride):
-            _transformed(z.at(phase * (size * 2 * lanes)), roots, radices, lanes)
+            transformed(z.at(phase * (size * 2 * lanes)), roots, radices, lanes)
         checks.put(piece * lanes, check.get())
 
     return text, {"w": dtype, "spectra": wide, "checks": wide, "roots": wide}
@@ -73,7 +73,7 @@ def spectra_of_blocks(dtype, lanes, radices, stride, scale):
         checks.put(piece * lanes, check.get())
         for phase in loop(stride):
             points = z.at(phase * (size * 2 * lanes))
-            _transformed(points, roots, radices, lanes)
+            transformed(points, roots, radices, lanes)
             for r in loop(2 * size // lanes):
                 rows = transpose([points.vec((r * lanes + i) * lanes, lanes) for i in range(lanes)])
                 for number, row in zip(numbers, rows):
@@ -139,7 +139,7 @@ def outputs_of_spectra(dtype, lanes, radices, layout):
 def sums_of_filters(dtype, lanes, radices, layout):
     """``sums[image][pair][channel][point][2]``: spectra of dx, whose filters are in lanes. A piece is (image, pair)."""
     size, wide, radix = math.prod(radices), wide_type(dtype), radices[-1]
-    load = _blocks_last if layout == "last" else _blocks_first
+    load = blocks_last if layout == "last" else blocks_first
 
     def text(
         piece, slot, dy, weights, sums, space, checks, roots, channels, filters, vectors, pairs, block, low, length, slot_size
@@ -215,7 +215,7 @@ def cells_of_sums(dtype, lanes, radices):
 def products_of_blocks(dtype, lanes, radices, layout):
     """``sums[group][vector][part][channel][point][2][lane]``: spectra of dw. A piece is (group, vector, part of the pairs)."""
     size, wide, radix = math.prod(radices), wide_type(dtype), radices[-1]
-    load = _blocks_last if layout == "last" else _blocks_first
+    load = blocks_last if layout == "last" else blocks_first
 
     def text(
         piece, slot, dy, blocks, sums, bias, space, checks, roots, groups, channels, filters, vectors, parts, images, pairs,
@@ -291,14 +291,14 @@ def _add_conjugate(total, a, b):
     imaginary.set(fma(-a[1], b[0], fma(a[0], b[1], imaginary.get())))
 
 
-def _transformed(z, roots, radices, lanes):
+def transformed(z, roots, radices, lanes):
     """All passes."""
     transform(z, roots, radices, lanes)
     for n in loop(math.prod(radices) // radices[-1]):
         write(z, n * radices[-1], 1, last_of(z, n * radices[-1], radices, lanes), lanes)
 
 
-def _blocks_first(dy, place, first, filters, length, at, block, most, z, size, lanes, check):
+def blocks_first(dy, place, first, filters, length, at, block, most, z, size, lanes, check):
     """Two blocks of (N, F, output), ``block`` apart, as the points of neighbouring filters: at most so many cells of each.
 
     Lanes past the last filter repeat it.
@@ -327,8 +327,8 @@ def _put_columns(rows, z, cell, part, lanes, check):
         z.put(((cell + i) * 2 + part) * lanes, column)
 
 
-def _blocks_last(dy, place, first, filters, length, at, block, most, z, size, lanes, check):
-    """As :func:`_blocks_first`, of (N, output, F); zeros in lanes past the last filter."""
+def blocks_last(dy, place, first, filters, length, at, block, most, z, size, lanes, check):
+    """As :func:`blocks_first`, of (N, output, F); zeros in lanes past the last filter."""
     image, group, groups = place
     for part in range(2):
         here = at + part * block

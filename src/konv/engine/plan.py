@@ -126,6 +126,7 @@ def algorithms() -> list[Algorithm]:
         columns,
         direct,
         fourier,
+        fourier_groups,
         grouped,
         joined,
         pairs,
@@ -143,7 +144,20 @@ def algorithms() -> list[Algorithm]:
     if not machine().fused:  # a CPU of before 2013: its BLAS is faster than kernels made of calls
         return [cast(Algorithm, columns)]
     few = winograd_groups, small_groups, small_planes, grouped
-    modules = pairs, products, products_last, fourier, strips, strips_last, joined, *few, winograd, direct, columns
+    modules = (
+        pairs,
+        products,
+        products_last,
+        fourier,
+        fourier_groups,
+        strips,
+        strips_last,
+        joined,
+        *few,
+        winograd,
+        direct,
+        columns,
+    )
     return [cast(Algorithm, module) for module in modules]
 
 
