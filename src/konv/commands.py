@@ -472,7 +472,7 @@ def _bench_downconv(names: Sequence[str], repeat: int | None, threads: int | Non
     """``konv bench downconv``."""
     from importlib.util import find_spec
 
-    from konv.bench import downconv, table
+    from konv.bench import downconv
     from konv.engine.threads import get_threads
 
     if len(names) > 1:
@@ -484,7 +484,9 @@ def _bench_downconv(names: Sequence[str], repeat: int | None, threads: int | Non
     results = downconv.run(repeat=repeat or 10, threads=threads, report=lambda text: typer.echo(text, err=True))
     console = _console()
     console.print(downconv.grid(results, threads).rich())
-    console.print(table.GOAL_NOTE, highlight=False)
+    console.print(downconv.NOTE, highlight=False)
+    for result in results:
+        console.print(downconv.limit(result), highlight=False)
     if wrong := [downconv.line(result) for result in results if not result.right]:
         fail("wrong results\n  " + "\n  ".join(wrong))
 

@@ -1,4 +1,4 @@
-"""``konv bench downconv``: DownConv as one operation beside its original form and an expert's, and the time to read x once.
+"""``konv bench downconv``: DownConv as one operation beside its original form and an expert's, and the least time it could take.
 
 Run as a program it is the process of one peer: ``python -m konv.bench.downconv PEER THREADS``; see :mod:`konv.bench.worker`.
 """
@@ -14,20 +14,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from konv.bench import streams
+from konv.bench.limits import fma_rate
 from konv.bench.measure import PAUSE, PEERS_MARGIN
 from konv.bench.peers import Built
 from konv.bench.results import Timing
-from konv.bench.table import Grid, milliseconds, ratio_text
+from konv.bench.table import WRONG, Grid, milliseconds, ratio_text
 from konv.bench.worker import Worker, answer_commands, timed
-from konv.engine.compile import kernel
-from konv.engine.simd import Variable, loop, minimum
 
 PASSES = ("forward", "step")
 TURN = 0.1  # seconds of timed calls in a turn
-READ = 1 << 16  # numbers in a piece of the reading
+NOTE = (
+    "goal: how many times faster konv is meant to be; least: what memory or the multiply-adds alone take, as said below; "
+    "reading: of x, once"
+)
 TIMED = ("konv", "original", "products")
+STREAMS = ("reading", "through", "past")  # reading x; copying it through the caches, and past them
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,13 @@ class Case:
     def x(self) -> tuple[int, int, int]:
         """The input's shape."""
         return self.batch, self.seq_len, self.hidden_size
+
+    @property
+    def operations(self) -> int:
+        """Of the forward pass, two for each multiply-add; backward has twice as many."""
+        channels = self.hidden_size // 16  # DownConv's channel_reduction
+        windows = self.seq_len // self.k1
+        return 2 * self.batch * windows * channels * (self.k1 * self.hidden_size + self.hidden_size)
 
     @property
     def goals(self) -> tuple[float, float]:
@@ -130,12 +139,15 @@ PEERS: dict[str, Callable[[int], DownPeer]] = {
 
 @dataclass(frozen=True)
 class DownResult:
-    """What was measured of a case: each peer's time and its error against float64, and the time to read x once."""
+    """What was measured of a case: each peer's time and its error against float64; what memory and multiply-adds take at least.
+
+    ``timings`` has those of the peers, of reading x once and of copying it. ``rate``: operations per second.
+    """
 
     case: Case
     timings: dict[str, Timing]
     errors: dict[str, float]
-    reading: Timing
+    rate: float
 
     def ratio(self, rival: str) -> float:
         """How many times faster konv is."""
@@ -145,6 +157,18 @@ class DownResult:
     def right(self) -> bool:
         """Whether konv's error is at most ten times that of PyTorch's products. NaN is wrong."""
         return self.errors["konv"] <= PEERS_MARGIN * self.errors["products"]
+
+    @property
+    def passes(self) -> list[tuple[str, float, float]]:
+        """What is done to x, the seconds for it and those for the multiply-adds: forward, then backward."""
+        arithmetic, copying = self.case.operations / self.rate, min(self.timings[c].median for c in STREAMS[1:])
+        forward = ("reading x", self.timings["reading"].median, arithmetic)
+        return [forward] if self.case.direction == "forward" else [forward, ("copying x", copying, 2 * arithmetic)]
+
+    @property
+    def least(self) -> float:
+        """Seconds: of each pass the larger of the two."""
+        return sum(max(memory, arithmetic) for _, memory, arithmetic in self.passes)
 
 
 def run(*, repeat: int, threads: int, report: Callable[[str], None]) -> list[DownResult]:
@@ -169,59 +193,50 @@ def _measure(case: Case, repeat: int, threads: int, workers: dict[str, Worker], 
     task = {"row": asdict(case), "direction": case.direction, "exact": str(exact)}
     workers["exact"].ask(do="exact", **task)
     built = {peer: workers[peer].ask(do="build", **task) for peer in TIMED}
-    read = reading(np.ones(case.x, np.float32), threads)
-    seconds: dict[str, list[float]] = {peer: [] for peer in (*TIMED, "reading")}
+    x, y = streams.small_pages(case.x), streams.small_pages(case.x)
+    calls = dict(
+        zip(STREAMS, (streams.reading(x, threads), *(streams.copying(x, y, threads, p) for p in (False, True))))
+    )
+    seconds: dict[str, list[float]] = {name: [] for name in (*TIMED, *STREAMS)}
+    rate = 0.0
     for _ in range(repeat):
         for peer in TIMED:
             time.sleep(PAUSE)
-            calls = max(1, int(TURN / built[peer]["seconds"]))
-            seconds[peer] += workers[peer].ask(do="run", calls=calls, warm=max(1, calls // 10))["seconds"]
-        read()
-        seconds["reading"] += [timed(read) for _ in range(10)]
-    timings = {peer: Timing.of(times) for peer, times in seconds.items()}
-    errors = {peer: built[peer]["error"] for peer in TIMED}
-    return DownResult(case, timings, errors, timings["reading"])
-
-
-def reading(x: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
-    """A call that reads x once, in the engine's own language, and returns its sums by lane, some for each piece."""
-    from konv.engine.launch import Job, address
-    from konv.engine.machine import machine
-
-    lanes = machine().lanes("float32")
-    job = Job(add_up(lanes), -(-x.size // READ), size=x.size)
-    sums = np.empty((job.pieces, lanes), np.float32)
-
-    def read() -> np.ndarray:
-        job.run(threads, x=address(x), sums=address(sums))
-        return sums
-
-    return read
-
-
-@kernel
-def add_up(lanes):
-    """``sums[piece, lane]`` of READ numbers each, what is left over not included."""
-
-    def text(piece, slot, x, sums, size):
-        first = piece * READ
-        totals = [Variable(x.zero(lanes)) for _ in range(8)]
-        for q in loop(minimum(READ, size - first) // (lanes * len(totals))):
-            for i, total in enumerate(totals):
-                total.set(total.get() + x.vec(first + (q * len(totals) + i) * lanes, lanes))
-        for total in totals[1:]:
-            totals[0].set(totals[0].get() + total.get())
-        sums.put(piece * lanes, totals[0].get())
-
-    return text, {"x": "float32", "sums": "float32"}
+            count = max(1, int(TURN / built[peer]["seconds"]))
+            seconds[peer] += workers[peer].ask(do="run", calls=count, warm=max(1, count // 10))["seconds"]
+        for name, call in calls.items():
+            call()
+            seconds[name] += [timed(call) for _ in range(10)]
+        rate = max(rate, fma_rate("float32", threads, TURN))
+    timings = {name: Timing.of(times) for name, times in seconds.items()}
+    return DownResult(case, timings, {peer: built[peer]["error"] for peer in TIMED}, rate)
 
 
 def line(result: DownResult) -> str:
     """A result in one line."""
     wrong = "" if result.right else f", WRONG: errors {result.errors}"
+    konv = result.timings["konv"]
+    times = (
+        f"{milliseconds(konv.median)} ms (quartiles {milliseconds(konv.quarter)}-{milliseconds(konv.three_quarters)})"
+    )
     return (
-        f"{result.case.x} {result.case.direction}: {milliseconds(result.timings['konv'].median)} ms, "
-        f"{ratio_text(result.ratio('original'))} the original, {ratio_text(result.ratio('products'))} an expert's form{wrong}"
+        f"{result.case.x} {result.case.direction}: {times}, {ratio_text(result.ratio('original'))} the original, "
+        f"{ratio_text(result.ratio('products'))} an expert's form, error {result.errors['konv']:.1e}{wrong}"
+    )
+
+
+def limit(result: DownResult) -> str:
+    """In words: the least time, why it is that, and what it leaves of the goals."""
+    parts = []
+    for what, memory, arithmetic in result.passes:
+        share = (
+            f"{arithmetic / memory:.1f} times as long" if arithmetic >= memory else f"{arithmetic / memory:.1f} of that"
+        )
+        parts.append(f"{what} takes {milliseconds(memory)} ms, its multiply-adds alone {share}")
+    konv, original = (result.timings[peer].median for peer in TIMED[:2])
+    return (
+        f"{result.case.x} {result.case.direction}: {'; '.join(parts)}. So {milliseconds(result.least)} ms at least; konv takes "
+        f"{konv / result.least:.2f} times that. What took no more would be {ratio_text(original / result.least)} the original."
     )
 
 
@@ -229,20 +244,20 @@ def grid(results: Sequence[DownResult], threads: int) -> Grid:
     """All results, as measured with so many threads."""
     rows = []
     for result in results:
-        konv, medians = result.timings["konv"], {peer: milliseconds(t.median) for peer, t in result.timings.items()}
+        konv, least = result.timings["konv"].median, result.least
+        medians = {peer: milliseconds(t.median) for peer, t in result.timings.items()}
         goals = [f"{goal:g}" for goal in result.case.goals]
-        against = [ratio_text(result.ratio(rival)) if result.right else "WRONG" for rival in TIMED[1:]]
+        against = [ratio_text(result.ratio(rival)) if result.right else WRONG for rival in TIMED[1:]]
         rows.append(
             [
-                str(result.case.x), result.case.direction, medians["konv"],
-                f"{milliseconds(konv.quarter)}-{milliseconds(konv.three_quarters)}", medians["original"], against[0],
-                goals[0], medians["products"], against[1], goals[1], medians["reading"],
-                f"{konv.median / result.reading.median:.2f}", f"{result.errors['konv']:.1e}",
+                str(result.case.x), result.case.direction, medians["konv"], medians["original"], against[0], goals[0],
+                medians["products"], against[1], goals[1], milliseconds(least), f"{konv / least:.2f}",
+                f"{konv / result.timings['reading'].median:.2f}",
             ]
         )  # fmt: skip
     columns = [
-        "x", "pass", "konv", "quartiles", "original", "x original", "goal", "expert's form", "x expert's", "goal", "reading x",
-        "konv / reading", "konv error",
+        "x", "pass", "konv", "original", "x original", "goal", "expert's", "x expert's", "goal", "least", "konv / least",
+        "konv / reading",
     ]  # fmt: skip
     return Grid(f"DownConv, float32, {threads} thread{'s' * (threads > 1)}, milliseconds", columns, rows, left=2)
 

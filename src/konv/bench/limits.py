@@ -51,6 +51,12 @@ class Limits:
         return (work, "FMA") if work >= moved else (moved, "memory")
 
 
+def fma_rate(dtype: str, threads: int, seconds: float = SECONDS) -> float:
+    """Floating point operations per second, two to a multiply-add, the best in about so many seconds."""
+    call, operations = _multiply_adds(dtype, threads)
+    return operations / _fastest(call, seconds)
+
+
 class Meter:
     """Measures the limits, again and again in the course of a run: a limit is the best that was ever seen.
 
