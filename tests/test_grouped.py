@@ -274,3 +274,27 @@ def test_words_of_an_input_gradient_that_is_zero_everywhere():
     g = konv.geometry((2, 15, 2, 5), (15, 1, 3, 3), stride=(7, 2), padding=((5, 5), (2, 3)), dilation=(1, 4), groups=15)
     for layout in ("first", "last"):
         assert grouped.blocking(Problem("input_gradient", g, "float64", layout=layout)) == "nothing to compute"
+
+
+@pytest.mark.parametrize("end", [True, False], ids=["page after", "page before"])
+@pytest.mark.parametrize("case", ["3x3, stride 2", "7x7", "dilated rows", "a phase in the padding"])
+def test_channels_last_beside_a_forbidden_page(case, end):
+    x_shape, w_shape, options = DEPTHWISE[case]
+    options = options | {"groups": x_shape[1]}
+    rng = np.random.default_rng(0)
+    arrays = drawn(x_shape, w_shape, options, lambda shape: integers(rng, shape, np.float32, limit=2))
+    right = expected(arrays, options)
+
+    def last(array):
+        return np.moveaxis(guarded(np.moveaxis(array, 1, -1).copy(), end), -1, 1)
+
+    (x, w, b, dy), g = arrays, konv.geometry(x_shape, w_shape, **options)
+    x, dy, y, dx = (
+        last(array) for array in (x, dy, np.full(g.output_shape, np.nan, np.float32), np.full_like(x, np.nan))
+    )
+    w, dw = guarded(w, end), guarded(np.full_like(w, np.nan), end)
+    grouped.forward(x, w, b, g, y)
+    grouped.input_gradient(dy, w, g, dx)
+    grouped.weight_gradient(dy, x, g, dw)
+    for kind, actual in (("forward", y), ("input_gradient", dx), ("weight_gradient", dw)):
+        assert_equal(np.ascontiguousarray(actual), right[kind].astype(np.float32))

@@ -321,6 +321,7 @@ def test_every_kernel_of_the_engine_is_run_here():
         "pool_kernels",
         "rectify",
         "channels",
+        "depthwise_rows_kernels",
         "pairs_kernels",
         "pairs_last_kernels",
         "pairs_outer",

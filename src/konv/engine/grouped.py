@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from konv.arrays import all_finite, known_layout
-from konv.engine import columns, depthwise, direct, roofline
+from konv.engine import columns, depthwise, depthwise_rows, direct, roofline
 from konv.engine.axes import FORWARD, Axis, forward_axes, gradient_axes, gradient_phases, leaves_cells
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
@@ -78,6 +78,8 @@ def workspace(problem: Problem) -> int:
     """Bytes of the weights in the kernel's order, or of partial sums."""
     g, dtype = problem.geometry, problem.dtype
     itemsize = np.dtype(wide_type(dtype)).itemsize
+    if problem.layout == "last" and depthwise_rows.takes(g):
+        return depthwise_rows.workspace(g, dtype, problem.kind)
     if problem.layout == "last":
         cells: tuple[int, ...] = (
             depthwise.accumulation(g, dtype).sums if problem.kind == "weight_gradient" else g.w_shape
@@ -95,7 +97,10 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
     if not all_finite(w):  # padding that is left out, times infinity, would have been NaN
         columns.forward(x, w, b, g, out)
     elif known_layout(x, out) == "last":
-        depthwise.correlate(g, FORWARD, x, w, b, out)
+        if depthwise_rows.takes(g):
+            depthwise_rows.correlate(x, w, b, g, False, out)
+        else:
+            depthwise.correlate(g, FORWARD, x, w, b, out)
     else:
         _run(g, x, w, b, out, False)
 
@@ -106,9 +111,13 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
     if not all_finite(w):
         columns.input_gradient(dy, w, g, out)
         return
+    layout = known_layout(dy, out)
+    if layout == "last" and depthwise_rows.takes(g):
+        depthwise_rows.correlate(dy, w, None, g, True, out)
+        return
     if leaves_cells(g):
         out[...] = 0
-    if known_layout(dy, out) == "last":
+    if layout == "last":
         for phase in gradient_phases(g):
             depthwise.correlate(g, phase, dy, w, None, out)
     else:
@@ -123,7 +132,7 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``: dy is read once."""
     if known_layout(x, dy) == "last":
-        depthwise.weight_and_bias_gradient(dy, x, g, out, db)
+        (depthwise_rows if depthwise_rows.takes(g) else depthwise).weight_and_bias_gradient(dy, x, g, out, db)
         return
     plan = _accumulation(g, dtype_name(x.dtype), get_threads())
     parts, weights = plan.sums
@@ -377,7 +386,7 @@ def blocking(problem: Problem) -> str:
     """Tile and pieces, in words."""
     g, dtype = problem.geometry, problem.dtype
     if problem.layout == "last":
-        return depthwise.blocking(g, dtype, problem.kind)
+        return (depthwise_rows if depthwise_rows.takes(g) else depthwise).blocking(g, dtype, problem.kind)
     if problem.kind == "weight_gradient":
         plan = _accumulation(g, dtype, get_threads())
         n = plan.job.numbers
