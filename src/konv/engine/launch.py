@@ -88,10 +88,9 @@ class Job:
             raise TypeError(f"{self.kernel.name} needs {sorted(self.pointers)}, got {sorted(pointers)}")
         if threads > self.pieces:
             threads = self.pieces
-        if threads > 1:
-            cells[1] = threads
+        cells[1] = shares = threads or 1
         # The workers count in these bytes, which nobody else has seen.
-        job = self._pack(*cells) + bytes(8 * LINE_CELLS * (cells[1] + 1))
+        job = self._pack(*cells) + bytes(8 * LINE_CELLS * (shares + 1))
         if threads <= 1:
             _worker()(job)
         elif os.getpid() == _pool_process and (parallel := _gomp()) is not None:
