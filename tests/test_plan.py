@@ -160,6 +160,7 @@ MOST_SHARES = {
 LAYERS = {
     "pairs": ((8, 64, 28, 28), (96, 64, 1, 1), {}, "bfloat16"),
     "products": ((8, 64, 28, 28), (96, 64, 1, 1), {}, "float32"),
+    "repeats": ((8, 64, 2000), (4, 64, 10), dict(stride=10), "float32"),
     "joined": ((8, 3, 64, 64), (32, 3, 7, 7), dict(stride=2), "float32"),
     "grouped": ((8, 32, 112, 112), (32, 1, 3, 3), dict(padding=1, groups=32), "float32"),
     "fourier": ((8, 1, 3000), (64, 1, 120), {}, "float32"),

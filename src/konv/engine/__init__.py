@@ -2,8 +2,8 @@
 
 ::
 
-    ops.py  --Problem-->  plan.choose  --asks in order-->  pairs -> products -> products_last -> fourier
-                                                           -> fourier_groups -> strips -> strips_last -> joined
+    ops.py  --Problem-->  plan.choose  --asks in order-->  pairs -> repeats -> products -> products_last
+                                                           -> fourier -> fourier_groups -> strips -> strips_last -> joined
                                                            -> winograd_groups -> small_groups -> small_planes
                                                            -> grouped -> winograd -> direct -> columns
                                                            (the first that does not decline computes)
@@ -15,6 +15,7 @@
     joined.py                 few channels: neighbouring cells in the lanes
     products.py               windows apart: jobs          products_kernels.py, products_weights.py   its kernels
     products_last.py          channels last: jobs          products_last_kernels.py, products_last_weights.py   its kernels
+    repeats.py                1-D windows apart, few filters      repeats_kernels.py   its kernels
     pairs.py                  1x1 in bfloat16, where the CPU multiplies its pairs
     pairs_kernels.py, pairs_last_kernels.py, pairs_outer.py   its kernels
     windows.py                their tile, and windows that are taken apart and put together

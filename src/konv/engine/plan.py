@@ -132,6 +132,7 @@ def algorithms() -> list[Algorithm]:
         pairs,
         products,
         products_last,
+        repeats,
         small_groups,
         small_planes,
         strips,
@@ -146,6 +147,7 @@ def algorithms() -> list[Algorithm]:
     few = winograd_groups, small_groups, small_planes, grouped
     modules = (
         pairs,
+        repeats,
         products,
         products_last,
         fourier,
