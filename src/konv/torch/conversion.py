@@ -125,7 +125,7 @@ def convert(model: nn.Module, *, only: Only | None = None, dry_run: bool = False
         conversion.swapped[name] = _description(module)
         if not dry_run:
             _become(module, CLASSES)
-            setattr(module, modules.ONLY_WHERE_FASTER, True)
+            setattr(module, modules.ONLY_WHERE_FASTER, set())
             conversion._modules.append(module)
     return conversion
 

@@ -42,15 +42,23 @@ def gains(direction: str, g: Geometry, dtype: str, layout: str, transposed: bool
     """Whether konv is expected to be faster than PyTorch, forward or backward (all gradients together).
 
     Always in float16 and float64 (1.8 to 213 times), and where exact sums are asked for (:func:`konv.set_exact`), which
-    PyTorch does not promise. Where it is not, of the rows of ``konv bench`` on the CPUs that we have (ratios of
-    PyTorch's time to konv's, in its layout):
+    PyTorch does not promise. Where it is not: ratios of PyTorch's time to konv's, float32, 2 threads, inside ResNet-50,
+    ConvNeXt-tiny and MobileNetV2 of batch 1 and 8, where other operations wrote the input and emptied the caches. There a call of
+    konv's costs 50 to 100 us of Python more, a tenth of it alone; so small layers gain less than in ``konv bench``.
 
     =====================================================  ==============================================================
-    forward, stride > 1, no better algorithm than direct    3x3 of 256 and 512 channels: 0.94-0.96, channels last 0.7
-    channels last, forward: windows apart, more filters     64 to 256 filters 0.66, patches 0.74-0.90, 64 to 64 0.99
-    than channels (of bfloat16 all)                         (fewer filters, or images of 49 pixels: 1.04-1.9)
-    channels last, forward: direct, more than one channel   stems 0.72-0.94, the rest 0.8
-    channels last, depthwise, fewer than 25 taps: forward   0.74-1.14, 1.6 once; with a stride backward 0.64-1.01
+    stride > 1, 2-D, kernels of fewer than 25 taps: first   3 to 32 channels 0.66-0.80 forward
+    layers
+    stride > 1, direct, more than 4 channels: forward       0.85, once 1.1; channels last 0.67-0.79, backward 0.75-0.97
+    Winograd, 2-D, few outputs: fewer than 1024 of a        0.41-0.78, backward 0.85-0.97; channels last, 49 outputs 0.85
+    stride > 1, or channels last than 64
+    1 x 1, at most 256 outputs, more filters than           0.79-1.08, backward 0.55-0.97 (of 512 channels 1.05-2.7)
+    channels, which are fewer than 512
+    channels last: depthwise and first layers, forward;     0.52-1.0; 0.42-0.98, once 1.14 (7 x 7 backward 1.7-6)
+    backward too of fewer than 25 taps
+    channels last: windows apart, forward, unless 2^18      0.8-1.05 (1.02-2.8); backward fewer than 2^14 weights 0.63-0.97
+    weights are used for at most 512 outputs                (more: 0.87-2.0)
+    channels last: pairs and columns forward                of bfloat16, not measured inside a model: patches 0.74-0.90
     =====================================================  ==============================================================
     """
     kind = "forward" if direction == "forward" and not transposed else "input_gradient"
@@ -59,20 +67,35 @@ def gains(direction: str, g: Geometry, dtype: str, layout: str, transposed: bool
     return _gains(algorithm_for(kind, g, dtype, layout).NAME, direction, g, layout, transposed)
 
 
+FEW_TAPS = 25
+FEW_OUTPUTS, FEW_STRIDED, FEW_LAST = (
+    256,
+    1024,
+    64,
+)  # outputs of a batch: of 1 x 1 layers, of Winograd with a stride, without
+FEW_CHANNELS = 512
+MANY_WEIGHTS, THEIR_OUTPUTS, FEW_WEIGHTS = 1 << 18, 512, 1 << 14
+
+
 @functools.lru_cache(maxsize=1024)
 def _gains(name: str, direction: str, g: Geometry, layout: str, transposed: bool) -> bool:
     """By the name of the algorithm that konv would use; of a backward pass, for the gradient of x."""
-    strided = max(g.stride) > 1
-    depthwise = g.groups == g.channels > 1
-    if direction == "backward":
-        return not (layout == "last" and name == "grouped" and depthwise and strided)
-    if name == "direct" and strided and g.channels > 4:
+    forward, last, strided = direction == "forward", layout == "last", max(g.stride) > 1
+    taps, outputs, weights = math.prod(g.kernel), g.batch * math.prod(g.output), math.prod(g.w_shape)
+    channels, filters = (g.filters, g.channels) if transposed else (g.channels, g.filters)
+    first_layer, depthwise = g.groups == 1 and channels <= 4, g.groups == g.channels > 1
+    if name == "direct" and strided and channels > 4:
+        return not (forward or last)
+    if name == "winograd" and g.axes > 1:
+        return outputs >= (FEW_STRIDED if strided else FEW_LAST if last else 0)
+    if taps == 1 and g.groups == 1 and outputs <= FEW_OUTPUTS and channels < min(filters, FEW_CHANNELS):
         return False
-    if layout == "first":
-        return True
+    if not last:
+        return not (forward and first_layer and strided and g.axes > 1 and taps < FEW_TAPS)
+    if depthwise or (first_layer and channels > 1):
+        return not forward and taps >= FEW_TAPS
+    if name == "products_last" and transposed:  # 64 to 256 channels and back: 0.7, 1.3
+        return not forward or filters < channels
     if name == "products_last":
-        channels, filters = (g.filters, g.channels) if transposed else (g.channels, g.filters)
-        return filters < channels or math.prod(g.output) <= 49
-    if name == "grouped" and depthwise:
-        return math.prod(g.kernel) >= 25
-    return name not in ("pairs", "columns") and (name != "direct" or g.channels == 1)
+        return weights >= MANY_WEIGHTS and outputs <= THEIR_OUTPUTS if forward else weights >= FEW_WEIGHTS
+    return not forward or (name not in ("pairs", "columns") and (name != "direct" or channels == 1))

@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from konv.engine.plan import exact as exactly_asked
 from konv.torch.ops import computes, convolution, leaves, quiet, quiet_convolution
 from konv.torch.tensors import Call, Options, call_of
 
 IntOrAxes = int | Sequence[int]
+MOST_LEFT = 64  # kinds of calls that a layer keeps
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
 
@@ -181,16 +183,36 @@ def exact_conv1d(x: Tensor, w: Tensor, b: Tensor | None, stride: Any, dilation: 
 
 
 def where_faster(
-    axes: int, transposed: bool, x: Tensor, w: Tensor, b: Tensor | None,
+    left: set[Any], axes: int, transposed: bool, x: Tensor, w: Tensor, b: Tensor | None,
     stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any,
 ) -> Tensor:  # fmt: skip
     """The convolution, by konv where it is expected to be faster, else by PyTorch.
 
-    Forward and backward are decided for themselves. See :mod:`konv.torch.faster`.
+    Forward and backward are decided for themselves. See :mod:`konv.torch.faster`. ``left`` is what a layer keeps of calls that
+    were left to PyTorch altogether: they go there at once, whatever else has changed, since PyTorch takes every call.
     """
-    theirs = getattr(F, f"conv_transpose{axes}d" if transposed else f"conv{axes}d")
+    theirs, met = _theirs(axes, transposed), None
+    if not torch.compiler.is_compiling() and x.layout is torch.strided and not x.is_nested:
+        met = x.shape, x.stride(), x.dtype, x.requires_grad, torch.is_grad_enabled(), exactly_asked()
+        if met in left:
+            return _left(theirs, transposed, x, w, b, stride, padding, dilation, groups, output_padding)
     more = stride, padding, dilation, groups, output_padding
-    return _face(axes, theirs, transposed, x, w, b, *more, where_faster=True)
+    return _face(axes, theirs, transposed, x, w, b, *more, where_faster=True, left=left, met=met)
+
+
+@functools.cache
+def _theirs(axes: int, transposed: bool) -> Callable[..., Tensor]:
+    return getattr(F, f"conv_transpose{axes}d" if transposed else f"conv{axes}d")
+
+
+def _left(
+    theirs: Callable[..., Tensor], transposed: bool, x: Tensor, w: Tensor, b: Tensor | None,
+    stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any,
+) -> Tensor:  # fmt: skip
+    """PyTorch's result or error."""
+    if transposed:
+        return theirs(x, w, b, stride, padding, output_padding, groups, dilation)
+    return theirs(x, w, b, stride, padding, dilation, groups)
 
 
 def autocast(t: Any) -> Any:
@@ -205,6 +227,7 @@ def autocast(t: Any) -> Any:
 def _face(
     axes: int, theirs: Callable[..., Tensor], transposed: bool, x: Tensor, w: Tensor, b: Tensor | None,
     stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any, exact: bool = False, where_faster: bool = False,
+    left: set[Any] | None = None, met: Any = None,
 ) -> Tensor:  # fmt: skip
     """konv's result where it computes such a call, else PyTorch's result or error."""
     given = (x, w, b)
@@ -220,14 +243,13 @@ def _face(
                 y = None if found is None else quiet_convolution(x, w, b, found)
                 if y is not None:
                     return y
+                if found is not None and left is not None and met is not None and len(left) < MOST_LEFT:
+                    left.add(met)
             elif (options := _options(axes, transposed, *shapes, exact, where_faster, *known)) is not None:
                 if x.dim() == axes + 2:
                     return convolution(x, w, b, options)
                 return convolution(x.unsqueeze(0), w, b, options).squeeze(0)
-    x, w, b = given
-    if transposed:
-        return theirs(x, w, b, stride, padding, output_padding, groups, dilation)
-    return theirs(x, w, b, stride, padding, dilation, groups)
+    return _left(theirs, transposed, *given, stride, padding, dilation, groups, output_padding)
 
 
 @functools.lru_cache(maxsize=1024)

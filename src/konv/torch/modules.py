@@ -21,7 +21,8 @@ __all__ = [
 ]  # fmt: skip
 
 
-ONLY_WHERE_FASTER = "_konv_only_where_faster"  # an attribute of layers that :func:`konv.torch.convert` made
+# An attribute of layers that :func:`konv.torch.convert` made: the kinds of calls that were met and left to PyTorch.
+ONLY_WHERE_FASTER = "_konv_only_where_faster"
 
 
 class _Convolution:
@@ -33,9 +34,10 @@ class _Convolution:
         padding = self.padding
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
-        if ONLY_WHERE_FASTER in vars(self):
+        left = vars(self).get(ONLY_WHERE_FASTER)
+        if left is not None:
             more = self.stride, padding, self.dilation, self.groups, 0
-            return functional.where_faster(len(self.kernel_size), False, input, weight, bias, *more)
+            return functional.where_faster(left, len(self.kernel_size), False, input, weight, bias, *more)
         return self._function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
@@ -50,9 +52,10 @@ class _Transposed:
             list(option) for option in (self.stride, self.padding, self.kernel_size, self.dilation)
         )
         extra = self._output_padding(input, output_size, stride, padding, kernel, len(kernel), dilation)
-        if ONLY_WHERE_FASTER in vars(self):
+        left = vars(self).get(ONLY_WHERE_FASTER)
+        if left is not None:
             more = self.stride, self.padding, self.dilation, self.groups, extra
-            return functional.where_faster(len(kernel), True, input, self.weight, self.bias, *more)
+            return functional.where_faster(left, len(kernel), True, input, self.weight, self.bias, *more)
         return self._function(
             input, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation
         )
