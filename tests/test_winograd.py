@@ -325,6 +325,15 @@ def test_bits_do_not_depend_on_the_cut(monkeypatch, shape, filters):
     algorithm._prepare.cache_clear()
 
 
+@pytest.mark.parametrize("shape", [(8, 128, 7, 7), (1, 256, 7, 7), (1, 256, 28, 28)])
+def test_small_layers_are_cut_for_both_threads(threads, shape):
+    for n in (2, 1):
+        threads(n)
+        for stride in (1, 2):
+            g = geometry(shape, (shape[1], shape[1], TAPS, TAPS), padding=1, stride=stride)
+            assert winograd_cuts.best(g, False, "float32", n).threads == n
+
+
 @pytest.mark.parametrize("shape, filters", [
     ((8, 64, 56, 56), 64), ((8, 128, 28, 28), 128), ((8, 256, 14, 14), 256), ((8, 512, 7, 7), 512), ((2, 512, 28, 28), 512),
     ((1, 64, 56, 56), 64),

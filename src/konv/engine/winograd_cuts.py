@@ -32,6 +32,7 @@ PRODUCT, CELL, POINT, FILTER, FILTER_POINT = 0.0089, 0.09, 0.065, 1, 0.042
 FAR_POINT, NEAR_POINT, SHORT_LINES = 0.022, 0.014, 1500
 LONG_LINE = 224
 KEPT_TAP = 0.2  # one that is turned once for all sections
+MANY_PIECES = 1 << 20  # enough for all threads
 USUAL_TILES, USUAL_SHARE = 40, 128  # of a block, and filters of a share, where the batch must not be asked
 
 
@@ -222,7 +223,8 @@ def _cut(
     filters = (KEPT_TAP * kept / max(alike, sections[0]) or FILTER) + points * FILTER_POINT
     filters = filters + blocks * points * (FAR_POINT if far else NEAR_POINT) if ahead else blocks * filters
     cost += sum(sections) * (blocks * tiles * shares * s.channels * inputs / alike + pairs * filters)
-    idle = -(-pieces // used) * used / pieces + (used - 1) / pieces / 4  # threads do not end together
+    most = width(MANY_PIECES, products)
+    idle = -(-pieces // used) * most / pieces + (most - 1) / pieces / 4  # threads do not end together
     return Cut(
         ahead, kept, group, pieces, used, filter_cells, slot_size, itemsize, cost * idle,
         dict(
