@@ -34,27 +34,27 @@ RUN = 3  # numbers of a run in its table: where it begins in the copied input, i
 def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_layout, taps):
     """The correlation. A piece is (block of images, group, depth, block of rows, block of columns, part of the panels).
 
-    ``x_layout`` is "first", "last", or the number of channels where they are few and last.
-    ``step`` lies between the inputs of neighbouring outputs, 0 for one that is told at run time. A filter's weights are
+    ``x_layout`` is "first", "last", or "together" where all channels are copied at once, last. ``step`` lies between the
+    inputs of neighbouring outputs, 0 for one that is told at run time (``cell`` times the stride). A filter's weights are
     one row, or ``rows_of_weights`` for each channel of a slice; with ``taps``, rows of so many, and neighbouring filters are
     neighbours. ``checks`` becomes NaN where a weight is not finite.
     """
     wide = wide_type(x_dtype)
     tile = Tile(lanes, vectors, runs, run)
     width = tile.filters
-    lay_rows = {"first": rows_first, "last": rows_last}.get(x_layout) or rows_together(int(x_layout))
+    lay_rows = {"first": rows_first, "last": rows_last, "together": rows_together}[x_layout]
 
     def text(
         piece, slot, x, w, bias, y, workspace, run_places, checks, offsets, depth_cells, places, phases, kinds,
         images, block_images, groups, out_depth, out_rows, block_rows, row_blocks, out_columns, block_columns, column_blocks,
         filters, group_panels, part_panels, parts, channels, slices, slice_channels,
         x_image, x_channel, x_depth, x_row, x_cell, depth_length, height_length, row_length,
-        stride_depth, stride_height, stride_row, pad_depth, pad_height, pad_width, depth_taps, rows, cells,
+        stride_depth, stride_height, stride_row, pad_depth, pad_height, pad_width, depth_taps, rows, cells, cell,
         group_step, filter_step, channel_step, rows_of_weights, kernel_size, places_size, phase_count, phase_rows, phase_columns,
         y_image, y_filter, y_depth, y_row, y_cell, y_height, y_width, start_depth, step_depth, ask, join_rows, join_columns,
         slot_size, run_size, panel_start, bias_start, sums_start, panel_sums,
     ):  # fmt: skip
-        stride_row = step or stride_row
+        pixel_step = step or stride_row * cell
         part, rest = piece % parts, piece // parts
         column_block, rest = rest % column_blocks, rest // column_blocks
         row_block, rest = rest % row_blocks, rest // row_blocks
@@ -81,7 +81,7 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
             for r in loop(here_rows):
                 for c in loop(row_runs):
                     q = ((i * here_rows + r) * row_runs + c) * RUN
-                    table[q] = (i * rows + r * stride_height) * line + c * (run * stride_row)
+                    table[q] = (i * rows + r * stride_height) * line + c * (run * stride_row * cell)
                     table[q + 2] = i * y_image + r * phase_rows * y_row + c * (run * phase_columns) * y_cell
                     table[q + 1] = ((i * here_rows + r) * phase_rows * pitch + c * (run * phase_columns)) * width
         for z in range(runs):
@@ -110,7 +110,7 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
                             x, corner + d * x_depth + h * x_row, here_channels, x_channel if x_layout == "first" else x_cell,
                             first_column * stride_row - pad_width, row_length, within(d, depth_length) * within(h, height_length),
                             space.at((i * rows + r) * line + j * slice_channels * cells), cells, lanes,
-                            check if y_layout == "joined" else None,
+                            check if y_layout == "joined" else None, cell,
                         )  # fmt: skip
 
             checks.put(slot * lanes, check.get())
@@ -159,7 +159,7 @@ def correlate(x_dtype, y_dtype, lanes, vectors, runs, run, step, x_layout, y_lay
                         targets = [corner + entry[1] for entry in entries]
                         multiply(
                             tile, panel.at(n[1] * width), offsets.at(n[0]), length,
-                            [space.at(entry[0]) for entry in entries], stride_row,
+                            [space.at(entry[0]) for entry in entries], pixel_step,
                             [space.at(bias_row + later * (at - bias_row)) for at in targets], later * (width * phase_columns),
                             [space.at(at) for at in targets], width * phase_columns,
                         )  # fmt: skip

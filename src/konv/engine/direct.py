@@ -38,10 +38,13 @@ NAME = "direct"
 BLOCK_BYTES = 224 << 10  # the sums of a block, and its input of a slice of channels, each
 BLOCK_CELLS, LEAST_CELLS = 448, 112  # outputs that a panel of weights, once transposed, is used for
 SMALL_BYTES = 512 << 10  # may be borrowed, or 15 % of the matrix that im2col would make
-FEW_CHANNELS = 4  # of an x with channels last: its rows are read whole, where lanes of channels would be empty
+SHARED_FILTERS = (
+    128  # of a piece, which copies its input: fewer only where threads would have less than two pieces each
+)
+FEW_CHANNELS = 4  # of an x with channels last: its rows are copied whole, not channel by channel
 FEW_TAPS = 4  # of a kernel whose weights are sorted into lanes; more are transposed
 SPEEDS = {1: 0.84, 2: 1.0, 3: 1.0, 5: 0.92}  # of tiles of so many vectors
-MOST_STRIDES = 16  # strides that kernels are compiled for; others are told at run time
+MOST_STRIDES = 16  # strides that kernels are compiled for; others, and those of channels last, are told at run time
 MOST_PHASES = 64
 LONG_SUM = 96  # products: beside fewer, asking for the lines of the output costs more than waiting for them
 SLICE_TAPS = 200  # products that are summed before they are added to the others: the error falls 2-4 times
@@ -127,14 +130,10 @@ class Correlation:
     runs_start: int
 
 
-def tile_for(host: Machine, lanes: int, filters: int, columns: int, transposed: bool) -> Tile:
-    """The shape that leaves the fewest lanes empty, and cuts a row of so many outputs into runs with the least left over.
-
-    14 pixels x 2 vectors leave one register free; beside the code that does not transpose outputs LLVM moves sums about then.
-    """
-    few, many = ((4, 7), (7, 4)), ((3, 4), (4, 3), (2, 6))
+def tile_for(host: Machine, lanes: int, filters: int, columns: int) -> Tile:
+    """The shape that leaves the fewest lanes empty, and cuts a row of so many outputs into runs with the least left over."""
     shapes: dict[int, dict[int, tuple[tuple[int, int], ...]]] = {
-        32: {2: ((2, 7), (3, 4)) if transposed else many, 3: ((2, 4), (1, 8)), 5: ((1, 5),), 1: few},
+        32: {2: ((2, 7), (3, 4), (4, 3)), 3: ((2, 4), (1, 8)), 5: ((1, 5),), 1: ((4, 7), (7, 4))},
         16: {2: ((2, 3), (3, 2)), 1: ((2, 4), (3, 3))},
     }
     by_vectors = shapes[host.registers]
@@ -187,7 +186,7 @@ def _correlation(
     channels, filters = g.channels // g.groups, g.filters // g.groups
     if gradient:
         channels, filters = filters, channels
-    tile = tile_for(machine(), lanes, filters, row.worthwhile_block, y_layout == "first")
+    tile = tile_for(machine(), lanes, filters, row.worthwhile_block)
     panels = -(-filters // tile.filters)
 
     kernel = (1,) * (3 - g.axes) + g.kernel
@@ -214,16 +213,19 @@ def _correlation(
     panel_sums = (sum_cells + spare) * tile.filters
     parts = 1
     while parts < panels and (
-        blocks * parts < 4 * threads or sum_cells * -(-panels // parts) * tile.filters * itemsize > BLOCK_BYTES
+        blocks * parts < (4 if -(-panels // parts) * tile.filters > SHARED_FILTERS else 2) * threads
+        or sum_cells * -(-panels // parts) * tile.filters * itemsize > BLOCK_BYTES
     ):
         parts += 1
     part_panels = -(-panels // parts)
     parts = -(-panels // part_panels)
 
-    made = tables([depth, height, row], depth_phase, (block_rows, block_columns), kernel, slice_channels, cells, skip)
-    source = (
-        (block_images * rows * max(1, len(depth_taps)) * slice_channels) * cells + (tile.run + 1) * row.stride + lanes
-    )
+    cell = slice_channels if x_layout == "last" else 1
+    made = tables(
+        [depth, height, row], depth_phase, (block_rows, block_columns), kernel, slice_channels, cells, x_layout == "last", skip
+    )  # fmt: skip
+    copied = block_images * rows * max(1, len(depth_taps)) * slice_channels * cells
+    source = copied + (tile.run + 1) * row.stride * cell + lanes
     panel_start = -(-source // 16) * 16
     bias_start = panel_start + made.panel_rows * tile.filters
     sums_start = bias_start + part_panels * tile.filters
@@ -245,8 +247,9 @@ def _correlation(
     one_filter = (g.channels // g.groups) * kernel_size
     job = Job(
         correlate(
-            x_dtype, y_dtype, lanes, tile.vectors, tile.runs, tile.run, row.stride if row.stride <= MOST_STRIDES else 0,
-            channels if together else x_layout, "joined" if join else y_layout,
+            x_dtype, y_dtype, lanes, tile.vectors, tile.runs, tile.run,
+            row.stride if row.stride <= MOST_STRIDES and x_layout == "first" else 0,
+            "together" if together else x_layout, "joined" if join else y_layout,
             kernel_size if gradient and kernel_size <= FEW_TAPS else 0,
         ),
         blocks * parts,
@@ -258,7 +261,7 @@ def _correlation(
         depth_length=depth.length, height_length=height.length, row_length=row.length,
         stride_depth=depth.stride, stride_height=height.stride, stride_row=row.stride,
         pad_depth=depth.pad, pad_height=height.pad, pad_width=row.pad,
-        depth_taps=len(depth_taps), rows=rows, cells=cells,
+        depth_taps=len(depth_taps), rows=rows, cells=cells, cell=cell,
         group_step=g.filters // g.groups * one_filter, filter_step=kernel_size if gradient else one_filter,
         channel_step=one_filter if gradient else kernel_size, rows_of_weights=int(gradient), kernel_size=kernel_size,
         places_size=slice_channels * kernel_size + 16, phase_count=len(phases),
@@ -366,4 +369,4 @@ def _tile(problem: Problem) -> Tile:
     g, gradient = problem.geometry, problem.kind == "input_gradient"
     filters = (g.channels if gradient else g.filters) // g.groups
     outputs = sweeps(g, gradient)[2].worthwhile_block
-    return tile_for(machine(), machine().lanes(problem.dtype), filters, outputs, problem.layout == "first")
+    return tile_for(machine(), machine().lanes(problem.dtype), filters, outputs)

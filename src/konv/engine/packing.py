@@ -1,14 +1,15 @@
 """Between the arrays and the register tile: rows of the input with their padding, panels of weights, outputs.
 
-Pieces of kernels' texts, with filters in lanes throughout. Layout "first" is transposed in registers where filters or
-channels meet the lanes, layout "last" where the cells of a row do.
+Pieces of kernels' texts, with filters in lanes throughout. What would be transposed where lanes are something else, weights and
+outputs with channels first, is transposed in registers. Inputs are copied in the order in which they lie: with channels last they
+were transposed before, which took 1.4 times as long for 2048 channels dilated by 12, 1.3 times for 512 channels with stride 2.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from konv.engine.simd import fma, loop, minimum, shuffle, transpose, within
+from konv.engine.simd import fma, loop, maximum, minimum, shuffle, transpose, within
 
 
 def _note(check: Any, vector: Any, zero: Any) -> None:
@@ -29,10 +30,11 @@ def rows_first(
     cells: Any,
     lanes: int,
     check: Any = None,
+    pitch: Any = 1,
 ) -> None:
     """One row of each channel: cells ``first ..`` of ``length``, zeros beside them or where not ``inside``.
 
-    ``target[channel][cell]``; channels of x are ``channel_step`` apart.
+    ``target[channel][cell]``; channels of x are ``channel_step`` apart, cells of the target by ``pitch`` in :func:`rows_last`.
     """
     for c in loop(channels):
         for q in loop((cells + (lanes - 1)) // lanes):
@@ -54,42 +56,77 @@ def rows_last(
     cells: Any,
     lanes: int,
     check: Any = None,
+    pitch: Any = 1,
 ) -> None:
-    """As :func:`rows_first` of an x whose channels are neighbours, and its cells ``cell_step`` apart."""
-    for block in loop((channels + (lanes - 1)) // lanes):
-        c = block * lanes
-        for q in loop((cells + (lanes - 1)) // lanes):
-            columns = []
-            for i in range(lanes):
-                cell = first + (q * lanes + i)
-                exists = within(cell, length) * inside
-                columns.append(x.vec(start + cell * cell_step + c, lanes, count=(channels - c) * exists))
-            for i, row in enumerate(transpose(columns)):
-                used = (cells - q * lanes) * within(c + i, channels)
-                target.put((c + i) * cells + q * lanes, row, count=used)
-                _note(check, row, target.zero(lanes))
+    """As :func:`rows_first` of an x whose channels are neighbours, and its cells ``cell_step`` apart: ``target[cell][channel]``.
+
+    Cells of the target are ``pitch`` apart. Behind the channels of each up to ``lanes`` more are overwritten.
+    """
+    before = minimum(cells, maximum(0 - first, 0))
+    there = maximum(minimum(cells, length - first) * inside - before, 0)
+
+    def copy(cell: Any, c: Any, count: Any = None) -> None:
+        vector = x.vec(start + (first + cell) * cell_step + c, lanes, count=count)
+        target.put(cell * pitch + c, vector)
+        _note(check, vector, target.zero(lanes))
+
+    def clear(cell: Any) -> None:
+        for v in loop((channels + (lanes - 1)) // lanes):
+            target.put(cell * pitch + v * lanes, target.zero(lanes))
+
+    for q in loop(before):
+        clear(q)
+    for q in loop(there):
+        for v in loop(channels // lanes):
+            copy(before + q, v * lanes)
+        for _ in loop(minimum(channels % lanes, 1)):
+            copy(before + q, channels // lanes * lanes, channels % lanes)
+    for q in loop(cells - before - there):
+        clear(before + there + q)
 
 
-def rows_together(count: int) -> Any:
-    """As :func:`rows_last` of an x that has only ``count`` channels: whole vectors of it, taken apart."""
+def rows_together(
+    x: Any,
+    start: Any,
+    channels: Any,
+    cell_step: Any,
+    first: Any,
+    length: Any,
+    inside: Any,
+    target: Any,
+    cells: Any,
+    lanes: int,
+    check: Any = None,
+    pitch: Any = 1,
+) -> None:
+    """As :func:`rows_last` of all channels of an x that has few: a cell follows the other in both."""
+    left = first * channels
+    row = x.at(start + left)
+    row_of_numbers(row, target, 0 - left, (length * channels - left) * inside, cells * channels, lanes, check)
 
-    def rows(x, start, channels, cell_step, first, length, inside, target, cells, lanes, check=None):
-        for q in loop((cells + (lanes - 1)) // lanes):
-            cell, read = first + q * lanes, []
-            for j in range(count):
-                at = cell * count + j * lanes
-                end, begin = (length * count - at) * inside, 0 - at
-                read.append(x.vec(start + at, lanes, count=end, start=begin))
-            for c in range(count):
-                source = [i * count + c for i in range(lanes)]
-                row = read[0]
-                for j in range(count):
-                    order = [lanes + place % lanes if place // lanes == j else i for i, place in enumerate(source)]
-                    row = shuffle(row, read[j], order)
-                target.put(c * cells + q * lanes, row, count=cells - q * lanes)
-                _note(check, row, target.zero(lanes))
 
-    return rows
+def row_of_numbers(source: Any, target: Any, start: Any, end: Any, count: Any, lanes: int, check: Any = None) -> None:
+    """``count`` numbers as they lie, up to ``lanes`` more are overwritten; zeros before ``start`` and from ``end`` on.
+
+    Masks for all of them cost 3 x 3 stems 1.5 %.
+    """
+    vectors = (count + (lanes - 1)) // lanes
+    before = minimum(vectors, (maximum(start, 0) + (lanes - 1)) // lanes)
+    whole = maximum(0, minimum(vectors, maximum(end, 0) // lanes) - before)
+
+    def masked(q: Any) -> None:
+        vector = source.vec(q * lanes, lanes, count=end - q * lanes, start=start - q * lanes)
+        target.put(q * lanes, vector)
+        _note(check, vector, target.zero(lanes))
+
+    for q in loop(before):
+        masked(q)
+    for q in loop(whole):
+        vector = source.vec((before + q) * lanes, lanes)
+        target.put((before + q) * lanes, vector)
+        _note(check, vector, target.zero(lanes))
+    for q in loop(vectors - before - whole):
+        masked(before + whole + q)
 
 
 def panel_of_weights(

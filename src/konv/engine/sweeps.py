@@ -128,13 +128,18 @@ def tables(
     kernel: tuple[int, ...],
     channels: int,
     cells: int,
+    last: bool,
     skip: bool,
 ) -> Tables:
-    """The tables for blocks of so many rows and columns, slices of ``channels``, copied rows of ``cells``."""
+    """The tables for blocks of so many rows and columns, slices of ``channels``, copied rows of ``cells``.
+
+    ``last`` : whether the channels of a copied cell are neighbours, instead of the cells of a channel
+    """
     depth, height, row = axes
     kinds = [axis.kinds(block, skip) for axis, block in zip(axes, (1, *blocks))]
     (depth_sets, of_depth), (height_sets, of_height), (row_sets, of_row) = kinds
     depth_taps = len(depth.taps[depth_phase])
+    cell_step, channel_step = (channels, 1) if last else (1, cells)
     pairs = list(itertools.product(range(height.phases), range(row.phases)))
     offsets: list[int] = []
     places, phases, ends = [], [], []
@@ -145,9 +150,10 @@ def tables(
             taps = list(itertools.product(j_set[depth_phase], h_set[h_phase], v_set[v_phase]))
             phases.append((len(offsets), end, len(taps), h_phase, v_phase))
             lines = [
-                (height.taps[h_phase][h] * depth_taps + j) * channels * cells + row.taps[v_phase][v] for j, h, v in taps
+                (height.taps[h_phase][h] * depth_taps + j) * channels * cells + row.taps[v_phase][v] * cell_step
+                for j, h, v in taps
             ]
-            offsets += [line + c * cells for c in range(channels) for line in lines]
+            offsets += [line + c * channel_step for c in range(channels) for line in lines]
             for k, (j, h, v) in enumerate(taps):
                 index = depth.indices[depth_phase][j], height.indices[h_phase][h], row.indices[v_phase][v]
                 place[(slice(None), *index)] = end + np.arange(channels) * len(taps) + k
