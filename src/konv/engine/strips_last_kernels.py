@@ -5,7 +5,7 @@ from __future__ import annotations
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
 from konv.engine.packing import panel_of_weights, row_of_numbers
-from konv.engine.simd import Variable, fma, loop, minimum, pinned, splat, within
+from konv.engine.simd import Variable, fma, loop, maximum, minimum, pinned, splat, within
 
 
 @kernel
@@ -29,10 +29,15 @@ def correlate_strips_last(dtype, out, lanes, vectors, run, step, narrow, whole):
         rows, columns = minimum(block_rows, out_height - first_row), minimum(block_columns, out_row - first_column)
         copied, own_panels = space.at(slot * slot_size), space.at(slot * slot_size + panels_start)
         left = (first_column * stride - pad_row) * channels
-        for i in loop((rows - 1) * row_stride + window_rows):
+
+        def copy(i):
             h = first_row * row_stride + i - pad_height
             source, inside = x.at((image * height + h) * row * channels + left), within(h, height)
             row_of_numbers(source, copied.at(i * pitch), 0 - left, (row * channels - left) * inside, pitch, lanes)
+
+        before = maximum(window_rows - row_stride, 0)
+        for i in loop(before):
+            copy(i)
         for p in loop(panels):
             panel_of_weights(
                 w, p * width * taps, filters - p * width, taps, 1, 0, taps, lanes * taps, places,
@@ -40,6 +45,11 @@ def correlate_strips_last(dtype, out, lanes, vectors, run, step, narrow, whole):
             )  # fmt: skip
 
         for r in loop(rows):
+            for i in loop(minimum(row_stride, window_rows)):
+                copy(before + r * row_stride + i)
+            coming = x.at(
+                (image * height + first_row * row_stride - pad_height + before + (r + 1) * row_stride) * row * channels
+            )
             for p in loop(panels):
                 f, panel = p * width, own_panels.at(p * panel_size)
                 start = [
@@ -58,6 +68,7 @@ def correlate_strips_last(dtype, out, lanes, vectors, run, step, narrow, whole):
                     for k in loop(taps):
                         factors, offset = [panel.vec(k * width + lanes * j, lanes) for j in range(vectors)], offsets[k]
                         ahead = minimum(k, run * vectors - 1)  # a vector of the next tile
+                        coming.prefetch(minimum((t * taps + k) * lanes, row_stride * row * channels))
                         cell = cells[0] + run + ahead // vectors
                         to.prefetch(cell * filters + ahead % vectors * lanes, write=True)
                         for line, at in zip(sums, pixels):
