@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 NAME = "products"
 BLOCK_BYTES = 384 << 10  # the packed pixels of a piece stay in L2; at most 1/16 of the textbook's matrix,
 LEAST_BYTES = 192 << 10  # or so much: w is read again for every block of pixels
-ROWS_BYTES = 16 << 10  # rows of w that stay in L1 beside a panel
+GROUP_ROWS, ROWS_BYTES = 64, 16 << 10  # at most so many rows of w, which stay in L1 beside a panel
+SHORT = 256  # sums of at most so many products: 16 in registers, not 24, are 5 to 40 % faster; of longer ones slower
 SMALL_GROUP = 4  # channels and filters
 BLOCK_PIXELS = 200  # of the weight gradient: a panel of them stays near L1, and 14 x 14 are one block
 REGION = (
@@ -218,7 +219,7 @@ class Product:
 @functools.lru_cache(maxsize=512)
 def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads: int) -> Product:
     host, wide = machine(), wide_type(x_dtype)
-    lanes, (rows, vectors) = host.lanes(x_dtype), tile_shape()
+    lanes, (rows, vectors) = host.lanes(x_dtype), _tile(g, transposed)
     itemsize = np.dtype(wide).itemsize
     source, target = _grids(g, lanes)
     if transposed:
@@ -228,7 +229,8 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
     panel_width = lanes * vectors
     row_group = math.lcm(rows, target.kernel[2])
     if not transposed:  # what a panel costs is paid once for more rows
-        row_group *= max(1, min(8, -(-row_count // row_group), ROWS_BYTES // (row_group * reduction * itemsize)))
+        most = -(-min(GROUP_ROWS, row_count) // row_group)
+        row_group *= max(1, min(most, ROWS_BYTES // (row_group * reduction * itemsize)))
     if transposed:  # whole vectors of w
         row_group = max(row_group, lanes)
     row_groups = -(-row_count // row_group)
@@ -269,6 +271,14 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
 def tile_shape() -> tuple[int, int]:
     """(rows, vectors) of the register tile: 8 x 3 of 32 registers, 4 x 3 of 16."""
     return (8, 3) if machine().registers >= 32 else (4, 3)
+
+
+def _tile(g: Geometry, transposed: bool) -> tuple[int, int]:
+    """(rows, vectors) of a forward or an input gradient: whole cache lines of 4 rows where sums are short."""
+    one_cell = math.prod(g.kernel) == 1
+    reduction = (g.filters if transposed else g.channels * math.prod(g.kernel)) // g.groups
+    short = reduction <= SHORT and (one_cell or not transposed)
+    return (4, 4) if short and machine().registers >= 32 else tile_shape()
 
 
 def _run(g: Geometry, transposed: bool, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> None:
@@ -368,7 +378,7 @@ def _run_gradient(g: Geometry, dy: np.ndarray, x: np.ndarray, out: np.ndarray) -
 def blocking(problem: Problem) -> str:
     """Tile, blocks and pieces, in words."""
     g, dtype, gradient = problem.geometry, problem.dtype, problem.kind == "input_gradient"
-    rows, vectors = tile_shape()
+    rows, vectors = tile_shape() if problem.kind == "weight_gradient" else _tile(g, gradient)
     wide = vectors * machine().lanes(dtype)
     if problem.kind == "weight_gradient":
         sums = _gradient(g, dtype, dtype, get_threads())
