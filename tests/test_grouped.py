@@ -1,6 +1,7 @@
 """Depthwise layers and small groups: in both layouts against the textbook, in plain Python and compiled; their words."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 import konv
 from compare import assert_equal, assert_same_bits
 from konv import textbook
-from konv.engine import grouped, threads
+from konv.engine import depthwise, grouped, threads
 from konv.engine.machine import machine
 from konv.engine.plan import KINDS, Problem, prefer
 from konv.engine.simd import bits, pick, within
@@ -23,6 +24,7 @@ DTYPES = {"float16": np.float16, "bfloat16": BFLOAT16, "float32": np.float32, "f
 DEPTHWISE = {
     "3x3": ((2, 5, 9, 19), (5, 1, 3, 3), dict(padding=1)),
     "3x3, even": ((2, 4, 9, 38), (4, 1, 3, 3), dict(padding=((1, 1), (0, 2)))),
+    "37 channels": ((1, 37, 4, 7), (37, 1, 3, 3), dict(padding=1)),
     "one row, one cell": ((1, 4, 1, 1), (4, 1, 3, 3), dict(padding=1)),
     "3x3, stride 2": ((1, 20, 9, 11), (20, 1, 3, 3), dict(padding=1, stride=2)),
     "3x3, stride 2, shifted": ((1, 4, 8, 34), (4, 1, 3, 3), dict(padding=((0, 1), (2, 0)), stride=2)),
@@ -119,43 +121,46 @@ def test_compiled_in_other_types(dtype):
             check(case, layout, dtype)
 
 
-# bfloat16 whose even and odd columns are vectors of their own, as CPUs with AVX512_BF16 compute it
-WOVEN = (
-    "3x3",
-    "7x7",
-    "3x3, even",
-    "1-D, 31 taps",
-    "1-D, 4 taps",
-    "4 x 4",
-    "8 x 3",
-    "3 x 20, one group",
-    "3x3, stride 2",
-)
+# bfloat16 whose even and odd columns, or channels, are vectors of their own, as CPUs with AVX512_BF16 compute it
+WOVEN = [
+    ("3x3", "first"),
+    ("7x7", "first"),
+    ("3x3, even", "first"),
+    ("37 channels", "last"),
+    ("1-D, 31 taps", "first"),
+    ("1-D, 4 taps", "first"),
+    ("4 x 4", "first"),
+    ("8 x 3", "first"),
+    ("3 x 20, one group", "first"),
+    ("3x3, stride 2", "first"),
+    ("3x3, stride 2", "last"),
+]
+each_woven = functools.partial(pytest.mark.parametrize, "case, layout")
 FEATURES = machine().features + ",+avx512bf16,+avx512bw,+avx512vl"
 compiled_too = pytest.mark.skipif(not machine().dots, reason="a CPU without AVX512_BF16")
 
 
-@pytest.mark.parametrize("case", WOVEN[2:7])
-def test_woven_columns_in_plain_python(case, monkeypatch):
+@each_woven(WOVEN[2:8])
+def test_woven_in_plain_python(case, layout, monkeypatch):
     many_small_jobs(monkeypatch)
     with engine(dataclasses.replace(machine(), features=FEATURES), plain=True):
-        check(case, "first", "bfloat16")
+        check(case, layout, "bfloat16")
 
 
 @compiled_too
 @pytest.mark.parametrize("host", ["AVX-512", "AVX2", "SSE2"])
-def test_woven_columns_compiled(host, monkeypatch):
+def test_woven_compiled(host, monkeypatch):
     with engine(MACHINES[host]):
-        for case in WOVEN if host == "AVX-512" else WOVEN[2::3]:
-            check(case, "first", "bfloat16")
+        for case, layout in WOVEN if host == "AVX-512" else WOVEN[2::4]:
+            check(case, layout, "bfloat16")
             with monkeypatch.context() as patch:
                 many_small_jobs(patch)
-                check(case, "first", "bfloat16")
+                check(case, layout, "bfloat16")
 
 
 @compiled_too
-@pytest.mark.parametrize("case", WOVEN[:6:2])
-def test_woven_columns_have_the_bits_of_others_with_nan_and_infinities(case, monkeypatch):
+@each_woven([WOVEN[0], WOVEN[2], WOVEN[3], WOVEN[5]])
+def test_woven_has_the_bits_of_others_with_nan_and_infinities(case, layout, monkeypatch):
     def draw(shape):
         array = normal(shape).astype(BFLOAT16)
         if shape == ALL[case][0]:
@@ -163,10 +168,11 @@ def test_woven_columns_have_the_bits_of_others_with_nan_and_infinities(case, mon
         return array
 
     with np.errstate(invalid="ignore"):
-        woven = check(case, "first", draw=draw)
-        monkeypatch.setattr(grouped, "_woven", lambda *row: False)
+        woven = check(case, layout, draw=draw)
+        for module in (grouped, depthwise):
+            monkeypatch.setattr(module, "_woven", lambda *problem: False)
         with engine():
-            apart = check(case, "first", draw=draw)
+            apart = check(case, layout, draw=draw)
     assert np.isnan(apart["forward"]).any()
     for kind in ("forward", "input_gradient"):
         assert_equal(np.isnan(woven[kind]), np.isnan(apart[kind]))
@@ -176,19 +182,26 @@ def test_woven_columns_have_the_bits_of_others_with_nan_and_infinities(case, mon
 
 @compiled_too
 @pytest.mark.parametrize("end", [True, False], ids=["page after", "page before"])
-def test_woven_columns_beside_a_forbidden_page(end):
-    for x_shape, w_shape, options in (ALL[case] for case in ("3x3", "3x3, even", "1-D, 4 taps")):
+def test_woven_beside_a_forbidden_page(end):
+    for case, layout in (WOVEN[0], WOVEN[2], WOVEN[3], WOVEN[5]):
+
+        def lie(array, layout=layout):
+            if layout == "first" or array.ndim < 3:
+                return guarded(array, end)
+            return np.moveaxis(guarded(np.moveaxis(array, 1, -1), end), -1, 1)
+
+        x_shape, w_shape, options = ALL[case]
         options = options | {"groups": x_shape[1]}
-        x, w, b, dy = (guarded(array, end) for array in drawn(x_shape, w_shape, options, small_bfloat16))
+        x, w, b, dy = drawn(x_shape, w_shape, options, small_bfloat16)
+        right = expected((x, w, b, dy), options)
+        x, w, b, dy = lie(x), guarded(w, end), guarded(b, end), lie(dy)
+        y, dx, dw = lie(np.full_like(dy, np.nan)), lie(np.full_like(x, np.nan)), guarded(np.full_like(w, np.nan), end)
         g = konv.geometry(x_shape, w_shape, **options, dtype=BFLOAT16)
-        results = {
-            kind: guarded(np.full(s, np.nan, BFLOAT16), end) for kind, s in zip(KINDS, (dy.shape, x_shape, w_shape))
-        }
-        grouped.forward(x, w, b, g, results["forward"])
-        grouped.input_gradient(dy, w, g, results["input_gradient"])
-        grouped.weight_gradient(dy, x, g, results["weight_gradient"])
-        for kind, right in expected((x, w, b, dy), options).items():
-            assert_equal(results[kind], right.astype(BFLOAT16))
+        grouped.forward(x, w, b, g, y)
+        grouped.input_gradient(dy, w, g, dx)
+        grouped.weight_gradient(dy, x, g, dw)
+        for kind, result in zip(KINDS, (y, dx, dw)):
+            assert_equal(result, right[kind].astype(BFLOAT16))
 
 
 def small_bfloat16(shape):

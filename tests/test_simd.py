@@ -141,17 +141,21 @@ def test_alternate_and_weave(dtype, lanes):
     def text(piece, slot, x, y, z, start, count):
         y.put(0, x.alternate(1, lanes))
         y.put(lanes, x.alternate(1, lanes, bits=bits(start, count)))
+        for i, vector in enumerate((*x.both(1, lanes), *x.both(1, lanes, bits=bits(start, count)))):
+            y.put((2 + i) * lanes, vector)
         z.weave(1, x.vec(1, lanes), x.vec(2, lanes), count=count)
         z.at(2 * lanes + 2).weave(0, x.vec(2, lanes), x.vec(1, lanes))
 
     pointers = {"x": dtype, "y": dtype, "z": dtype}
     run = compiled(text, pointers)
     for start, count in ((0, 2 * lanes), (1, 2 * lanes - 1), (2, 3), (3, 1), (-5, 100)):
-        x, zeros = numbers(dtype, 2 * lanes + 1, low=1), np.zeros(4 * lanes + 2, TYPES[dtype])
-        given = dict(x=x, y=zeros[: 2 * lanes], z=zeros, start=start, count=count)
+        x, zeros = numbers(dtype, 2 * lanes + 1, low=1), np.zeros(6 * lanes, TYPES[dtype])
+        given = dict(x=x, y=zeros, z=zeros[: 4 * lanes + 2], start=start, count=count)
         results = both(text, pointers, run=run, **given)
-        inside = [max(start, 0) <= k < count for k in range(0, 2 * lanes, 2)]
-        assert_equal(results["y"], np.concatenate([x[1::2], np.where(inside, x[1::2], 0)]))
+        inside = np.array([max(start, 0) <= k < count for k in range(2 * lanes)])
+        some = np.where(inside, x[1:], 0)
+        right = (x[1::2], some[::2], x[1::2], x[2::2], some[::2], some[1::2])
+        assert_equal(results["y"], np.concatenate(right).astype(x.dtype))
         woven = np.stack([x[1 : lanes + 1], x[2 : lanes + 2]], axis=1).reshape(-1)
         assert_equal(results["z"][1 : 2 * lanes + 1], np.where(np.arange(2 * lanes) < count, woven, 0))
         assert_equal(results["z"][2 * lanes + 2 :: 2], woven[1::2])

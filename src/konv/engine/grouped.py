@@ -81,10 +81,9 @@ def workspace(problem: Problem) -> int:
     if problem.layout == "last" and depthwise_rows.takes(g):
         return depthwise_rows.workspace(g, dtype, problem.kind)
     if problem.layout == "last":
-        cells: tuple[int, ...] = (
-            depthwise.accumulation(g, dtype).sums if problem.kind == "weight_gradient" else g.w_shape
-        )
-        return math.prod(cells) * itemsize
+        if problem.kind == "weight_gradient":
+            return math.prod(depthwise.accumulation(g, dtype).sums) * itemsize
+        return depthwise.weights_size(g, dtype, problem.kind == "input_gradient") * itemsize
     if problem.kind == "weight_gradient":
         return math.prod(_accumulation(g, dtype, get_threads()).sums) * itemsize
     transposed = problem.kind == "input_gradient"

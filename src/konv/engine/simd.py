@@ -9,8 +9,8 @@ what is to happen at run time is said with a few words:
 ``p[i]``, ``p[i] = value``     one element; ``p.at(i)`` is the pointer moved by i elements
 ``p.vec(i, lanes)``            neighbouring elements as a vector; ``p.put(i, vector)`` writes one. With ``count`` only the
                                first lanes are touched (the others read as ``fill``), with ``start`` only later ones
-``p.gather``, ``p.scatter``    the same with a stride between the elements; ``p.alternate`` reads every other one, ``p.weave``
-                               writes two vectors' lanes in turns: for bfloat16 both cost least of all
+``p.gather``, ``p.scatter``    the same with a stride between the elements; ``p.alternate`` reads every other one, ``p.both``
+                               those and the others, ``p.weave`` writes two vectors' lanes in turns: of bfloat16 cheapest
 ``p.zero p.full whole``        vectors of one number
 ``p.prefetch(i)``              asks for the cache line of an element
 ``p.stream(i, vector)``        ``put`` past the caches, where a vector's lines begin; ``fence`` after the last
@@ -472,6 +472,22 @@ class Pointer:
         low, high = (self.vec(i + at, lanes, bits=None if bits is None else bits >> at) for at in (0, lanes))
         return shuffle(low, high, range(0, 2 * lanes, 2))
 
+    def both(self, i: Any, lanes: int, bits: Any = None) -> tuple[Value, Value]:
+        """Elements i, i + 2, ... and i + 1, i + 3, ...: as two :meth:`alternate`, of one read."""
+        if not (self.stored == "bfloat16" and machine().dots):
+            low, high = (self.vec(i + at, lanes, bits=None if bits is None else bits >> at) for at in (0, lanes))
+            return shuffle(low, high, range(0, 2 * lanes, 2)), shuffle(low, high, range(1, 2 * lanes, 2))
+        vector = ir.VectorType(BITS16, 2 * lanes)
+        if bits is None:
+            loaded = _builder.load(self.at(i).address, typ=vector, align=2)
+        else:
+            name = f"llvm.masked.load.{_mangled(vector)}.p0"
+            loaded = _call(name, vector, self.at(i).address, INT32(2), _bit_mask(2 * lanes, bits), _zeros(vector))
+        pairs = Value(_builder.bitcast(loaded, ir.VectorType(INT32, lanes)))
+        halves = _builder.shl(pairs.ir, _filled(INT32, 16, pairs.ir)), (pairs & -65536).ir
+        even, odd = (Value(_builder.bitcast(half, ir.VectorType(FLOAT, lanes))) for half in halves)
+        return even, odd
+
     def weave(self, i: Any, even: Value, odd: Value, count: Any = None) -> None:
         """Write two vectors' lanes in turns: even[0] to i, odd[0] to i + 1, even[1] to i + 2, ...; ``count`` of all of them."""
         lanes = even.lanes
@@ -577,6 +593,11 @@ class ArrayPointer:
         used = _used(2 * lanes, None, None, bits)
         used = used[used % 2 == 0]
         return self._read(i + used, used // 2, lanes, 0)
+
+    def both(self, i: int, lanes: int, bits: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`Pointer.both`."""
+        cells = self.vec(i, 2 * lanes, bits=bits)
+        return cells[::2], cells[1::2]
 
     def weave(self, i: int, even: np.ndarray, odd: np.ndarray, count: int | None = None) -> None:
         """As :meth:`Pointer.weave`."""
