@@ -56,8 +56,8 @@ def gains(direction: str, g: Geometry, dtype: str, layout: str, transposed: bool
     channels, which are fewer than 512
     channels last: depthwise and first layers, forward;     0.52-1.0; 0.42-0.98, once 1.14 (7 x 7 backward 1.7-6)
     backward too of fewer than 25 taps
-    channels last: windows apart, forward, unless 2^18      0.8-1.05 (1.02-2.8); backward fewer than 2^14 weights 0.63-0.97
-    weights are used for at most 512 outputs                (more: 0.87-2.0)
+    channels last: windows apart, unless 2^18 weights are   0.8-1.05, backward 0.63-1.0 (1.02-2.8); not so backward: patches,
+    used for at most 512 outputs                            and 2^14 weights for as many outputs (1.04-1.2)
     channels last: pairs and columns forward                of bfloat16, not measured inside a model: patches 0.74-0.90
     =====================================================  ==============================================================
     """
@@ -74,7 +74,7 @@ FEW_OUTPUTS, FEW_STRIDED, FEW_LAST = (
     64,
 )  # outputs of a batch: of 1 x 1 layers, of Winograd with a stride, without
 FEW_CHANNELS = 512
-MANY_WEIGHTS, THEIR_OUTPUTS, FEW_WEIGHTS = 1 << 18, 512, 1 << 14
+MANY_WEIGHTS, THEIR_OUTPUTS, LARGE = 1 << 18, 512, 1 << 14
 
 
 @functools.lru_cache(maxsize=1024)
@@ -97,5 +97,7 @@ def _gains(name: str, direction: str, g: Geometry, layout: str, transposed: bool
     if name == "products_last" and transposed:  # 64 to 256 channels and back: 0.7, 1.3
         return not forward or filters < channels
     if name == "products_last":
-        return weights >= MANY_WEIGHTS and outputs <= THEIR_OUTPUTS if forward else weights >= FEW_WEIGHTS
+        if weights >= MANY_WEIGHTS and outputs <= THEIR_OUTPUTS:
+            return True
+        return not forward and (taps > 1 or min(weights, outputs) >= LARGE)
     return not forward or (name not in ("pairs", "columns") and (name != "direct" or channels == 1))

@@ -183,26 +183,24 @@ def exact_conv1d(x: Tensor, w: Tensor, b: Tensor | None, stride: Any, dilation: 
 
 
 def where_faster(
-    left: set[Any], axes: int, transposed: bool, x: Tensor, w: Tensor, b: Tensor | None,
+    left: set[Any], met: Any, axes: int, transposed: bool, x: Tensor, w: Tensor, b: Tensor | None,
     stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any,
 ) -> Tensor:  # fmt: skip
     """The convolution, by konv where it is expected to be faster, else by PyTorch.
 
-    Forward and backward are decided for themselves. See :mod:`konv.torch.faster`. ``left`` is what a layer keeps of calls that
-    were left to PyTorch altogether: they go there at once, whatever else has changed, since PyTorch takes every call.
+    Forward and backward are decided for themselves; see :mod:`konv.torch.faster`. If PyTorch's function does all of it, ``met``,
+    the kind of call, is put into ``left``: the layer may send such a call there at once, as PyTorch takes every call.
     """
-    theirs, met = _theirs(axes, transposed), None
-    if not torch.compiler.is_compiling() and x.layout is torch.strided and not x.is_nested:
-        met = x.shape, x.stride(), x.dtype, x.requires_grad, torch.is_grad_enabled(), exactly_asked()
-        if met in left:
-            return _left(theirs, transposed, x, w, b, stride, padding, dilation, groups, output_padding)
+    theirs = getattr(F, f"conv_transpose{axes}d" if transposed else f"conv{axes}d")
     more = stride, padding, dilation, groups, output_padding
     return _face(axes, theirs, transposed, x, w, b, *more, where_faster=True, left=left, met=met)
 
 
-@functools.cache
-def _theirs(axes: int, transposed: bool) -> Callable[..., Tensor]:
-    return getattr(F, f"conv_transpose{axes}d" if transposed else f"conv{axes}d")
+def kind_of_call(x: Tensor) -> Any:
+    """What decides, of a layer's call with x, who computes; None where that is not kept."""
+    if torch.compiler.is_compiling() or x.layout is not torch.strided or x.is_nested:
+        return None
+    return x.shape, x.stride(), x.dtype, x.requires_grad, torch.is_grad_enabled(), exactly_asked()
 
 
 def _left(
