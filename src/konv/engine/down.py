@@ -27,6 +27,9 @@ PIECE_PRODUCTS = 64 << 10
 PIECES = 16  # wanted where there is the work for them; and most parts of dw1, each a sum by itself
 SUMS_BYTES = 32 << 20  # of all parts of dw1
 PAST_BYTES = 8 << 20  # a gradient larger than this would drive from the caches what is needed sooner
+AHEAD_BYTES = (
+    64 << 10
+)  # backward asks for so much of x at most before it is read: .93 of the time where rows are short, else 1.04
 PACKED = 64  # multiply-adds that take as long as a number of w1 that is laid out, and read from memory for it
 ADDED = 8  # and as one of the sums that are added
 ADD_LANES = 20  # multiply-adds that take as long as adding up the lanes of a row's sums
@@ -296,9 +299,10 @@ def _backward(shape: Shape, need_x: bool, need_w: bool, past: bool) -> _Backward
     size = -(-shape.size // (lanes * vectors)) * lanes * vectors
     sums_size = size * shape.channels + -(-shape.channels // lanes) * lanes
     parts = max(1, min(PIECES, shape.rows // most, SUMS_BYTES // (sums_size * ITEMSIZE[wide])))
+    ahead = most * shape.size * ITEMSIZE[shape.dtype] <= AHEAD_BYTES
     multiply = _multiply(shape, shape.outputs, shape.segment_size, wide, "gate")
     job = Job(
-        stretch(shape.dtype, lanes, most, vectors, kept, need_x, need_w, past), parts, parts=parts,
+        stretch(shape.dtype, lanes, most, vectors, kept, need_x, need_w, past, ahead), parts, parts=parts,
         channels=shape.channels, sums_at=size * shape.channels, sums_size=sums_size, all_rows=shape.rows, **_places(shape),
     )  # fmt: skip
     return _Backward(multiply, _rows(shape, shape.channels, size), job, size, sums_size)

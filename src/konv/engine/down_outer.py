@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from konv.engine.compile import kernel
-from konv.engine.down_kernels import steps
+from konv.engine.down_kernels import steps, tile_rows
 from konv.engine.machine import wide_type
-from konv.engine.simd import Variable, fence, fma, loop, minimum, splat, transpose
+from konv.engine.memory import LINE
+from konv.engine.simd import ITEMSIZE, Variable, fence, fma, loop, minimum, splat, transpose
 from konv.engine.windows import BLOCK_SUM
 
 GROUP = 4  # channels whose sums of dw1 are taken together, where there are too many to keep all
@@ -98,12 +99,15 @@ def sum_products(dtype, lanes, rows, vectors):
 
 
 @kernel
-def stretch(dtype, lanes, rows, vectors, kept, need_x, need_w, past):
+def stretch(dtype, lanes, rows, vectors, kept, need_x, need_w, past, ahead):
     """dx, and sums of dw1 and db1, of ``rows`` rows at a time. A piece is a part of the rows, and has sums of its own.
 
     ``kept``: how many channels there are, if all their weights and sums stay in registers; 0 for any number. ``past``: dx
-    goes past the caches. w1 and sums are ``[k // lanes][channel][lane]``; after a part's dw1 lies its db1.
+    goes past the caches. ``ahead``: the next rows of x are asked for meanwhile. w1 and sums are
+    ``[k // lanes][channel][lane]``; after a part's dw1 lies its db1.
     """
+
+    line = LINE // ITEMSIZE[dtype]
 
     def text(
         piece, slot, x, dh, w1, dx, sums, all_rows, parts, windows, sequence, size, channels, sums_at, sums_size,
@@ -181,11 +185,12 @@ def stretch(dtype, lanes, rows, vectors, kept, need_x, need_w, past):
 
         def rows_from(begin: Any, number: int) -> None:
             table = []
-            for i in range(number):
-                sample, window = (begin + i) // windows, (begin + i) % windows
+            for sample, window in tile_rows(begin, 0, number, number, windows):
                 cell = sample * sequence + window * size
                 table.append((x.at(cell), dx.at(cell), dh.at(sample * hidden_pitch + hidden_first + window * channels)))
             for k, left in steps(size, lanes * vectors):
+                for i in range(0, number * lanes * vectors if ahead and left is None else 0, line):
+                    table[0][0].prefetch(number * (size + k) + i, later=True)
                 (together if kept and need_x and need_w else apart)(table, k, left)
             if need_w:
                 for block in loop((channels + (lanes - 1)) // lanes):
