@@ -4,8 +4,8 @@ The products of :mod:`konv.engine.products`, whose blocks are packed as pairs (s
 widened. Sums are float32 and rounded once, as everywhere; but the instruction takes what is smaller than the smallest
 normal number, 2**-126, for zero, in its operands and in its sums.
 
-Asking for the next panel's pixels while one is multiplied gained nothing; asking for the cells of y that a tile will write,
-a tenth of the input gradient.
+Asking for the next panel's pixels while one is multiplied gained nothing, nor in the weight gradient; asking for the cells of y
+that a tile will write, a tenth of the input gradient.
 """
 
 from __future__ import annotations
