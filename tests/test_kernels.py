@@ -322,6 +322,7 @@ def test_every_kernel_of_the_engine_is_run_here():
         "rectify",
         "channels",
         "depthwise_rows_kernels",
+        "depthwise_spread",
         "pairs_kernels",
         "pairs_last_kernels",
         "pairs_outer",

@@ -81,7 +81,7 @@ def correlation(g: Geometry, backwards: bool, x_dtype: str, y_dtype: str, thread
     period = stride if backwards else 1  # tiles begin with a whole one
     tile = _tile(out_height, period)
     fixed = tile == out_height
-    meets = _meets(g, tile, backwards, x_height if fixed else None)
+    meets = row_meetings(g, tile, backwards, x_height if fixed else None)
     table, most = _columns(g, backwards)
     tiles = g.batch * -(-out_height // tile)
     span, spans = _spans(g, x_dtype, tiles, math.prod(g.kernel) >= MANY_TAPS)
@@ -104,7 +104,7 @@ def accumulation(g: Geometry, dtype: str, threads: int) -> Rows:
     lanes, out_height = machine().lanes(dtype), g.output[0]
     tile = _tile(out_height, 1)
     fixed = tile == out_height
-    meets = _meets(g, tile, False, g.spatial[0] if fixed else None)
+    meets = row_meetings(g, tile, False, g.spatial[0] if fixed else None)
     table, most = _columns(g, False)
     tiles = g.batch * (out_height // tile + out_height % tile)
     span, spans = _spans(g, dtype, tiles, True)
@@ -166,7 +166,7 @@ def _tile(rows: int, period: int) -> int:
     return min(reversed(sizes), key=lambda n: -(-rows // n) * (n + 2))
 
 
-def _meets(g: Geometry, tile: int, backwards: bool, height: int | None) -> Meets:
+def row_meetings(g: Geometry, tile: int, backwards: bool, height: int | None) -> Meets:
     """(row of x, row of outputs, row of the kernel) of a tile, counted from its first; those inside ``height``, if given.
 
     Rows of x are counted from the first output's row times the stride, or of a gradient divided by it.

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from konv.arrays import all_finite, known_layout
-from konv.engine import columns, depthwise, depthwise_rows, direct, roofline
+from konv.engine import columns, depthwise, depthwise_rows, depthwise_spread, direct, roofline
 from konv.engine.axes import FORWARD, Axis, forward_axes, gradient_axes, gradient_phases, leaves_cells
 from konv.engine.launch import Job, address
-from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.machine import dtype_name, machine, wide_type, widened
 from konv.engine.planes import ANYWHERE, NEIGHBOURS, correlate_planes
 from konv.engine.planes_outer import accumulate_planes
 from konv.engine.simd import ITEMSIZE
@@ -87,6 +87,8 @@ def workspace(problem: Problem) -> int:
     if problem.kind == "weight_gradient":
         return math.prod(_accumulation(g, dtype, get_threads()).sums) * itemsize
     transposed = problem.kind == "input_gradient"
+    if transposed and depthwise_spread.takes(g):
+        return widened(g.w_shape, dtype)
     plans = _correlations(g, transposed, dtype, dtype, get_threads())
     return max((plan.taps.size * itemsize for plan in plans), default=0)
 
@@ -113,6 +115,9 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
     layout = known_layout(dy, out)
     if layout == "last" and depthwise_rows.takes(g):
         depthwise_rows.correlate(dy, w, None, g, True, out)
+        return
+    if layout == "first" and depthwise_spread.takes(g):
+        depthwise_spread.input_gradient(dy, w, g, out)
         return
     if leaves_cells(g):
         out[...] = 0
@@ -394,6 +399,8 @@ def blocking(problem: Problem) -> str:
             f"{n['part_images']} images a piece; {plan.job.cut(plan.threads)}"
         )
     plans = _correlations(g, problem.kind == "input_gradient", dtype, dtype, get_threads())
+    if plans and problem.kind == "input_gradient" and depthwise_spread.takes(g):
+        return depthwise_spread.blocking(g, dtype)
     if not plans:
         return "nothing to compute"
     n = plans[0].job.numbers
