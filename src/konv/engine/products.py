@@ -36,6 +36,7 @@ BLOCK_BYTES = 384 << 10  # the packed pixels of a piece stay in L2; at most 1/16
 LEAST_BYTES = 192 << 10  # or so much: w is read again for every block of pixels
 GROUP_ROWS, ROWS_BYTES = 64, 16 << 10  # at most so many rows of w, which stay in L1 beside a panel
 SHORT = 256  # sums of at most so many products: 16 in registers, not 24, are 5 to 40 % faster; of longer ones slower
+WIDE = 64  # bytes of vectors of which halves take half of the time
 SMALL_GROUP = 4  # channels and filters
 BLOCK_PIXELS = 200  # of the weight gradient: a panel of them stays near L1, and 14 x 14 are one block
 REGION = (
@@ -244,6 +245,15 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
     while blocks * -(-row_groups // part_groups) < 4 * threads and part_groups > 4:
         part_groups = -(-part_groups // 2)
     parts = -(-row_groups // part_groups)
+    # A last block of a few pixels alone is cut among the threads: else one of them would compute it when the others are done
+    whole_blocks = pixels // (panel_width * block_panels)
+    tail_groups = -(-part_groups // threads) if whole_blocks * parts >= threads else part_groups
+    tail_parts = -(-row_groups // tail_groups)
+    blocks = g.groups * (
+        whole_blocks * parts + (tail_parts if pixels > whole_blocks * panel_width * block_panels else 0)
+    )
+    rest = pixels % panel_width
+    tail = "half" if 0 < rest <= lanes // 2 and host.vector_bytes == WIDE else -(-pixels // lanes) % vectors
     copied = 0 if not transposed and x_dtype == wide else -(-row_group // lanes) * lanes * reduction
     results = (row_group + (0 if target.taps else lanes)) * panel_width
     slot_size = -(-(panel_size * block_panels + results + lanes + copied) // lanes) * lanes
@@ -252,15 +262,16 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
         for name, step, kernel in zip(("depth", "height"), target.step, target.kernel)
     }
     kernel = multiply_pixels(
-        x_dtype, y_dtype, lanes, vectors, -(-pixels // lanes) % vectors, rows, transposed, source.stride, source.taps,
+        x_dtype, y_dtype, lanes, vectors, tail, rows, transposed, source.stride, source.taps,
         target.stride, target.taps,
     )  # fmt: skip
     job = Job(
-        kernel, blocks * parts, slot_size=slot_size, panel_size=panel_size, block_panels=block_panels, groups=g.groups,
+        kernel, blocks, slot_size=slot_size, panel_size=panel_size, block_panels=block_panels, groups=g.groups,
         parts=parts, part_groups=part_groups, row_group=row_group, row_count=row_count, reduction=reduction, pixels=pixels,
         x_runs=(panel_width - 2) // source.windows[2] + 2, y_runs=(panel_width - 2) // target.windows[2] + 2,
         y_depths=target.spatial[0], y_rows=target.spatial[1],
         y_plain=int(math.prod(target.kernel + target.step) == 1), next_pixels=block_panels * panel_width * threads,
+        whole_pieces=whole_blocks * parts * g.groups, whole_blocks=whole_blocks, tail_parts=tail_parts, tail_groups=tail_groups,
         x_lines=-(-min(block_panels * panel_width, pixels) // source.windows[2]),
         **source.numbers("x"), **target.numbers("y"), **fills,
     )  # fmt: skip

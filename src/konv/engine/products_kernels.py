@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
-from konv.engine.simd import Variable, loop, maximum, minimum, splat, within
+from konv.engine.simd import Variable, loop, maximum, minimum, pick, splat, within
 from konv.engine.windows import in_vectors, multiply_tile, panel_columns, read_windows, runs, write_windows, write_zeros
 
 AHEAD = 16  # rows are asked for so many products before they are read: they lie pages apart
@@ -20,13 +20,15 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, tail, rows, turned, x_stri
 
     Rows of w are read where they lie; those of its transpose (``turned``), and half types, are copied a few at a time.
     What can be copied by the first tile that reads it is, while that tile multiplies: the memory's time is hidden.
-    The last panel has ``tail`` vectors.
+    The last panel has ``tail`` vectors; or "half" a one: several of those are computed at a time where vectors are wide.
+    The last block of pixels, which may be short, is cut into parts of its own, so that the threads end together.
 
     ``x_stride, x_taps`` tell how windows lie in a row of x: those of neighbouring pixels begin ``x_stride`` cells apart
     and have ``x_taps`` cells (0: any number, told at run time); likewise what is written for a pixel in a row of y.
     """
     wide = wide_type(x_dtype)
     width = lanes * vectors
+    tail_lanes, tail = (lanes // 2, 1) if tail == "half" else (lanes, tail)
     copied = turned or wide != x_dtype
     one_cell = x_stride == 1 and x_taps == 1
 
@@ -38,12 +40,15 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, tail, rows, turned, x_stri
         x_step_depth, x_step_height, x_step,
         y_image, y_channels, y_channel, y_depth, y_row, y_depths, y_rows, y_cells, y_kernel_depth, y_kernel_height,
         y_kernel_width, y_step_depth, y_step_height, y_step, y_fill_depth, y_fill_height,
-        y_plain, next_pixels, x_lines,
+        y_plain, next_pixels, x_lines, whole_pieces, whole_blocks, tail_parts, tail_groups,
     ):  # fmt: skip
         x_kernel_width, y_kernel_width = x_taps or x_kernel_width, y_taps or y_kernel_width
         x_step, y_step = x_stride or x_step, y_stride or y_step
-        part, rest = piece % parts, piece // parts
-        group, first = rest % groups, rest // groups * block_panels * width
+        tail_piece = 1 - within(piece, whole_pieces)
+        parts, part_groups = pick(tail_piece, tail_parts, parts), pick(tail_piece, tail_groups, part_groups)
+        part, rest = (piece - tail_piece * whole_pieces) % parts, (piece - tail_piece * whole_pieces) // parts
+        group = rest % groups
+        first = (rest // groups + tail_piece * whole_blocks) * block_panels * width
         last = minimum(first + block_panels * width, pixels)
         panels = (last - first + (width - 1)) // width
         x_size = pixels // (x_image_lines * x_line_pixels) * x_image
@@ -223,7 +228,7 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, tail, rows, turned, x_stri
                         new = direct * full * within(row_block, 1) * begins
                         variants = [(1 - new, looking_ahead), (new, copying)]
                     turning = few_rows * begins * within(panel, 1)
-                    shorter = within(end - begin, lanes * tail + 1) * (1 - turning) if tail else 0
+                    shorter = within(end - begin, tail_lanes * tail + 1) * (1 - turning) if tail else 0
                     for when, columns in variants:
                         for _ in loop(when * (1 - turning) * (1 - shorter)):
                             multiply_tile(lines, lanes if turned else 1, columns, reduction, lanes, sums, kept)
@@ -239,10 +244,12 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, tail, rows, turned, x_stri
                                 in_place = [matrix.at(r) for r in places]
                                 multiply_tile(in_place, row_count, turn, reduction, lanes, sums, kept)
                     if tail:
-                        columns = panel_columns(panel_packed, width, lanes, tail)
+                        columns = panel_columns(panel_packed, width, tail_lanes, tail)
                         some = [sums[vectors * i + j] for i in range(rows) for j in range(tail)]
+                        if tail_lanes < lanes:
+                            some = [Variable(splat(bias[r], tail_lanes)) for r in numbers]
                         for _ in loop(shorter):
-                            multiply_tile(lines, lanes if turned else 1, columns, reduction, lanes, some, kept)
+                            multiply_tile(lines, lanes if turned else 1, columns, reduction, tail_lanes, some, kept)
                     if y_stride == 1:
                         for _ in loop(whole):
                             for i, r in enumerate(numbers):
@@ -251,6 +258,10 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, tail, rows, turned, x_stri
                     for _ in loop(1 - whole):
                         for i in range(rows * vectors):
                             kept.put(i * lanes, sums[i].get())
+                    if tail_lanes < lanes:
+                        for _ in loop(shorter):
+                            for i, total in enumerate(some):
+                                kept.put(i * width, total.get())
 
                 for pixel, line, column, count in runs(begin, end, y_runs * (1 - whole), y_line_pixels):
                     image, depth, height = located(line, y_image_lines, y_depth_lines)
