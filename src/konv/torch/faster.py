@@ -49,9 +49,8 @@ def gains(direction: str, g: Geometry, dtype: str, layout: str, transposed: bool
     =====================================================  ==============================================================
     stride > 1, 2-D, kernels of fewer than 25 taps: first   3 to 32 channels 0.66-0.80 forward
     layers
-    stride > 1, direct, more than 4 channels: forward       0.85, once 1.1; channels last 0.67-0.79, backward 0.75-0.97
-    Winograd, 2-D, few outputs: fewer than 1024 of a        0.41-0.78, backward 0.85-0.97; channels last, 49 outputs 0.85
-    stride > 1, or channels last than 64
+    stride > 1, direct, more than 4 channels: forward       0.85, once 1.1; channels last 0.86-0.89
+    stride > 1, 2-D, Winograd, fewer than 1024 outputs      0.77-0.84, backward 0.95-0.98
     1 x 1, at most 256 outputs, more filters than           0.79-1.08, backward 0.55-0.97 (of 512 channels 1.05-2.7)
     channels, which are fewer than 512
     channels last: depthwise and first layers, forward;     0.52-1.0; 0.42-0.98, once 1.14 (7 x 7 backward 1.7-6)
@@ -85,9 +84,9 @@ def _gains(name: str, direction: str, g: Geometry, layout: str, transposed: bool
     channels, filters = (g.filters, g.channels) if transposed else (g.channels, g.filters)
     first_layer, depthwise = g.groups == 1 and channels <= 4, g.groups == g.channels > 1
     if name == "direct" and strided and channels > 4:
-        return not (forward or last)
+        return not forward
     if name == "winograd" and g.axes > 1:
-        return outputs >= (FEW_STRIDED if strided else FEW_LAST if last else 0)
+        return not strided or outputs >= FEW_STRIDED
     if taps == 1 and g.groups == 1 and outputs <= FEW_OUTPUTS and channels < min(filters, FEW_CHANNELS):
         return False
     if not last:
