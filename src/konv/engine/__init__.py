@@ -39,6 +39,7 @@
     columns.py                NumPy and its BLAS, always says yes
     bias.py                   the bias gradient, of every problem
     down.py                   DownConv, fused              down_kernels.py, down_outer.py   its kernels
+    down_plan.py              its jobs, and how they are cut
     pool.py                   pooling                      pool_kernels.py         its kernels
     rectify.py                ReLU, kernels included
     roofline.py               what share of the machine's limit a plan expects
