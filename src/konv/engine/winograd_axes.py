@@ -11,6 +11,8 @@ In the input gradient each *phase* of the result is a correlation of dy with tap
     dx[i]            = sum over j  w[j] dy[i + low - d j]           (dilation d)
 
 An axis of which nothing is gained has the scheme F(1, 1), each of its taps a section: so the planes of a 3-D kernel.
+Of 7 outputs with stride 2 (3 x 3) only F(7, 2) along one axis alone saves: 0.71 of the products. It took 0.82-1.0 of direct's
+time for 512 channels, 1.0-1.2 for 128 and 256, 1.2 for one image, and its error is six times as large: it is not asked.
 """
 
 from __future__ import annotations
