@@ -19,7 +19,7 @@ AHEAD = 2048  # elements: what lies so far on is asked for, hundreds of cycles b
 
 
 @kernel
-def correlate_channels(x_dtype, y_dtype, lanes, group, tile, taps, stride, apart, cut, short, woven):
+def correlate_channels(x_dtype, y_dtype, lanes, group, tile, taps, stride, apart, cut, short, woven, ahead):
     """Forward, or a phase of the input gradient. A piece is some rows of outputs.
 
     Parameters
@@ -33,6 +33,7 @@ def correlate_channels(x_dtype, y_dtype, lanes, group, tile, taps, stride, apart
     woven : whether even and odd channels are vectors of their own, as bfloat16 is read and written fastest; weights and
         bias then lie so, too: vector after vector of even channels, each with that of the odd ones behind it. Lost: reading each
         by ``alternate``, 1.15 times as long; weight gradients by it, whose vectors follow each other, 1.4
+    ahead : whether to ask for what comes next: where images have one row, the machine does so unasked (1.15 times as fast)
     """
     cells, parts = cells_of(tile, taps, stride, apart, short), range(2 if woven else 1)
     block_lanes = lanes * len(parts)
@@ -54,7 +55,8 @@ def correlate_channels(x_dtype, y_dtype, lanes, group, tile, taps, stride, apart
                 channel = block * block_lanes
                 some = bits(0, channels - channel)
                 own = None if woven else some
-                fetch(image, depth, row, column, to_row, channel)
+                if ahead:
+                    fetch(image, depth, row, column, to_row, channel)
                 starts = [bias.vec(channel + p * lanes, lanes, bits=own) for p in parts]
                 sums = [[Variable(start) for start in starts] for _ in range(tile)]
                 for source in loop(source_count):
@@ -134,11 +136,11 @@ def correlate_channels(x_dtype, y_dtype, lanes, group, tile, taps, stride, apart
 
 
 @kernel
-def accumulate_channels(dtype, lanes, group, tile, taps_high, taps_wide, stride, apart, short):
+def accumulate_channels(dtype, lanes, group, tile, taps_high, taps_wide, stride, apart, short, ahead):
     """``sums[part, tap, turn, channel] += sum of dy * x``, ``biases[part, channel] += sum of dy``. A piece is a part: rows of dy.
 
     ``taps_high`` x ``taps_wide`` x ``group`` sums are kept while a ``segment`` of a row of dy goes by, then added to those in
-    memory.
+    memory. ``ahead``: as of :func:`correlate_channels`; 1.2 to 1.4 times as fast.
     """
     wide = wide_type(dtype)
 
@@ -153,11 +155,12 @@ def accumulate_channels(dtype, lanes, group, tile, taps_high, taps_wide, stride,
 
         def add(row_sums, some, channel, dy_row, corners, first_cell, column, count, whole):
             """Add the products of ``count`` neighbouring outputs; ``whole``: no cell of theirs lies outside a row."""
-            for q in range(count):
-                dy_row.prefetch((column + q) * channels + channel + dy_ahead)
-            for corner, _ in corners[-stride:]:  # as many rows as columns are new, commonly
-                for q in range(count * stride):
-                    corner.prefetch((column * stride + q) * channels + channel + x_ahead)
+            if ahead:
+                for q in range(count):
+                    dy_row.prefetch((column + q) * channels + channel + dy_ahead)
+                for corner, _ in corners[-stride:]:  # as many rows as columns are new, commonly
+                    for q in range(count * stride):
+                        corner.prefetch((column * stride + q) * channels + channel + x_ahead)
             upstream = [dy_row.vec((column + q) * channels + channel, lanes, bits=some) for q in range(count)]
             for q, values in enumerate(upstream):
                 row_sums[q % 2].set(row_sums[q % 2].get() + values)

@@ -94,6 +94,7 @@ def correlation(g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: in
         correlate_channels(
             x_dtype, y_dtype, lanes, g.channels // g.groups, tile, 1 if cut else len(row.taps), row.stride,
             1 if cut else apart, cut, None if cut else _short(row, tile), woven,
+            depth.length * height.length > 1,
         ),
         -(-lines // chunk), lines=lines, chunk=chunk, source_count=len(sources), channels=g.channels, x_depth=depth.length,
         x_height=height.length, x_width=row.length, depth_step=depth.stride, row_step=height.stride,
@@ -127,7 +128,7 @@ def accumulation(g: Geometry, dtype: str) -> Depthwise:
     job = Job(
         accumulate_channels(
             dtype, machine().lanes(dtype), group, tile, high_tile, wide_tile, row.stride, apart,
-            _short(row, tile) if wide_tile == len(row.taps) else None,
+            _short(row, tile) if wide_tile == len(row.taps) else None, depth.length * height.length > 1,
         ),
         -(-lines // chunk), lines=lines, chunk=chunk, source_count=len(sources), channels=g.channels, x_depth=depth.length,
         x_height=height.length, x_width=row.length, depth_step=depth.stride, row_step=height.stride, shift=-row.pad,

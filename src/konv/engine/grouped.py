@@ -367,7 +367,7 @@ def _accumulation(g: Geometry, dtype: str, threads: int) -> Accumulation:
     job = Job(
         accumulate_planes(
             dtype, lanes, tile_filters, rows, shared, columns, height.stride, row.stride if row.stride <= 2 else 0,
-            woven,
+            woven, depth.length * height.length > 1,
         ),
         parts * -(-g.groups // group_chunk), images=g.batch, part_images=part_images, block_images=block_images,
         chunk_rows=chunk_rows, groups=g.groups, group_chunk=group_chunk, group_channels=channels, group_filters=filters,

@@ -11,11 +11,12 @@ from konv.engine.simd import Variable, bits, fma, loop, minimum, pick, shuffle, 
 
 
 @kernel
-def accumulate_planes(dtype, lanes, filters, rows, taps_high, taps_wide, stride_high, stride_wide, woven):
+def accumulate_planes(dtype, lanes, filters, rows, taps_high, taps_wide, stride_high, stride_wide, woven, asked):
     """``sums[part, tap] = sum of dy * x`` and ``biases[part, filter] = sum of dy`` over the images of a part.
 
     A piece is (part, some groups). A tile of ``filters`` x ``taps_high`` x ``taps_wide`` sums, each a vector of partial ones,
     goes over the outputs; so many ``rows`` of dy are held in registers, and a vector of x serves all of them that it met.
+    ``asked``: whether to ask for what comes next. Where images have one row the machine does so unasked: 1.3 times as fast.
     ``woven`` : even and odd columns of dy, whose number is even, are vectors of their own; see :mod:`konv.engine.planes`.
     """
     wide_step, sets = (2, range(2)) if woven else (stride_wide or 1, range(1))
@@ -49,10 +50,11 @@ def accumulate_planes(dtype, lanes, filters, rows, taps_high, taps_wide, stride_
             for q in loop((columns + (lanes - 1)) // lanes):
                 column = q * lanes
                 left = columns - column
-                for f, r in itertools.product(range(filters), range(count)):
-                    dy.prefetch(upstream + ahead[1] + f * out_plane + r * out_width + column * len(sets))
-                for u, v in itertools.product(range(count * stride_high), range(wide_step)):
-                    x.prefetch(ahead[0] + (start + u) * x_width + column * wide_step + v * lanes)
+                if asked:
+                    for f, r in itertools.product(range(filters), range(count)):
+                        dy.prefetch(upstream + ahead[1] + f * out_plane + r * out_width + column * len(sets))
+                    for u, v in itertools.product(range(count * stride_high), range(wide_step)):
+                        x.prefetch(ahead[0] + (start + u) * x_width + column * wide_step + v * lanes)
                 gradients = {}
                 for f, r, s in itertools.product(range(filters), range(count), sets):
                     at = upstream + f * out_plane + r * out_width + column * len(sets) + s
