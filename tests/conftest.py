@@ -22,7 +22,15 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 # Their layers are hardly ever among those drawn: test_pairs, test_fourier and test_channels_in_lanes draw their own.
-OF_FEW_LAYERS = {"pairs", "fourier", "fourier_groups", "winograd_groups", "small_groups", "small_planes"}
+OF_FEW_LAYERS = {
+    "pairs",
+    "fourier",
+    "fourier_groups",
+    "winograd_groups",
+    "winograd_small",
+    "small_groups",
+    "small_planes",
+}
 
 
 @pytest.fixture(scope="module", params=[a.NAME for a in algorithms() if a.NAME not in OF_FEW_LAYERS])

@@ -1,4 +1,4 @@
-"""Groups and depthwise layers with channels in lanes: chosen, right in both layouts, the same bits however they are run."""
+"""Groups and depthwise layers with channels or tiles in lanes: chosen, right in both layouts, the same bits however they are run."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import konv
 from compare import assert_equal, assert_same_bits
 from konv import textbook
 from konv.arrays import empty, laid_out
-from konv.engine import small_groups, small_planes, threads, winograd_groups
+from konv.engine import small_groups, small_planes, threads, winograd_groups, winograd_small
 from konv.engine.plan import KINDS, Problem
 from plain_engine import MACHINES, engine
 from strategies import integers
@@ -18,6 +18,9 @@ LAYERS = {
     "16 x 32": (winograd_groups, (3, 32, 9, 14), (64, 16, 3, 3), dict(padding=1), ("first", "last")),
     "32 x 16, cut": (winograd_groups, (2, 64, 5, 140), (32, 32, 3, 3), dict(padding=((2, 0), (0, 3))), ("first", "last")),
     "16 x 16, 7 pixels": (winograd_groups, (11, 32, 7, 7), (32, 16, 3, 3), dict(padding=1), ("first", "last")),
+    "8 x 12, tiles in lanes": (winograd_small, (3, 32, 26, 28), (48, 8, 3, 3), dict(padding=((2, 0), (1, 2))), ("first",)),
+    "16 x 16, 14 pixels": (winograd_small, (13, 32, 14, 14), (32, 16, 3, 3), dict(padding=1), ("first",)),
+    "8 x 8, rows cut": (winograd_small, (2, 16, 15, 112), (16, 8, 3, 3), dict(padding=(0, 1)), ("first",)),
     "7 x 7 on 7 x 7": (small_planes, (3, 35, 7, 7), (35, 1, 7, 7), dict(padding=3), ("first",)),
     "7 x 8 on 5 x 16": (small_planes, (2, 16, 5, 16), (16, 1, 7, 8), dict(padding=((2, 6), (7, 0))), ("first",)),
     "groups of 8": (small_groups, (5, 48, 9, 22), (48, 8, 3, 3), dict(padding=1), ("first", "last")),
@@ -84,7 +87,7 @@ def test_right_on_every_machine(name, layout, host):
         results = computed(algorithm, lie(arrays, layout), g, layout)
     assert results or host != "AVX-512"
     for kind, result in results.items():
-        if algorithm is winograd_groups:
+        if algorithm in (winograd_groups, winograd_small):
             assert (np.abs(result - right[kind]) <= 3e-6 * np.abs(right[kind]).max()).all()
         else:
             assert_equal(result, right[kind].astype(np.float32))
@@ -127,7 +130,16 @@ def test_who_computes_what():
             algorithm, _, g, _ = arrays_of(name, normal)
             assert kinds(algorithm, g, LAYERS[name][-1][0])
         exact = Problem("forward", arrays_of("16 x 32", normal)[2], "float32", True)
-        assert "exact" in winograd_groups.declines(exact)
+        assert "exact" in winograd_groups.declines(exact) and "exact" in winograd_small.declines(exact)
+
+
+def test_a_bias_gradient_that_is_summed_with_the_weights():
+    algorithm, (x, _, _, dy), g, _ = arrays_of(
+        "8 x 12, tiles in lanes", lambda shape: integers(np.random.default_rng(0), shape, np.float32, limit=2)
+    )
+    dw, db = np.full(g.w_shape, np.nan, np.float32), np.full(g.filters, np.nan, np.float32)
+    algorithm.weight_and_bias_gradient(dy, x, g, dw, db)
+    assert_equal(db, dy.sum(axis=(0, 2, 3)))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -330,6 +330,7 @@ def test_every_kernel_of_the_engine_is_run_here():
         "down_outer",
         "fourier_kernels",
         "fourier_groups_kernels",
+        "winograd_small_kernels",
         "strips_kernels",
         "strips_last_kernels",
         "strips_outer",

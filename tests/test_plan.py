@@ -167,8 +167,9 @@ LAYERS = {
     "fourier_groups": ((8, 96, 400), (96, 48, 120), dict(groups=2), "float32"),
     "strips": ((8, 3, 98, 98), (32, 3, 3, 3), {}, "float32"),
     "small_planes": ((8, 96, 7, 7), (96, 1, 7, 7), dict(padding=3, groups=96), "float32"),
-    "small_groups": ((8, 64, 28, 28), (64, 8, 3, 3), dict(padding=1, groups=8), "float32"),
+    "small_groups": ((8, 64, 28, 28), (64, 8, 3, 3), dict(padding=1, stride=2, groups=8), "float32"),
     "winograd_groups": ((8, 64, 28, 28), (64, 16, 3, 3), dict(padding=1, groups=4), "float32"),
+    "winograd_small": ((8, 64, 28, 28), (64, 8, 3, 3), dict(padding=1, groups=8), "float32"),
     "winograd": ((8, 64, 28, 28), (96, 64, 3, 3), dict(padding=1), "float32"),
     "direct": ((8, 64, 28, 28), (96, 64, 3, 3), dict(stride=2), "float32"),
 }

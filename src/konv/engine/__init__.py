@@ -4,8 +4,8 @@
 
     ops.py  --Problem-->  plan.choose  --asks in order-->  pairs -> repeats -> products -> products_last
                                                            -> fourier -> fourier_groups -> strips -> strips_last -> joined
-                                                           -> winograd_groups -> small_groups -> small_planes
-                                                           -> grouped -> winograd -> direct -> columns
+                                                           -> winograd_small -> winograd_groups -> small_groups
+                                                           -> small_planes -> grouped -> winograd -> direct -> columns
                                                            (the first that does not decline computes)
 
     direct.py, weights.py     filters in lanes: jobs       correlate.py, outer.py   their kernels
@@ -31,6 +31,7 @@
     winograd_axes.py          strides and long kernels as sums of short ones
     winograd_formulas.py, winograd_tiles.py, winograd_cuts.py   formulas, tiles in memory, pieces
     winograd_groups.py        the same for small groups    winograd_groups_kernels.py   its kernels
+    winograd_small.py         the same, tiles in lanes     winograd_small_kernels.py   its kernels
     fourier.py                long 1-D kernels: jobs       fourier_kernels.py, fourier_passes.py   its kernels
     fourier_groups.py         the same of many channels    fourier_groups_kernels.py   its kernels
     strips.py                 first layers, 1-D: jobs      strips_kernels.py, strips_cut.py   its kernel, how rows are cut

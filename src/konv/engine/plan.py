@@ -139,12 +139,13 @@ def algorithms() -> list[Algorithm]:
         strips_last,
         winograd,
         winograd_groups,
+        winograd_small,
     )
     from konv.engine.machine import machine
 
     if not machine().fused:  # a CPU of before 2013: its BLAS is faster than kernels made of calls
         return [cast(Algorithm, columns)]
-    few = winograd_groups, small_groups, small_planes, grouped
+    few = winograd_small, winograd_groups, small_groups, small_planes, grouped
     modules = (
         pairs,
         repeats,
