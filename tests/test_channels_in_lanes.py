@@ -1,4 +1,4 @@
-"""Groups and depthwise layers with channels or tiles in lanes: chosen, right in both layouts, the same bits however they are run."""
+"""Groups and depthwise layers, channels or tiles in lanes: chosen, right in both layouts, the same bits however they are run."""
 
 import numpy as np
 import pytest
