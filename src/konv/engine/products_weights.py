@@ -1,4 +1,7 @@
-"""Weight gradient of convolutions that are matrix products; see :mod:`konv.engine.windows`."""
+"""Weight gradient of convolutions that are matrix products; see :mod:`konv.engine.windows`.
+
+Asking for the lines of dw before they are written changed nothing.
+"""
 
 from __future__ import annotations
 
@@ -69,18 +72,18 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
             # what one writes past a window's row, by the next row
             if x_taps:
                 for vector in loop((used_columns + (lanes - 1)) // lanes):
-                    q = first_column + vector * lanes
+                    places = []  # of the windows' rows, found once: divisions are slow
+                    for i in range(0, lanes, x_taps):
+                        # Past the last q comes the last again, in columns that are not used
+                        number = minimum(first_column + vector * lanes + i, reduction - x_taps) // x_taps
+                        h, rest = number % x_kernel_height, number // x_kernel_height
+                        d, c = rest % x_kernel_depth, rest // x_kernel_depth
+                        places.append(c * x_channel + d * x_depth + h * x_row)
                     for z in loop(used_images):
                         for source, row, run, row_cells in each_run(z):
                             target = packed.at(vector // vectors * panel_size + row * pitch + vector % vectors * lanes)
                             for j, used in in_vectors(run, row_cells // x_step, lanes):
-                                lines = []
-                                for i in range(0, lanes, x_taps):
-                                    # Past the last q comes the last again, in columns that are not used
-                                    number = minimum(q + i, reduction - x_taps) // x_taps
-                                    h, rest = number % x_kernel_height, number // x_kernel_height
-                                    d, c = rest % x_kernel_depth, rest // x_kernel_depth
-                                    lines.append(source.at(c * x_channel + d * x_depth + h * x_row + j * x_step))
+                                lines = [source.at(place + j * x_step) for place in places]
                                 left = row_cells - j * x_step
                                 for i, line in enumerate(_columns(lines, x_step, x_stride, x_taps, lanes, used, left)):
                                     target.put((j + i) * pitch, line)
