@@ -7,6 +7,10 @@ still one: a few padded images of it are computed, and their middles copied.
 
 One level of Strassen's algorithm, as seven products of half the size, took 1.04 to 1.1 times as long as the whole on the deepest
 1x1 layers, before its additions: more is lost at the edges of small products than the eighth that is saved.
+
+Gradients of 1x1 layers with stride 2 reach 75 to 85 % of the multiply-add limit, 1.25 to 1.75 times PyTorch's speed; at the
+limit itself it would be 1.7 to 2.2. Smaller blocks of pixels (96 to 256 KiB), regions of 256 to 1024 filters, and divisions saved
+in the writing of dx changed less than the noise.
 """
 
 from __future__ import annotations
