@@ -1,7 +1,11 @@
 """Convolutions that are matrix products on views, channels last.
 
 As :mod:`konv.engine.products`, but where channels are neighbours in memory they are in the lanes of y, and x is read where it
-lies, a number at a time. Weight gradients of few numbers or half types are left to the direct algorithm.
+lies, a number at a time. Only half types and windows that see padding are copied first, a tile's at a time. Weight gradients of
+few numbers, of half types or of windows that see padding are left to the direct algorithm: of the last it was as fast.
+
+Panels laid again for every block of pixels took 3 to 10 % of the time. Stores past the caches were 2 to 4 % faster where y is
+large, but leave nothing of it to the next layer; all windows copied first took 3 to 7 % longer.
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ __all__ = [
 
 
 def declines(problem: Problem) -> str | None:
-    """Other layouts, groups, windows that overlap or see padding."""
+    """Other layouts, groups, windows that overlap; for weight gradients those that see padding, too."""
     if problem.layout != "last":
         return "channels first; it puts channels in lanes"
     g = problem.geometry
@@ -189,7 +193,7 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
     else:
         reduction, run, window_lines = window * len(segments), g.filters, len(lines)
         all_segments, pixel_size = 1, g.filters
-    copied = not transposed and (padded or x_dtype != wide)
+    copied = x_dtype != wide or (padded and not transposed)
     shapes = _shapes()
     vectors = min(shapes, key=lambda n: -(-run // (lanes * n)) * n)
     rows, panel_width = shapes[vectors], lanes * vectors

@@ -99,7 +99,7 @@ def multiply_rows(x_dtype, y_dtype, lanes, vectors, rows, turned, plain, scatter
 
     w is (filters, channels, cells), ``turned`` (filters, segments, cells and channels of a segment); the windows are x's, or
     y's. ``plain``: they lie side by side as the pixels do. ``scattered``: number q of one lies at ``places[q]``. ``copied``:
-    the windows of a tile are laid beside the panels and widened. ``padded``: parts of some lie outside the array.
+    what a tile reads is laid beside the panels and widened. ``padded``: parts of some lie outside the array.
 
     ``lines`` tells of each vector of a window, or (``turned``) of each segment: its offset, depth, height and first cell.
     """
@@ -154,11 +154,12 @@ def multiply_rows(x_dtype, y_dtype, lanes, vectors, rows, turned, plain, scatter
             if copied:
                 numbers = [copies.at(i * pitch) for i in range(rows)]
                 for i in loop(window_lines):
+                    at = i * lanes if turned else lines[i * 4]
                     for n, (source, copy) in enumerate(zip(sources, numbers)):
-                        start, count = inside(windows[n], i * 4) if padded else (None, line_count)
-                        ahead[n].prefetch(lines[i * 4], later=True)
-                        at = source.vec(lines[i * 4], lanes, minimum(count, line_count), start)
-                        copy.put(i * lanes, at)
+                        start, count = inside(windows[n], i * 4) if padded and not turned else (None, line_count)
+                        count = reduction - at if turned else minimum(count, line_count)
+                        ahead[n].prefetch(at, later=True)
+                        copy.put(i * lanes, source.vec(at, lanes, count, start))
             if scattered:
                 numbers = [Scattered(window, places) for window in numbers]
 
