@@ -1,4 +1,6 @@
-"""Depthwise layers and small groups on channels-last arrays: the jobs of :mod:`konv.engine.channels`."""
+"""Small groups on channels-last arrays, and depthwise layers that :mod:`konv.engine.depthwise_rows` does not take: jobs of
+:mod:`konv.engine.channels`.
+"""
 
 from __future__ import annotations
 

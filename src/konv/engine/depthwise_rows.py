@@ -1,4 +1,8 @@
-"""Depthwise layers with two axes on channels-last arrays: the jobs of :mod:`konv.engine.depthwise_rows_kernels`."""
+"""Depthwise layers with two axes on channels-last arrays: the jobs of :mod:`konv.engine.depthwise_rows_kernels`.
+
+Two threads at the channels of one image wait for each other's cache lines: 960@7 took .15 ms where images are apart .06. Fewer
+tiles a piece where spans are many gained nothing (768@7 .153 and .141).
+"""
 
 from __future__ import annotations
 
