@@ -467,16 +467,6 @@ def test_autocast(dtype, konv_computes):
     assert x.grad.dtype == w.grad.dtype == torch.float32
 
 
-def test_large_results_ask_for_huge_pages(monkeypatch):
-    asked = []
-    monkeypatch.setattr(tensors, "_madvise", lambda: lambda *a: asked.append(a))
-    small, large = (tensors.empty((1, 1, n), torch.float32, torch.contiguous_format) for n in (1 << 10, 1 << 20))
-    ((start, size, _),) = asked
-    assert start % tensors._PAGE == size % tensors._PAGE == 0
-    assert large.data_ptr() <= start and start + size <= large.data_ptr() + large.nbytes
-    assert small.nbytes < tensors.LARGE_BYTES <= large.nbytes
-
-
 def test_exact_sums_refuse_winograd(monkeypatch):
     asked = []
     monkeypatch.setattr(tensors, "choose", lambda problem: asked.append(problem) or konv.engine.plan.choose(problem))

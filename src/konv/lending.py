@@ -46,8 +46,8 @@ def release() -> None:
     """Give what is kept back to the system. What is lent stays lent."""
     global _most
     with _lock:
+        _most = 0
         _sort()
-        _kept.clear()
         _most = _lent
 
 
@@ -71,47 +71,45 @@ class _Loan:
 
 def _take(size: int) -> np.ndarray:
     """The smallest kept block that fits, or a new one in place of kept ones that did not."""
-    global _lent, _most
+    global _lent, _most, _idle
+    needed = size + LINE
+    most = needed * WASTE // (WASTE - 1)
     with _lock:
         _sort()
-        most = (size + LINE) * WASTE // (WASTE - 1)
-        fitting = [block for block in reversed(_kept) if size + LINE <= block.nbytes <= most]
+        fitting = [(block.nbytes, -place) for place, block in enumerate(_kept) if needed <= block.nbytes <= most]
         if fitting:
-            best = min(fitting, key=lambda block: block.nbytes)  # of equal ones that which the caches may still know
-            _remove(best)
-            _lent += best.nbytes
-        else:
-            best = None
-            _lent += size + LINE
-        _most = max(_most, _lent)
-        _forget()
-    return np.empty(size + LINE, np.uint8) if best is None else best
+            block = _kept.pop(-min(fitting)[1])  # of equal ones the last: the caches may still know it
+            _idle -= block.nbytes
+            _lent += block.nbytes
+            return block
+        _most = max(_most, _lent + needed)
+        _forget(needed)
+        block = np.empty(needed, np.uint8)
+        _lent += needed
+    return block
 
 
 def _sort() -> None:
     """Count what came back as kept. Under the lock."""
-    global _lent
+    global _lent, _idle
     while _returned:
         block = _returned.popleft()
         _lent -= block.nbytes
+        _idle += block.nbytes
         _kept.append(block)
     _forget()
 
 
-def _forget() -> None:
-    """Drop the longest unused blocks: what is lent and kept together stays within the most that was ever lent."""
-    size = sum(block.nbytes for block in _kept)
-    while _kept and (size > KEPT_BYTES or size + _lent > _most):
-        size -= _kept.pop(0).nbytes
-
-
-def _remove(block: np.ndarray) -> None:
-    del _kept[next(i for i, kept in enumerate(_kept) if kept is block)]
+def _forget(more: int = 0) -> None:
+    """Drop the longest unused blocks: with ``more``, what is lent and kept stays within the most that was ever lent."""
+    global _idle
+    while _kept and (_idle > KEPT_BYTES or _idle + _lent + more > _most):
+        _idle -= _kept.pop(0).nbytes
 
 
 _returned: deque[np.ndarray] = deque()
 _kept: list[np.ndarray] = []  # the longest unused first
-_lent = _most = 0  # bytes now, and at most at one time
+_lent = _idle = _most = 0  # bytes: lent now, kept now, lent at most at one time
 _lock = threading.Lock()
 if hasattr(os, "register_at_fork"):  # a child must not inherit the lock as another thread held it
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
