@@ -83,12 +83,12 @@ def correlation(g: Geometry, backwards: bool, x_dtype: str, y_dtype: str, thread
     (x_height, x_width), (out_height, out_width) = (g.output, g.spatial) if backwards else (g.spatial, g.output)
     lanes, stride = machine().lanes(x_dtype), g.stride[0]
     period = stride if backwards else 1  # tiles begin with a whole one
-    tile = _tile(out_height, period)
+    tile = _tile(out_height, period, few=8 < out_height < 4 * LEAST_PIECES // max(1, g.batch))
     fixed = tile == out_height
     meets = row_meetings(g, tile, backwards, x_height if fixed else None)
     table, most = _columns(g, backwards)
     tiles = g.batch * -(-out_height // tile)
-    span, spans = _spans(g, x_dtype, tiles, math.prod(g.kernel) >= MANY_TAPS)
+    span, spans = _spans(g, x_dtype, 2 * tiles, math.prod(g.kernel) >= MANY_TAPS)
     chunk = max(1, min(-(-tiles * spans // (8 * threads)), PIECE_CELLS // max(1, tile * out_width * span)))
     job = Job(
         correlate_rows(
@@ -163,9 +163,9 @@ def _zeros(cells: int, dtype: str) -> np.ndarray:
     return np.zeros(cells * ITEMSIZE[dtype], np.uint8)  # only read: the system keeps one page of them
 
 
-def _tile(rows: int, period: int) -> int:
-    """Rows of a tile: of an image those that compute fewest twice."""
-    most = max(8 if machine().registers >= 32 else 4, period)
+def _tile(rows: int, period: int, few: bool = False) -> int:
+    """Rows of a tile: of an image those that compute fewest twice; ``few``: at most 4, where there is little to share out."""
+    most = max(8 if machine().registers >= 32 and not few else 4, period)
     sizes = [n for n in range(period, most + 1, period) if n <= max(rows, period)]
     return min(reversed(sizes), key=lambda n: -(-rows // n) * (n + 2))
 
