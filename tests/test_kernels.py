@@ -326,6 +326,7 @@ def test_every_kernel_of_the_engine_is_run_here():
         "pairs_kernels",
         "pairs_last_kernels",
         "pairs_outer",
+        "repeats_kernels",
         "down_kernels",
         "down_outer",
         "fourier_kernels",

@@ -70,7 +70,7 @@ class Konv:
             return Built(lambda: gradients(upstream, x, w, **row.arguments), list)
         if row.transposed:
             return Built(lambda: [konv.conv_transpose(x, w, b, **row.arguments)], list)
-        out = lay(np.zeros(row.y, x.dtype))
+        out = konv.conv(x, w, b, **row.arguments)  # laid out, and beginning at a cache line, as its results do
         return Built(lambda: [konv.conv(x, w, b, **row.arguments, out=out)], list, out.nbytes)
 
     def release(self) -> None:
