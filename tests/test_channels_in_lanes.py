@@ -153,3 +153,25 @@ def test_weights_that_are_not_finite(value):
         results = computed(small_planes, (x, w, b, dy), g, "first")
     for result, expected in ((results["forward"], right), (results["input_gradient"], dx)):
         assert (np.isfinite(result) == np.isfinite(expected)).all()
+
+
+def test_a_nan_stays_in_its_image_where_tiles_end_with_their_row():
+    """Lanes beyond the last tile are zeros, not a number of the first tile less itself."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 512, 12, 16), np.float32)
+    w = rng.standard_normal((512, 16, 3, 3), np.float32)
+    x[0, 0, 0, 0] = np.nan
+    assert konv.plan(x.shape, w.shape, groups=32).algorithm.NAME == "winograd_small"
+    y = konv.conv(x, w, groups=32)
+    assert np.isnan(y[0]).any() and np.isfinite(y[0, :, :, 4:]).all() and np.isfinite(y[1:]).all()
+    assert_same_bits(y[1:], konv.conv(x[1:], w, groups=32))
+
+
+def test_weight_gradients_of_winograd_small_ask_for_the_threads_of_now():
+    g = konv.geometry((4, 512, 14, 14), (512, 16, 3, 3), groups=32, padding=1)
+    x, dy, sizes = np.zeros(g.x_shape, np.float32), np.zeros(g.output_shape, np.float32), []
+    for number in (2, 1, 2):
+        with threads.using(number):
+            konv.conv_backward(dy, x, np.zeros(g.w_shape, np.float32), groups=32, padding=1, need="w")
+            sizes.append(winograd_small.workspace(Problem("weight_gradient", g, "float32")))
+    assert sizes[0] == sizes[2] == 2 * sizes[1]

@@ -43,7 +43,7 @@ CASES = {
     "3-D": ((1, 2, 3, 4, 5), (2, 2, 2, 3, 2), dict(stride=(1, 2, 1), padding=(1, 0, 1), dilation=(2, 1, 1))),
     "3x3": ((2, 9, 5, 6), (11, 9, 3, 3), dict(padding=((1, 1), (0, 2)))),
     "taps in the padding": ((2, 5, 6, 5), (3, 5, 3, 3), dict(dilation=(3, 2), padding=(5, 4))),
-    "2 groups of 16": ((2, 32, 5, 6), (64, 16, 3, 3), dict(groups=2, padding=((1, 1), (0, 2)))),
+    "2 groups of 16": ((1, 32, 4, 5), (32, 16, 3, 3), dict(groups=2, padding=((1, 1), (0, 2)))),
     "depthwise, small planes": ((2, 18, 4, 5), (18, 1, 3, 5), dict(groups=18, padding=((1, 1), (2, 3)))),
     "4 groups of 8": ((1, 32, 5, 6), (32, 8, 3, 3), dict(groups=4, padding=1, stride=(1, 2))),
     "520 taps": ((1, 260, 3), (2, 260, 2), {}),

@@ -107,6 +107,13 @@ def test_an_array_that_dies_while_the_lock_is_held_comes_back_later():
     assert kept() >= 2 * MIB
 
 
+def test_a_finaliser_that_asks_while_the_lock_is_held_gets_an_array():
+    with lending._lock:
+        array = lent(2)
+    array[:] = 1
+    assert array.sum() == 2 * MIB and lending._lent == 0
+
+
 def test_many_threads():
     """Every array keeps what its own thread wrote."""
     wrong = []

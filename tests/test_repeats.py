@@ -61,14 +61,14 @@ def test_in_plain_python(host, monkeypatch):
     many_small_jobs(monkeypatch)
     monkeypatch.setattr(repeats, "BLOCK_CELLS", 100)
     with engine(MACHINES[host], plain=True):
-        check("cells that no window reads")
-        check("more filters than a tile")
+        assert check("cells that no window reads") >= 1
+        assert check("more filters than a tile") >= 1
 
 
 @pytest.mark.parametrize("end", [True, False], ids=["page after", "page before"])
 def test_no_byte_beside_the_arrays_is_touched(end):
     for name in CASES:
-        check(name, lie=lambda array: guarded(array, end))
+        assert check(name, lie=lambda array: guarded(array, end)) >= 1, name
 
 
 def test_large_gradients_go_past_the_caches(monkeypatch):

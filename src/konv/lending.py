@@ -37,9 +37,12 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     True
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    if size < LENT_BYTES:
+    # Who finds the accounts in use does not wait: a finaliser may ask, on a thread that is in the midst of them.
+    if size < LENT_BYTES or _lock.locked():
         return np.empty(shape, dtype)
-    return np.asarray(_Loan(_take(size), size)).view(dtype).reshape(shape)
+    with _lock:
+        block = _take(size)
+    return np.asarray(_Loan(block, size)).view(dtype).reshape(shape)
 
 
 def release() -> None:
@@ -62,30 +65,26 @@ class _Loan:
     def __del__(self) -> None:
         # Anywhere, also inside _take where the lock is held: then the block waits for whoever sorts next.
         _returned.append(self.block)
-        if _lock.acquire(blocking=False):
-            try:
+        if not _lock.locked():
+            with _lock:
                 _sort()
-            finally:
-                _lock.release()
 
 
 def _take(size: int) -> np.ndarray:
-    """The smallest kept block that fits, or a new one in place of kept ones that did not."""
+    """The smallest kept block that fits, or a new one in place of kept ones that did not. Under the lock."""
     global _lent, _most, _idle
     needed = size + LINE
     most = needed * WASTE // (WASTE - 1)
-    with _lock:
-        _sort()
-        fitting = [(block.nbytes, -place) for place, block in enumerate(_kept) if needed <= block.nbytes <= most]
-        if fitting:
-            block = _kept.pop(-min(fitting)[1])  # of equal ones the last: the caches may still know it
-            _idle -= block.nbytes
-            _lent += block.nbytes
-            return block
-        _most = max(_most, _lent + needed)
+    _sort()
+    fitting = [(block.nbytes, -place) for place, block in enumerate(_kept) if needed <= block.nbytes <= most]
+    if fitting:
+        block = _kept.pop(-min(fitting)[1])  # of equal ones the last: the caches may still know it
+        _idle -= block.nbytes
+    else:
         _forget(needed)
         block = np.empty(needed, np.uint8)
-        _lent += needed
+    _lent += block.nbytes
+    _most = max(_most, _lent)
     return block
 
 
@@ -103,7 +102,8 @@ def _sort() -> None:
 def _forget(more: int = 0) -> None:
     """Drop the longest unused blocks: with ``more``, what is lent and kept stays within the most that was ever lent."""
     global _idle
-    while _kept and (_idle > KEPT_BYTES or _idle + _lent + more > _most):
+    most = max(_most, _lent + more)
+    while _kept and (_idle > KEPT_BYTES or _idle + _lent + more > most):
         _idle -= _kept.pop(0).nbytes
 
 

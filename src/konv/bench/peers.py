@@ -59,6 +59,7 @@ class Konv:
     def build(self, row: Row, direction: str) -> Built:
         """See :class:`Built`."""
         import konv
+        from konv.engine.memory import aligned
 
         inputs = Inputs.of(row, direction)
         x, w, b, dy = inputs.x, inputs.w, inputs.b, inputs.dy
@@ -70,7 +71,10 @@ class Konv:
             return Built(lambda: gradients(upstream, x, w, **row.arguments), list)
         if row.transposed:
             return Built(lambda: [konv.conv_transpose(x, w, b, **row.arguments)], list)
-        out = konv.conv(x, w, b, **row.arguments)  # laid out, and beginning at a cache line, as its results do
+        shape = (row.y[0], *row.y[2:], row.y[1]) if self.last else row.y
+        out = aligned(shape, x.dtype)  # as PyTorch's results are, and konv's own
+        out[...] = 0
+        out = np.moveaxis(out, -1, 1) if self.last else out
         return Built(lambda: [konv.conv(x, w, b, **row.arguments, out=out)], list, out.nbytes)
 
     def release(self) -> None:

@@ -29,8 +29,8 @@ class Axis:
 
     @property
     def window(self) -> int:
-        """Cells that one output spans."""
-        return max(self.taps) + 1
+        """Cells that one output spans; none where a phase of an input gradient has no taps."""
+        return max(self.taps, default=-1) + 1
 
     @property
     def ascending(self) -> Axis:

@@ -320,6 +320,7 @@ def plan(
     blocking     tiles of 4 x 4 outputs; blocks of ...
     expected     ...% of the multiply-add limit: few products stand for many of the formula's
     passed over  pairs: float32; it multiplies pairs of bfloat16
+    passed over  repeats: it computes layers of one axis and one group, channels first
     passed over  products: windows see padding
     passed over  ...
     """

@@ -79,7 +79,7 @@ def workspace(problem: Problem) -> int:
 def _prepare(problem: Problem) -> Prepared:
     g, dtype, threads = problem.geometry, problem.dtype, get_threads()
     if problem.kind == "input_gradient":
-        return _spreading(g, dtype, False, threads)
+        return _spreading(g, dtype, dtype, False, threads)
     return (_forward if problem.kind == "forward" else _gradient)(g, dtype, threads)
 
 
@@ -148,25 +148,25 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
 
 
 @functools.lru_cache(maxsize=256)
-def _spreading(g: Geometry, dtype: str, streamed: bool, threads: int) -> Prepared:
+def _spreading(g: Geometry, dtype: str, x_dtype: str, streamed: bool, threads: int) -> Prepared:
     (row,), (outputs,), (period, lanes) = g.spatial, g.output, _period(g, dtype)
     periods = -(-outputs * g.kernel[0] // period)
     block_periods = max(1, min(periods, PIECE_WORK // (period * g.channels * g.filters)))
     row_blocks = -(-periods // block_periods)
     job = Job(
-        spread_windows(dtype, lanes, g.filters, g.kernel[0], streamed), g.batch * row_blocks, channels=g.channels, row=row,
-        outputs=outputs, periods=periods, block_periods=block_periods, row_blocks=row_blocks,
+        spread_windows(dtype, x_dtype, lanes, g.filters, g.kernel[0], streamed), g.batch * row_blocks, channels=g.channels,
+        row=row, outputs=outputs, periods=periods, block_periods=block_periods, row_blocks=row_blocks,
     )  # fmt: skip
     repeat, before = _repeating(g, dtype)
     return Prepared(job, width(job.pieces, g.flops // 2), repeat, before, before)
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dx (N, C, length) into ``out``."""
+    """Write dL/dx (N, C, length) into ``out``, whose type may be wider than that of dy."""
     dy, w, dtype = np.ascontiguousarray(dy), np.ascontiguousarray(w), dtype_name(dy.dtype)
     target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
     lines = not address(target) % memory.LINE and not g.spatial[0] * target.itemsize % memory.LINE
-    made = _spreading(g, dtype, lines and target.nbytes >= STREAMED_BYTES, get_threads())
+    made = _spreading(g, dtype, dtype_name(out.dtype), lines and target.nbytes >= STREAMED_BYTES, get_threads())
     with memory.workspace(made.size) as repeated:
         made.other.run(1, w=address(w), repeated=repeated)
         made.job.run(made.threads, dy=address(dy), repeated=repeated, x=address(target))

@@ -104,7 +104,7 @@ def sum_windows(dtype, lanes, filters, vectors, taps):
 
 
 @kernel
-def spread_windows(dtype, lanes, filters, taps, streamed):
+def spread_windows(dtype, x_dtype, lanes, filters, taps, streamed):
     """Input gradient. A piece is (image, block of periods): what a window's cells get is spread over them, then weighted.
 
     ``streamed``: past the caches, where rows begin with cache lines.
@@ -146,7 +146,7 @@ def spread_windows(dtype, lanes, filters, taps, streamed):
         if streamed:
             fence()
 
-    return text, {"dy": dtype, "repeated": wide_type(dtype), "x": dtype}
+    return text, {"dy": dtype, "repeated": wide_type(dtype), "x": x_dtype}
 
 
 @kernel

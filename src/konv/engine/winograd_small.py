@@ -87,7 +87,7 @@ def workspace(problem: Problem) -> int:
     """Bytes taken while it runs: of half types, w is copied in float32."""
     g, dtype = problem.geometry, problem.dtype
     if problem.kind == "weight_gradient":
-        return _prepare_weights(g, dtype, dtype).size
+        return _prepare_weights(g, dtype, dtype, get_threads()).size
     return _prepare(g, problem.kind == "input_gradient", dtype, dtype, get_threads()).size + widened(g.w_shape, dtype)
 
 
@@ -108,7 +108,7 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
 
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``: dy is read once."""
-    plan = _prepare_weights(g, dtype_name(x.dtype), dtype_name(out.dtype))
+    plan = _prepare_weights(g, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
     with memory.workspace(plan.size) as slots:
         plan.job.run(plan.threads, x=address(x), dy=address(dy), dw=address(out), db=address(db), slots=slots)
 
@@ -194,7 +194,7 @@ def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, threads: int) 
 
 
 @functools.lru_cache(maxsize=256)
-def _prepare_weights(g: Geometry, dtype: str, out: str) -> Prepared:
+def _prepare_weights(g: Geometry, dtype: str, out: str, threads: int) -> Prepared:
     lanes, itemsize = machine().lanes(dtype), np.dtype(wide_type(dtype)).itemsize
     channels, filters, cut = g.channels // g.groups, g.filters // g.groups, _cut(g, False, machine().lanes(dtype))
     most = max(1, WEIGHTS_BYTES // (POINTS * (channels + filters) * lanes * itemsize))
@@ -218,7 +218,7 @@ def blocking(problem: Problem) -> str:
     transposed, lanes = problem.kind == "input_gradient", machine().lanes(dtype)
     cut = _cut(g, transposed, lanes)
     if problem.kind == "weight_gradient":
-        plan = _prepare_weights(g, dtype, dtype)
+        plan = _prepare_weights(g, dtype, dtype, get_threads())
         what = f"{plan.job.numbers['vectors']} of {cut.vectors} vectors a block, a group a piece"
     else:
         plan = _prepare(g, transposed, dtype, dtype, get_threads())

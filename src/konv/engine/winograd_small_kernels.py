@@ -188,7 +188,8 @@ def _cells(array, tiles, plane, shape, pad, span, lanes):
             inside = wanted * (exists * within(h, height))
             vectors += [line.vec(k * lanes, lanes, bits=inside >> (k * lanes)) for k in range(share)]
         phases = deinterleave(vectors, lanes)
-        cells.append(phases + [shuffle(phases[k], phases[k] - phases[k], following) for k in range(span - OUTPUTS)])
+        zero = array.zero(lanes)
+        cells.append(phases + [shuffle(phases[k], zero, following) for k in range(span - OUTPUTS)])
     return cells
 
 

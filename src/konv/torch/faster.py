@@ -70,11 +70,7 @@ def gains(direction: str, g: Geometry, dtype: str, layout: str, transposed: bool
 
 
 FEW_TAPS = 25
-FEW_OUTPUTS, FEW_STRIDED, FEW_LAST = (
-    256,
-    1024,
-    64,
-)  # outputs of a batch: of 1 x 1 layers, of Winograd with a stride, without
+FEW_OUTPUTS, FEW_STRIDED = 256, 1024  # outputs of a batch: of 1 x 1 layers, of Winograd with a stride
 FEW_CHANNELS = 512
 MANY_WEIGHTS, THEIR_OUTPUTS, LARGE = 1 << 18, 512, 1 << 14
 
