@@ -12,7 +12,7 @@ settings.register_profile(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=40,  # of each property, once for every algorithm that is preferred
+    max_examples=25,  # of each property, once for every algorithm that is preferred
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile(
