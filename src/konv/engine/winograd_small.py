@@ -44,6 +44,9 @@ LEAST_USED = 0.7  # of the cells of all vectors of tiles
 WEIGHTS_BYTES = 600 << 10  # points of a block of the weight gradient, beside its sums
 LEAST_SUMMED = 100  # vectors times channels of a weight gradient: of fewer its end takes too long
 LEAST_PIECES = 32
+LEAST_GROUPS = (
+    4  # of a weight gradient: one group is one piece, and one thread's (16 to 16 channels at 28 pixels: .76 of PyTorch)
+)
 
 __all__ = [
     "NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_and_bias_gradient", "weight_gradient",
@@ -76,6 +79,8 @@ def declines(problem: Problem) -> str | None:
     if used < LEAST_USED:
         return f"{height} x {row} outputs fill {used:.0%} of its vectors, less than {LEAST_USED:.0%}"
     if problem.kind == "weight_gradient":
+        if g.groups < LEAST_GROUPS:
+            return f"{g.groups} groups, which are the pieces of its weight gradient; it takes {LEAST_GROUPS} or more"
         if cut.vectors * channels < LEAST_SUMMED:
             return f"{cut.vectors} vectors of tiles and {channels} channels: its sums over lanes would take as long"
     elif max(channels, filters) == MOST and cut.rows < 4:
