@@ -45,6 +45,8 @@
     rectify.py                ReLU, kernels included
     roofline.py               what share of the machine's limit a plan expects
     simd.py                   the language they are written in
+    simd_words.py, simd_pointers.py, simd_arrays.py   its words, and memory, traced and on NumPy arrays
+    simd_values.py, simd_elements.py   what is traced, how elements are stored
     compile.py, machine.py    texts to machine code, for which CPU
     launch.py, threads.py     a job's threads, and how many    memory.py           workspaces
 

@@ -38,7 +38,8 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 
 from konv.engine.machine import machine
-from konv.engine.simd import INT64, Pointer, Value, trace_into
+from konv.engine.simd_pointers import Pointer
+from konv.engine.simd_values import INT64, Value, trace_into
 
 Text = Callable[..., None]
 Factory = Callable[..., tuple[Text, dict[str, str]]]
