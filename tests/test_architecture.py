@@ -33,6 +33,7 @@ LADDER = [
     ["konv.lending"],
     ["konv.segments"],
     ["konv.geometry"],
+    ["konv.arguments"],
 ]
 
 # Heavy, or not installed for everyone: the packages whose modules may import them when they are imported themselves.

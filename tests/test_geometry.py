@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 
 import konv
-from konv.geometry import pooling_geometry, source_cells, transposed_geometry, window_geometry
+from konv.arguments import source_cells
+from konv.geometry import pooling_geometry, transposed_geometry, window_geometry
 from oracles import CONV, CONV_TRANSPOSE
 from strategies import (
     PADDING_MODES,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from konv import ops
+from konv.arguments import checked_integer
 from konv.arrays import check_upstream, checked_floats, dtype_name
-from konv.geometry import checked_integer
 
 GRADIENTS = ("x", "w1", "b1", "w2", "b2")
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from konv import textbook
+from konv.arguments import IntOrAxes, Padding, per_axis
 from konv.arrays import (
     FLOAT_TYPES,
     accumulator,
@@ -36,7 +37,7 @@ from konv.arrays import (
     output_array,
 )
 from konv.engine.plan import algorithm_for
-from konv.geometry import Geometry, IntOrAxes, Padding, geometry, per_axis, transposed_geometry, window_geometry
+from konv.geometry import Geometry, geometry, transposed_geometry, window_geometry
 
 GRADIENTS = ("x", "w", "b")
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from konv.arguments import IntOrAxes, Padding
 from konv.arrays import check_flag, check_upstream, checked_floats, layout_of
-from konv.geometry import IntOrAxes, Padding, pooling_geometry
+from konv.geometry import pooling_geometry
 
 
 def max_pool(

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from konv.geometry import checked_integer
+from konv.arguments import checked_integer
 
 LARGEST = 2**48
 """Sizes beyond this are refused: no memory holds such a sequence, and floats begin to skip whole numbers."""

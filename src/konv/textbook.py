@@ -17,19 +17,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from konv.arguments import PADDING_MODES, checked_integer, padding_pairs, per_axis, source_cells
 from konv.arrays import checked_array
-from konv.geometry import (
-    PADDING_MODES,
-    Geometry,
-    checked_integer,
-    geometry,
-    padding_pairs,
-    per_axis,
-    pooling_geometry,
-    source_cells,
-    transposed_geometry,
-    window_geometry,
-)
+from konv.geometry import Geometry, geometry, pooling_geometry, transposed_geometry, window_geometry
 
 
 def im2col(input_data: np.ndarray, filter_h: int, filter_w: int, stride: int = 1, pad: int = 0) -> np.ndarray:

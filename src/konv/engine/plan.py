@@ -11,8 +11,9 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
+from konv.arguments import IntOrAxes, Padding
 from konv.arrays import FLOAT_TYPES
-from konv.geometry import Geometry, IntOrAxes, Padding, geometry
+from konv.geometry import Geometry, geometry
 
 KINDS = ("forward", "input_gradient", "weight_gradient")
 LAYOUTS = ("first", "last")

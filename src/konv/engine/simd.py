@@ -64,4 +64,4 @@ from konv.engine.simd_words import (
     transpose,
     whole,
     within,
-)  # fmt: skip
+)

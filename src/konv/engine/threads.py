@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
-from konv.geometry import checked_integer
+from konv.arguments import checked_integer
 from konv.info import usable_cores
 
 SMALL_WORK = 1 << 21  # multiply-adds, 20 us: what is gained below is lost where a second thread has to wait for a core

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from konv import ops
+from konv.arguments import IntOrAxes, per_axis
 from konv.arrays import check_upstream, checked_floats
 from konv.engine.plan import exactly
-from konv.geometry import IntOrAxes, per_axis
 from konv.layers.convolution import _Convolution
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from konv import ops, textbook
+from konv.arguments import IntOrAxes, Padding, checked_integer, padding_pairs, per_axis
 from konv.arrays import check_upstream, checked_array, checked_floats
-from konv.geometry import IntOrAxes, Padding, checked_integer, geometry, padding_pairs, per_axis
+from konv.geometry import geometry
 from konv.layers.base import Layer
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from konv import pooling
+from konv.arguments import IntOrAxes, Padding, padding_pairs, per_axis
 from konv.arrays import check_flag, check_upstream, checked_floats
-from konv.geometry import IntOrAxes, Padding, padding_pairs, per_axis
 from konv.layers.base import Layer
 
 

@@ -1,0 +1,44 @@
+"""The commands ``konv train | predict | check | bench | warmup | info``: parse, call, print. One imports what it calls."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from konv.commands.bench import bench
+from konv.commands.check import check
+from konv.commands.machine import info, warmup
+from konv.commands.predict import predict
+from konv.commands.train import train
+
+app = typer.Typer(
+    name="konv",
+    add_completion=False,
+    invoke_without_command=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def konv(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", metavar="", help="Show konv's version and exit.")] = False,
+) -> None:
+    """Convolution layers you can read, as fast as the machine allows.
+
+    Start with `konv train`: it trains a small convolutional network on handwritten digits in less than a minute, shows how
+    it learns, and writes a report with pictures. Every command explains itself, as in `konv train --help`.
+    """
+    if version:
+        from konv import __version__
+
+        typer.echo(f"konv {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+for command in (train, predict, check, bench, warmup, info):
+    app.command()(command)

@@ -1,0 +1,69 @@
+"""``konv warmup`` and ``konv info``: this machine, and the kernels compiled for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from konv.commands.shell import new_console, plain_errors
+
+
+@plain_errors
+def warmup() -> None:
+    """Compile the kernels of all usual layers now, so that no program has to wait for them later.
+
+    Takes a minute or two, once for each CPU and version of konv. What is compiled already is not compiled again. Kernels are
+    kept in a folder that `KONV_CACHE` chooses.
+    """
+    import time
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from konv.bench.warmup import calls
+    from konv.engine.compile import cache_folder
+
+    folder, began = cache_folder(), time.monotonic()
+    before = _kernels(folder)
+    work = list(calls())
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("compiling", total=len(work))
+        for name, call in work:
+            progress.update(task, description=name)
+            call()
+            progress.advance(task)
+    now = _kernels(folder)
+    size = sum(path.stat().st_size for path in now)
+    new_console().print(
+        f"{len(now - before)} kernels compiled in {time.monotonic() - began:.0f} s, {len(now)} are there ({size / 1e6:.1f} MB): "
+        f"{folder}", markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _kernels(folder: Path) -> set[Path]:
+    return set(folder.glob("*.o"))
+
+
+@plain_errors
+def info(
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Show versions, the CPU, its vector features, caches and memory.
+
+    Paste this into a bug report.
+    """
+    from konv.info import info as machine
+
+    if as_json:
+        typer.echo(json.dumps(machine().as_dict(), indent=2))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None)
+    for name, text in machine().rows():
+        table.add_row(Text(name, style="bold"), Text(text))
+    new_console().print(table)

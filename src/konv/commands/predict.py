@@ -1,0 +1,74 @@
+"""``konv predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from konv.commands.shell import fail, new_console, plain_errors
+
+
+@plain_errors
+def predict(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(metavar="CHECKPOINT", help="The folder of a run, or a checkpoint file.", show_default=False),
+    ],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE", help="Image files: PNG, JPEG, GIF, ...", show_default=False)
+    ],
+    invert: Annotated[
+        bool | None,
+        typer.Option(
+            "--invert/--no-invert",
+            metavar="",
+            help="Exchange dark and light, or do not. Default: if the border is light, as on paper.",
+            show_default=False,
+        ),
+    ] = None,
+    fit: Annotated[
+        bool,
+        typer.Option(
+            "--fit/--no-fit",
+            metavar="",
+            help="Crop the picture and frame it as the training images are. Default: yes.",
+            show_default=False,
+        ),
+    ] = True,
+) -> None:
+    """Read images with a trained network.
+
+    A picture is made grey, light on dark as the training images are, cropped to what it shows, and as small as those. It
+    should show one digit (or one piece of clothing), upright, on an even background. What cannot be read is told after
+    the others, and the exit code is 1.
+
+    **Examples**
+
+    * `konv predict runs/digits-simple seven.png`
+    * `konv predict runs/mnist-simple *.jpg`
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from konv.training.predict import predict as read
+
+    errors: list[Exception] = []
+    predictions = read(checkpoint, images, invert=invert, fit=fit, on_error=errors.append)
+    console = new_console()
+    if len(images) == 1 and predictions:
+        (one,) = predictions
+        console.print(f"{one.best[0][0]}", highlight=False, markup=False, style="bold")
+        for name, probability in one.best:
+            console.print(f"  {name:<12} {probability:7.2%}", highlight=False, markup=False)
+        return
+    table = Table("image", "read as", "probability", "then", "then")
+    for one in predictions:
+        (name, probability), *others = one.best
+        rest = [f"{other} {share:.1%}" for other, share in others]
+        table.add_row(Text(one.path), Text(name, style="bold"), f"{probability:.1%}", *map(Text, rest))
+    if predictions:
+        console.print(table)
+    if errors:
+        fail("\nError: ".join(map(str, errors)))

@@ -1,0 +1,67 @@
+"""What every command needs: where its results go, and how errors of the user become one message and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from konv.training.errors import INSTALL, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXTRAS = {"sklearn", "matplotlib", "PIL", "pooch", "requests", "threadpoolctl"}
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Say on stderr what is wrong, and exit."""
+    typer.echo(f"Error: {message}", err=True)
+    raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def usage() -> Iterator[None]:
+    """Around the checks of what was typed: a ValueError or TypeError there is the user's, and no bug."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        fail(str(error), 2)
+
+
+def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Give errors of the user's files, disk and settings as one message; leave any other exception its traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except BrokenPipeError:  # the reader of a pipe went away
+            raise
+        except OSError as error:
+            fail(": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error))
+        except KeyboardInterrupt:
+            fail("interrupted", 130)
+        except ModuleNotFoundError as error:
+            if error.name and error.name.split(".")[0] in EXTRAS:
+                fail(f"{error.name} is not installed. {INSTALL}")
+            raise
+        except UserError as error:
+            fail(str(error))
+
+    return wrapped
+
+
+def new_console() -> Console:
+    """Where results go. A pipe or a file gets no colours, and lines as long as they are."""
+    import os
+
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=160)
+    return console
