@@ -3,8 +3,8 @@
 # make check  style and types
 # make clean  removes what these made
 #
-# PyTorch from PyPI brings CUDA on Linux (gigabytes). For the CPU build give pip PyTorch's CPU index:
-#   PIP_EXTRA_INDEX_URL=(the address that pytorch.org shows under "CPU") make test TORCH='torch==2.13.0+cpu'
+# PyTorch from PyPI brings CUDA on Linux (gigabytes). For the CPU build:
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test TORCH='torch==2.13.0+cpu'
 
 PYTHON ?= python3
 TORCH ?= torch

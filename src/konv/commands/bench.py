@@ -154,9 +154,9 @@ def _bench_downconv(names: Sequence[str], repeat: int | None, threads: int | Non
     results = downconv.run(repeat=repeat or 10, threads=threads, report=lambda text: typer.echo(text, err=True))
     console = new_console()
     console.print(downconv.grid(results, threads).rich())
-    console.print(downconv.NOTE, highlight=False)
+    console.print(downconv.NOTE, highlight=False, soft_wrap=True)
     for result in results:
-        console.print(downconv.limit(result), highlight=False)
+        console.print(downconv.limit(result), highlight=False, soft_wrap=True)
     if wrong := [downconv.line(result) for result in results if not result.right]:
         fail("wrong results\n  " + "\n  ".join(wrong))
 
@@ -176,6 +176,6 @@ def _bench_models(names: Sequence[str], repeat: int | None, threads: int | None)
     )
     console = new_console()
     console.print(models.grid(results).rich())
-    console.print(table.GOAL_NOTE, highlight=False)
+    console.print(table.GOAL_NOTE, highlight=False, soft_wrap=True)
     if wrong := [models.line(result) for result in results if not result.right]:
         fail("wrong results\n  " + "\n  ".join(wrong))

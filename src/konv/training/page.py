@@ -25,12 +25,13 @@ section { background: white; border: 1px solid var(--line); border-radius: .6rem
 .figures b { display: block; font-size: 1.3rem; line-height: 1.3; color: var(--accent); white-space: nowrap; }
 .figures span { color: var(--soft); font-size: .9rem; }
 img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
-pre { background: #111827; color: #f9fafb; padding: .8rem 1rem; border-radius: .4rem; white-space: pre-wrap; margin: .5rem 0 0; }
+pre { background: #111827; color: #f9fafb; padding: .8rem 1rem; border-radius: .4rem; overflow-x: auto; margin: .75rem 0 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem 1.25rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 table.numbers th, table.numbers td { text-align: right; }
 details summary { cursor: pointer; color: var(--accent); }
+@media (max-width: 45rem) { img { width: 40rem; max-width: none; } } /* smaller, nobody reads them: they scroll */
 """
 
 
@@ -130,7 +131,7 @@ def _(text: str) -> str:
 
 
 def _image(pictures: dict[str, str], name: str, alt: str) -> str:
-    return f'<img src="data:image/png;base64,{pictures[name]}" alt="{_(alt)}">'
+    return f'<div class="scroll"><img src="data:image/png;base64,{pictures[name]}" alt="{_(alt)}"></div>'
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
@@ -159,8 +160,10 @@ def _history(history: list[dict[str, Any]]) -> str:
 def _misread_text(shown: int, wrong: int) -> str:
     if not wrong:
         return ""
-    which = f"{shown} of {wrong:,}, the" if shown < wrong else "The"
-    return f"<p>{which} surest mistakes first, with the probability given to the wrong answer.</p>"
+    which = (
+        f"{shown} of {wrong:,}, the surest mistakes first, with" if shown < wrong else "The surest mistakes first, with"
+    )
+    return f"<p>{which if wrong > 1 else 'With'} the probability given to the wrong answer.</p>"
 
 
 def _first_layer_text(trainer: Trainer) -> str:
