@@ -9,7 +9,7 @@ import pytest
 import konv
 from compare import assert_equal, assert_same_bits
 from konv import textbook
-from konv.engine import depthwise, grouped, threads
+from konv.engine import depthwise, depthwise_fixed, grouped, threads
 from konv.engine.machine import machine
 from konv.engine.plan import KINDS, Problem, prefer
 from konv.engine.simd import bits, pick, within
@@ -206,6 +206,97 @@ def test_woven_beside_a_forbidden_page(end):
 
 def small_bfloat16(shape):
     return integers(np.random.default_rng(len(shape)), shape, BFLOAT16, limit=2)
+
+
+# Planes whose size is compiled in, where channels are many: tiles of rows that follow each other, halves of vectors
+FIXED = {
+    "7 x 7": ((3, 35, 7, 7), (35, 1, 3, 3), dict(padding=1)),
+    "14 x 14, 5 x 5": ((2, 3, 14, 14), (3, 1, 5, 5), dict(padding=2)),
+    "28 x 22": ((2, 3, 28, 22), (3, 1, 3, 3), dict(padding=((0, 1), (2, 1)))),
+    "9 x 24, even": ((2, 2, 9, 24), (2, 1, 3, 4), dict(padding=((1, 1), (1, 2)))),
+    "28 x 28 / 2": ((2, 3, 28, 27), (3, 1, 3, 3), dict(padding=1, stride=2)),
+    "13 x 40 / 2": ((1, 2, 13, 40), (2, 1, 4, 5), dict(padding=2, stride=(1, 2))),
+    "more padding than cells": ((1, 2, 1, 2), (2, 1, 3, 2), dict(padding=4)),
+}
+ALL |= FIXED
+
+
+@pytest.fixture
+def fixed(monkeypatch):
+    monkeypatch.setattr(depthwise_fixed, "LEAST_CHANNELS", 1)
+
+
+@pytest.mark.usefixtures("fixed")
+@pytest.mark.parametrize("case", FIXED)
+def test_planes_of_a_known_size_in_plain_python(case, monkeypatch):
+    many_small_jobs(monkeypatch)
+    with engine(MACHINES["AVX-512"], plain=True) as asked:
+        check(case, "first")
+    assert "correlate_fixed" in asked
+
+
+@pytest.mark.usefixtures("fixed")
+@pytest.mark.parametrize(
+    "host, cases",
+    [("AVX-512", ["7 x 7", "28 x 22", "28 x 28 / 2"]), ("AVX2", ["7 x 7", "28 x 28 / 2"]), ("SSE2", ["7 x 7"])],
+)
+def test_planes_of_a_known_size_compiled(host, cases):
+    with engine(MACHINES[host]) as asked:
+        for case in cases:
+            check(case, "first")
+        if host == "AVX-512":
+            check("7 x 7", "first", "float16")
+            check("9 x 24, even", "first", "bfloat16")
+    assert "correlate_fixed" in asked and ("accumulate_fixed" in asked or host == "SSE2")
+
+
+@pytest.mark.usefixtures("fixed")
+@pytest.mark.parametrize("end", [True, False], ids=["page after", "page before"])
+def test_planes_of_a_known_size_beside_a_forbidden_page_and_beside_infinities(end, monkeypatch):
+    monkeypatch.setattr(depthwise_fixed, "ASKED_BYTES", 0)
+    for case in ("7 x 7", "28 x 22", "28 x 28 / 2"):
+        x_shape, w_shape, options = FIXED[case]
+        options = options | {"groups": x_shape[1]}
+        for limit in (2, np.inf):
+            rng = np.random.default_rng(0)
+            arrays = drawn(x_shape, w_shape, options, lambda shape, rng=rng: integers(rng, shape, np.float32, limit=2))
+            if limit == np.inf:
+                for array in (arrays[0], arrays[3]):  # the last cell of a row, of an inner plane
+                    array.flags.writeable = True
+                    array[0, 1, 3, -1] = np.inf
+            right = expected(arrays, options)
+            x, w, b, dy = (guarded(array, end) for array in arrays)
+            y, dx, dw = (guarded(np.full_like(array, np.nan), end) for array in (dy, x, w))
+            g = konv.geometry(x_shape, w_shape, **options)
+            with np.errstate(invalid="ignore"):
+                grouped.forward(x, w, b, g, y)
+                grouped.input_gradient(dy, w, g, dx)
+                grouped.weight_gradient(dy, x, g, dw)
+            for kind, result in zip(KINDS, (y, dx, dw)):
+                assert_equal(result, right[kind].astype(np.float32), nan_equal=True)
+
+
+@pytest.mark.usefixtures("fixed")
+def test_planes_of_a_known_size_have_the_same_bits_for_any_threads_and_batch(monkeypatch):
+    for case in ("7 x 7", "28 x 22"):
+        results = []
+        for n in (1, 3):
+            monkeypatch.setattr(threads, "SMALL_WORK", 1)
+            monkeypatch.setattr(threads, "_threads", n)
+            results.append(check(case, "first", draw=normal))
+        for kind, result in results[0].items():
+            assert_same_bits(result, results[1][kind])
+        x_shape, w_shape, options = FIXED[case]
+        options = options | {"groups": x_shape[1]}
+        x, w, _, dy = drawn(x_shape, w_shape, options, normal)
+        g = konv.geometry((1, *x_shape[1:]), w_shape, **options)
+        y, dx = (np.full((1, *array.shape[1:]), np.nan, np.float32) for array in (dy, x))
+        grouped.forward(x[1:2].copy(), w, None, g, y)
+        grouped.input_gradient(dy[1:2].copy(), w, g, dx)
+        b = normal(w_shape[:1])
+        assert_same_bits(dx, results[0]["input_gradient"][1:2])
+        grouped.forward(x[1:2].copy(), w, b, g, y)
+        assert_same_bits(y, results[0]["forward"][1:2])
 
 
 @EVERY_CASE

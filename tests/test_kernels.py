@@ -44,7 +44,7 @@ CASES = {
     "3x3": ((2, 9, 5, 6), (11, 9, 3, 3), dict(padding=((1, 1), (0, 2)))),
     "taps in the padding": ((2, 5, 6, 5), (3, 5, 3, 3), dict(dilation=(3, 2), padding=(5, 4))),
     "2 groups of 16": ((1, 32, 4, 5), (32, 16, 3, 3), dict(groups=2, padding=((1, 1), (0, 2)))),
-    "depthwise, small planes": ((2, 18, 4, 5), (18, 1, 3, 5), dict(groups=18, padding=((1, 1), (2, 3)))),
+    "depthwise, small planes": ((2, 18, 4, 5), (18, 1, 3, 7), dict(groups=18, padding=((1, 1), (3, 4)))),
     "4 groups of 8": ((1, 32, 5, 6), (32, 8, 3, 3), dict(groups=4, padding=1, stride=(1, 2))),
     "520 taps": ((1, 260, 3), (2, 260, 2), {}),
 }
@@ -321,6 +321,7 @@ def test_every_kernel_of_the_engine_is_run_here():
         "pool_kernels",
         "rectify",
         "channels",
+        "depthwise_fixed_kernels",
         "depthwise_rows_kernels",
         "depthwise_spread",
         "pairs_kernels",

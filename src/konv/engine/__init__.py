@@ -23,6 +23,7 @@
     grouped.py                pixels in lanes: jobs        planes.py, planes_outer.py   its kernels
     depthwise.py              the same, channels last      channels.py              its kernels
     depthwise_rows.py         depthwise, 2-D, channels last  depthwise_rows_kernels.py   its kernels
+    depthwise_fixed.py        depthwise, 2-D, planes of a known size   depthwise_fixed_kernels.py   its kernels
     depthwise_spread.py       its input gradient where a stride is not 1, channels first
     small_planes.py           depthwise on small planes      small_planes_kernels.py   its kernels
     small_groups.py           groups of 8 and 16             small_groups_kernels.py   its kernels

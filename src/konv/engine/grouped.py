@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from konv.arrays import all_finite, known_layout
-from konv.engine import columns, depthwise, depthwise_rows, depthwise_spread, direct, roofline
+from konv.engine import columns, depthwise, depthwise_fixed, depthwise_rows, depthwise_spread, direct, roofline
 from konv.engine.axes import FORWARD, Axis, forward_axes, gradient_axes, gradient_phases, leaves_cells
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type, widened
@@ -84,6 +84,8 @@ def workspace(problem: Problem) -> int:
         if problem.kind == "weight_gradient":
             return math.prod(depthwise.accumulation(g, dtype).sums) * itemsize
         return depthwise.weights_size(g, dtype, problem.kind == "input_gradient") * itemsize
+    if depthwise_fixed.takes(g, dtype, problem.kind):
+        return depthwise_fixed.workspace(g, dtype, problem.kind)
     if problem.kind == "weight_gradient":
         return math.prod(_accumulation(g, dtype, get_threads()).sums) * itemsize
     transposed = problem.kind == "input_gradient"
@@ -102,6 +104,8 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
             depthwise_rows.correlate(x, w, b, g, False, out)
         else:
             depthwise.correlate(g, FORWARD, x, w, b, out)
+    elif depthwise_fixed.takes(g, dtype_name(x.dtype), "forward"):
+        depthwise_fixed.correlate(x, w, b, g, False, out)
     else:
         _run(g, x, w, b, out, False)
 
@@ -115,6 +119,9 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
     layout = known_layout(dy, out)
     if layout == "last" and depthwise_rows.takes(g):
         depthwise_rows.correlate(dy, w, None, g, True, out)
+        return
+    if layout == "first" and depthwise_fixed.takes(g, dtype_name(dy.dtype), "input_gradient"):
+        depthwise_fixed.correlate(dy, w, None, g, True, out)
         return
     if layout == "first" and depthwise_spread.takes(g):
         depthwise_spread.input_gradient(dy, w, g, out)
@@ -137,6 +144,9 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
     """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``: dy is read once."""
     if known_layout(x, dy) == "last":
         (depthwise_rows if depthwise_rows.takes(g) else depthwise).weight_and_bias_gradient(dy, x, g, out, db)
+        return
+    if depthwise_fixed.takes(g, dtype_name(x.dtype), "weight_gradient"):
+        depthwise_fixed.weight_and_bias_gradient(dy, x, g, out, db)
         return
     plan = _accumulation(g, dtype_name(x.dtype), get_threads())
     parts, weights = plan.sums
@@ -391,6 +401,8 @@ def blocking(problem: Problem) -> str:
     g, dtype = problem.geometry, problem.dtype
     if problem.layout == "last":
         return (depthwise_rows if depthwise_rows.takes(g) else depthwise).blocking(g, dtype, problem.kind)
+    if depthwise_fixed.takes(g, dtype, problem.kind):
+        return depthwise_fixed.blocking(g, dtype, problem.kind)
     if problem.kind == "weight_gradient":
         plan = _accumulation(g, dtype, get_threads())
         n = plan.job.numbers

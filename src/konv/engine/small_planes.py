@@ -2,7 +2,8 @@
 
 One core of an AMD Zen 4 is bound by its multiply-adds here, one vector of 16 a cycle; 7 x 7 on 7 x 7 pixels take a sum, two
 loads and a shuffle for each three. Against rows in lanes, milliseconds: 768@7 .16/.24 (weights .18/.60), 384@14 .31/.37
-(.35/.61), weights of 192@28 .89/1.13; the forward of 192@28 is equal, 3 x 3 and 5 x 5 on 14 x 14 lose.
+(.35/.61), weights of 192@28 .89/1.13; the forward of 192@28 is equal.
+Kernels of 3 and 5 columns lose to :mod:`konv.engine.depthwise_fixed`, 5 x 5 on 7 x 7 .14 to .10 ms, as 7 x 7 on 14 x 14 do.
 Asking for the next image's pixels cost half as much again.
 """
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from konv.engine.plan import Problem
 
 NAME = "small_planes"
-LEAST_TAPS = {8: 5, 16: 7}  # of a row of the kernel, for planes of at most so many rows and columns
-LEAST_TAPS_OF_WEIGHTS = {8: 3, 16: 5, 28: 7}
+LEAST_TAPS = {8: 7, 16: 8}  # of a row of the kernel, for planes of at most so many rows and columns
+LEAST_TAPS_OF_WEIGHTS = {8: 7, 16: 7, 28: 7}
 MOST_TAPS = 9  # which are unrolled
 PRODUCTS = 256  # summed before they are added to others
 LEAST_PIECES = 16  # of a weight gradient, each of which is summed by itself
