@@ -52,7 +52,10 @@ PIECES = 8  # so many, that threads share them evenly
 PADDED_BYTES = 512 << 10  # of padded images that are computed together
 LEAST_CELLS = 4  # of a kernel whose windows see padding: fewer are few phases of the direct algorithm
 
-__all__ = ["NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_gradient", "workspace"]
+__all__ = [
+    "NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_and_bias_gradient", "weight_gradient",
+    "workspace",
+]  # fmt: skip
 
 
 def declines(problem: Problem) -> str | None:
@@ -103,7 +106,7 @@ def workspace(problem: Problem) -> int:
         g = _padded(g)
         return _product(g, True, dtype, dtype, get_threads()).size + math.prod(g.x_shape) * g.itemsize
     if problem.kind == "weight_gradient":
-        return _gradient(g, dtype, dtype, get_threads()).size
+        return _gradient(g, dtype, dtype, True, get_threads()).size
     return _product(g, problem.kind == "input_gradient", dtype, dtype, get_threads()).size
 
 
@@ -139,7 +142,12 @@ def _crop_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out``."""
-    _in_place(out, lambda target: _run_gradient(g, dy, x, target))
+    _in_place(out, lambda target: _run_gradient(g, dy, x, target, None))
+
+
+def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
+    """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``: dy is read once for both."""
+    _in_place(out, lambda target: _run_gradient(g, dy, x, target, db))
 
 
 def _in_place(out: np.ndarray, run: Callable[[np.ndarray], None]) -> None:
@@ -310,13 +318,15 @@ class Gradient:
 
     sums: Job
     add: Job | None
+    add_biases: Job | None
     part_cells: int
+    part_biases: int
     threads: int
     size: int
 
 
 @functools.lru_cache(maxsize=512)
-def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient:
+def _gradient(g: Geometry, dtype: str, out_dtype: str, biased: bool, threads: int) -> Gradient:
     host, wide = machine(), wide_type(dtype)
     lanes, (rows, vectors) = host.lanes(dtype), tile_shape()
     itemsize = np.dtype(wide).itemsize
@@ -344,23 +354,28 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, threads: int) -> Gradient
             break
     packed = block_images * block_pixels * (region_columns + lanes) + lanes * lanes * vectors
     numbers = region_rows * block_images * block_pixels + lanes if dtype != wide else 0
-    kept = rows * vectors * lanes
+    kept = rows * vectors * lanes + (region_rows + lanes) * lanes
     slot_size = -(-(kept + region_rows * region_columns + packed + numbers) // lanes) * lanes
     sums = Job(
         weight_sums(dtype, out_dtype if parts == 1 else wide, lanes, vectors, rows, x.stride, x.taps),
-        pieces * parts, slot_size=slot_size, groups=g.groups, parts=parts, row_count=row_count, region_rows=region_rows,
+        pieces * parts, biased=int(biased), slot_size=slot_size, groups=g.groups, parts=parts, row_count=row_count, region_rows=region_rows,
         row_regions=row_regions, reduction=reduction, region_columns=region_columns, column_regions=column_regions,
         images=g.batch, pixels=pixels, blocks=blocks, image_blocks=image_blocks, block_images=block_images,
         block_pixels=block_pixels, most_runs=(block_pixels - 2) // lines[2] + 2,
         block_lines=-(-block_pixels // lines[2]), **x.numbers("x"),
     )  # fmt: skip
-    add, part_cells = None, 0
+    add = add_biases = None
+    part_cells = part_biases = 0
     if parts > 1:
-        chunk = 1024 * lanes
-        add = Job(add_sums(wide, out_dtype, lanes), -(-cells // chunk), parts=parts, numbers=cells, chunk=chunk)
-        part_cells = -(-parts * cells // lanes) * lanes
+        chunk, filters = 1024 * lanes, g.groups * row_count
+        add, add_biases = (
+            Job(add_sums(wide, out_dtype, lanes), -(-n // chunk), parts=parts, numbers=n, chunk=chunk)
+            for n in (cells, filters)
+        )
+        part_cells, part_biases = (-(-parts * n // lanes) * lanes for n in (cells, filters))
     used = width(sums.pieces, g.batch * pixels * cells)
-    return Gradient(sums, add, part_cells, used, (part_cells + used * slot_size) * itemsize)
+    size = (part_cells + part_biases + used * slot_size) * itemsize
+    return Gradient(sums, add, add_biases, part_cells, part_biases, used, size)
 
 
 def parts_bytes(g: Geometry, itemsize: int) -> int:
@@ -379,15 +394,21 @@ def even(count: int, most: int, unit: int) -> tuple[int, int]:
     return regions, -(-count // (regions * unit)) * unit
 
 
-def _run_gradient(g: Geometry, dy: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
+def _run_gradient(g: Geometry, dy: np.ndarray, x: np.ndarray, out: np.ndarray, db: np.ndarray | None) -> None:
     x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
-    job = _gradient(g, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
+    job = _gradient(g, dtype_name(x.dtype), dtype_name(out.dtype), db is not None, get_threads())
+    itemsize = np.dtype(wide_type(dtype_name(x.dtype))).itemsize
     with memory.workspace(job.size) as space:
-        target = space if job.add else address(out)
-        itemsize = np.dtype(wide_type(dtype_name(x.dtype))).itemsize
-        job.sums.run(job.threads, dy=address(dy), x=address(x), out=target, workspace=space + job.part_cells * itemsize)
+        part_biases = space + job.part_cells * itemsize
+        biases = part_biases if db is None or job.add else address(db)
+        job.sums.run(
+            job.threads, dy=address(dy), x=address(x), out=space if job.add else address(out), bias=biases,
+            workspace=part_biases + job.part_biases * itemsize,
+        )  # fmt: skip
         if job.add:
             job.add.run(width(job.add.pieces, job.part_cells), sums=space, out=address(out))
+        if job.add_biases and db is not None:
+            job.add_biases.run(1, sums=part_biases, out=address(db))
 
 
 def blocking(problem: Problem) -> str:
@@ -396,7 +417,7 @@ def blocking(problem: Problem) -> str:
     rows, vectors = tile_shape() if problem.kind == "weight_gradient" else _tile(g, gradient)
     wide = vectors * machine().lanes(dtype)
     if problem.kind == "weight_gradient":
-        sums = _gradient(g, dtype, dtype, get_threads())
+        sums = _gradient(g, dtype, dtype, True, get_threads())
         n = sums.sums.numbers
         return (
             f"{rows} filters by up to {wide} numbers of a window in registers; regions of {n['region_rows']} filters by "

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
-from konv.engine.simd import Variable, loop, minimum, transpose
+from konv.engine.simd import Variable, loop, minimum, transpose, within
 from konv.engine.windows import in_vectors, multiply_tile, panel_columns, read_windows, runs
 
 
 @kernel
 def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
     """Weight gradient: ``out[f, q] = sum over pixels of dy[f, pixel] * x[q, pixel]``, q = (channel, kernel index).
+
+    If ``biased``, the sums of dy too, a row of a tile when its products have just brought it: dy is not read for them again.
 
     A piece is (part of the pixels, group, region of filters, region of q). Block by block of pixels, x is turned into
     ``packed[pixel, q]``, and a tile's products are added to the region's sums, which stay in L2.
@@ -23,7 +25,7 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
     width = lanes * vectors
 
     def text(
-        piece, slot, dy, x, out, workspace, slot_size, groups, parts, row_count, region_rows, row_regions, reduction,
+        piece, slot, dy, x, out, bias, workspace, biased, slot_size, groups, parts, row_count, region_rows, row_regions, reduction,
         region_columns, column_regions, images, pixels, blocks, image_blocks, block_images, block_pixels, most_runs,
         block_lines, x_line_pixels, x_depth_lines, x_image_lines,
         x_image, x_channels, x_channel, x_depth, x_row, x_cells, x_kernel_depth, x_kernel_height, x_kernel_width,
@@ -38,8 +40,10 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
         used_columns = minimum(region_columns, reduction - first_column)
         tiles, panels = (used_rows + (rows - 1)) // rows, (used_columns + (width - 1)) // width
 
+        biased *= within(column_region, 1)
         kept = workspace.at(slot * slot_size)
-        sums = kept.at(rows * width)
+        biases = kept.at(rows * width)  # [row, lane]
+        sums = biases.at((region_rows + lanes) * lanes)
         packed = sums.at(region_rows * region_columns)
         if x_taps:  # packed[panel, pixel, columns of a panel]
             pitch, panel_size = width, block_images * block_pixels * width
@@ -49,6 +53,8 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
             numbers = packed.at(block_images * block_pixels * pitch)
         for i in loop(used_rows * (region_columns // lanes)):
             sums.put(i * lanes, sums.zero(lanes))
+        for i in loop((used_rows + lanes) * biased):
+            biases.put(i * lanes, sums.zero(lanes))
 
         first_block = part * blocks // parts
         for b in loop((part + 1) * blocks // parts - first_block):
@@ -130,14 +136,17 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
                                 )  # fmt: skip
                                 for k in loop(ahead_cells // lanes + 1):
                                     cells.prefetch(k * lanes, later=True)
-                    places = [minimum(tile * rows + i, used_rows - 1) for i in range(rows)]
-                    targets = [sums.at(r * region_columns + panel * width) for r in places]
+                    row_places = [minimum(tile * rows + i, used_rows - 1) for i in range(rows)]
+                    targets = [sums.at(r * region_columns + panel * width) for r in row_places]
+
+                    def rows_of(z, row_places=row_places, upstream=upstream, count=count):
+                        """Where the tile's rows of dy begin."""
+                        if half:
+                            return [numbers.at((r * block_images + z) * count) for r in row_places]
+                        return [upstream.at((z * groups * row_count + r) * pixels) for r in row_places]
+
                     totals = [Variable(sums.zero(lanes)) for _ in range(rows * vectors)]
                     for z in loop(used_images):
-                        if half:
-                            lines = [numbers.at((r * block_images + z) * count) for r in places]
-                        else:
-                            lines = [upstream.at((z * groups * row_count + r) * pixels) for r in places]
                         columns = panel_columns(
                             packed.at(panel * panel_size + z * count * pitch), pitch, lanes, vectors
                         )
@@ -150,19 +159,39 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
                             return columns(q)
 
                         # No more than BLOCK_SUM pixels: all images are one sum
-                        multiply_tile(lines, 1, looking_ahead, count, lanes, totals, kept)
+                        multiply_tile(rows_of(z), 1, looking_ahead, count, lanes, totals, kept)
                     places = [target.at(lanes * j) for target in targets for j in range(vectors)]
                     added = [place.vec(0, lanes) + total.get() for place, total in zip(places, totals)]
                     for place, total in zip(places, added):  # a row may be there twice
                         place.put(0, total)
+                    for _ in loop(biased * within(panel, 1)):
+                        whole = [Variable(sums.zero(lanes)) for _ in range(rows)]
+                        for z in loop(used_images):
+                            for j in loop((count + (lanes - 1)) // lanes):
+                                for row, total in zip(rows_of(z), whole):
+                                    total.set(total.get() + row.vec(j * lanes, lanes, count=count - j * lanes))
+                        added = [biases.vec(r * lanes, lanes) + total.get() for r, total in zip(row_places, whole)]
+                        for r, total in zip(row_places, added):
+                            biases.put(r * lanes, total)
 
         for r in loop(used_rows):
             target = out.at(((part * groups + group) * row_count + first_row + r) * reduction + first_column)
             for j in loop((used_columns + (lanes - 1)) // lanes):
                 line = sums.vec(r * region_columns + j * lanes, lanes)
                 target.put(j * lanes, line, count=used_columns - j * lanes)
+        for block in loop((used_rows + (lanes - 1)) // lanes * biased):
+            total = sum_of(transpose([biases.vec((block * lanes + i) * lanes, lanes) for i in range(lanes)]))
+            target = bias.at((part * groups + group) * row_count + first_row + block * lanes)
+            target.put(0, total, count=used_rows - block * lanes)
 
-    return text, {"dy": dtype, "x": dtype, "out": out_dtype, "workspace": wide}
+    return text, {"dy": dtype, "x": dtype, "out": out_dtype, "bias": out_dtype, "workspace": wide}
+
+
+def sum_of(vectors):
+    """Their sum, half by half."""
+    while len(vectors) > 1:
+        vectors = [a + b for a, b in zip(vectors[::2], vectors[1::2])]
+    return vectors[0]
 
 
 def _columns(lines, step, stride, taps, lanes, used, row_cells):
