@@ -358,10 +358,10 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, biased: bool, threads: in
     slot_size = -(-(kept + region_rows * region_columns + packed + numbers) // lanes) * lanes
     sums = Job(
         weight_sums(dtype, out_dtype if parts == 1 else wide, lanes, vectors, rows, x.stride, x.taps),
-        pieces * parts, biased=int(biased), slot_size=slot_size, groups=g.groups, parts=parts, row_count=row_count, region_rows=region_rows,
-        row_regions=row_regions, reduction=reduction, region_columns=region_columns, column_regions=column_regions,
-        images=g.batch, pixels=pixels, blocks=blocks, image_blocks=image_blocks, block_images=block_images,
-        block_pixels=block_pixels, most_runs=(block_pixels - 2) // lines[2] + 2,
+        pieces * parts, biased=int(biased), slot_size=slot_size, groups=g.groups, parts=parts, row_count=row_count,
+        region_rows=region_rows, row_regions=row_regions, reduction=reduction, region_columns=region_columns,
+        column_regions=column_regions, images=g.batch, pixels=pixels, blocks=blocks, image_blocks=image_blocks,
+        block_images=block_images, block_pixels=block_pixels, most_runs=(block_pixels - 2) // lines[2] + 2,
         block_lines=-(-block_pixels // lines[2]), **x.numbers("x"),
     )  # fmt: skip
     add = add_biases = None

@@ -25,8 +25,8 @@ def weight_sums(dtype, out_dtype, lanes, vectors, rows, x_stride, x_taps):
     width = lanes * vectors
 
     def text(
-        piece, slot, dy, x, out, bias, workspace, biased, slot_size, groups, parts, row_count, region_rows, row_regions, reduction,
-        region_columns, column_regions, images, pixels, blocks, image_blocks, block_images, block_pixels, most_runs,
+        piece, slot, dy, x, out, bias, workspace, biased, slot_size, groups, parts, row_count, region_rows, row_regions,
+        reduction, region_columns, column_regions, images, pixels, blocks, image_blocks, block_images, block_pixels, most_runs,
         block_lines, x_line_pixels, x_depth_lines, x_image_lines,
         x_image, x_channels, x_channel, x_depth, x_row, x_cells, x_kernel_depth, x_kernel_height, x_kernel_width,
         x_step_depth, x_step_height, x_step,
