@@ -3,8 +3,8 @@
 ::
 
     ops.py  --Problem-->  plan.choose  --asks in order-->  pairs -> repeats -> products -> products_last
-                                                           -> fourier -> fourier_groups -> strips -> strips_last -> joined
-                                                           -> winograd_small -> winograd_groups -> small_groups
+                                                           -> fourier -> fourier_groups -> strips -> strips_last -> folded
+                                                           -> joined -> winograd_small -> winograd_groups -> small_groups
                                                            -> small_planes -> grouped -> winograd -> direct -> columns
                                                            (the first that does not decline computes)
 
@@ -12,7 +12,8 @@
     weights_cut.py            how the weight gradient is cut     outer_packing.py   and laid out
     tile.py, packing.py       the register tile, and what brings numbers there and back
     sweeps.py                 what an output reads, axis by axis, as tables: all phases of a row together
-    joined.py                 few channels: neighbouring cells in the lanes
+    folded.py                 input gradients of few channels: jobs      folded_kernels.py   their kernel
+    joined.py                 the same of long kernels: neighbouring cells in the lanes
     products.py               windows apart: jobs          products_kernels.py, products_weights.py   its kernels
     products_last.py          channels last: jobs          products_last_kernels.py, products_last_weights.py   its kernels
     repeats.py                1-D windows apart, few filters      repeats_kernels.py   its kernels

@@ -126,6 +126,7 @@ def algorithms() -> list[Algorithm]:
     from konv.engine import (
         columns,
         direct,
+        folded,
         fourier,
         fourier_groups,
         grouped,
@@ -156,6 +157,7 @@ def algorithms() -> list[Algorithm]:
         fourier_groups,
         strips,
         strips_last,
+        folded,
         joined,
         *few,
         winograd,
