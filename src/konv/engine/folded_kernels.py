@@ -76,13 +76,13 @@ def fold_products(dtype, out, lanes, rows, vectors, steps, stride, channels):
                             cells = [at.vec(v * lanes, lanes, count=left - v * lanes) for v in range(vectors)]
                             for v in range(vectors):
                                 at.prefetch(2 * tile + v * lanes)
-                        for k, line in enumerate(sums):
+                        for k, totals in enumerate(sums):
                             factor = splat(factors[f * rows + k], lanes)
-                            for total, cell in zip(line, cells):
+                            for total, cell in zip(totals, cells):
                                 total.set(pinned(fma(factor, cell, total.get())))
                     tap = minimum(t * rows, taps - rows)  # the last tile ends with the last tap
-                    for k, line in enumerate(sums):
-                        for v, total in enumerate(line):
+                    for k, totals in enumerate(sums):
+                        for v, total in enumerate(totals):
                             products.put((tap + k) * products_pitch + q * tile + v * lanes, total.get())
 
             for r in loop(unit_rows):
@@ -92,7 +92,7 @@ def fold_products(dtype, out, lanes, rows, vectors, steps, stride, channels):
                 for q in loop(pitch // lanes * computed):
                     # lanes whose pixel, so many columns before, is one of dy
                     before = begin - first_column - q * lanes
-                    masks = {step: bits(before + step, before + step + width) for line in phases for _, step in line}
+                    masks = {step: bits(before + step, before + step + width) for met in phases for _, step in met}
                     for i in loop(kernel_rows):
                         turn = start + i * dilated_rows
                         turn = turn - ring * within(turn - ring, ring)
@@ -101,12 +101,12 @@ def fold_products(dtype, out, lanes, rows, vectors, steps, stride, channels):
                             given = products.at(
                                 (c * kernel_rows + i) * len(steps) * products_pitch + (o - first) * width - before
                             )
-                            for p, line in enumerate(phases):
-                                total = target.vec(p * pitch, lanes)
-                                for j, step in line:
-                                    total = total + given.vec(j * products_pitch - step, lanes, bits=masks[step])
-                                if line:
-                                    target.put(p * pitch, total)
+                            for p, met in enumerate(phases):
+                                number = target.vec(p * pitch, lanes)
+                                for j, step in met:
+                                    number = number + given.vec(j * products_pitch - step, lanes, bits=masks[step])
+                                if met:
+                                    target.put(p * pitch, number)
                 # No later row meets the lines of this one.
                 mine = within(o - first_row, block_rows)
                 for k in loop(row_stride * within(o, o + 1)):
