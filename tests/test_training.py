@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import threadpoolctl
 from PIL import Image, ImageDraw
 from rich.console import Console
 
-from konv.layers import Convolution, DownConv, Dropout, ReLU, Sequential, SoftmaxWithLoss
+from konv.layers import Convolution, DownConv, Dropout, SoftmaxWithLoss
 from konv.training import checkpoint as checkpoints
 from konv.training import report
 from konv.training.config import Config
@@ -783,18 +782,3 @@ def test_a_long_strip_does_not_fill_the_memory(tmp_path):
 def test_softmax_rows_sum_to_one():
     probabilities = softmax(np.array([[1e4, -1e4, 0], [3, 2, 1]], np.float32))
     assert np.isfinite(probabilities).all() and abs(probabilities.sum(axis=1) - 1).max() <= 3e-7
-
-
-def test_products_have_one_thread_while_it_trains():
-    def threads():
-        return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
-
-    class Spy(ReLU):
-        def forward(self, x):
-            seen.extend(threads())
-            return super().forward(x)
-
-    trainer, seen, before = Trainer(Config.create("digits", batch_size=1000), load("digits")), [], threads()
-    trainer.model = Sequential(Spy(), *trainer.model)
-    trainer.train_epoch()
-    assert seen and set(seen) == {1} and threads() == before

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +120,7 @@ class Trainer:
         params = self.model.params()
         seen, loss_sum, correct, start = 0, 0.0, 0, time.perf_counter()
         # An overflow shows in the loss, which is checked: one clear error instead of a stream of warnings.
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"), one_blas_thread():
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for begin in range(0, len(order), self.config.batch_size):
                 chosen = order[begin : begin + self.config.batch_size]
                 x, t = images[chosen], labels[chosen]
@@ -156,8 +156,7 @@ class Trainer:
     def test(self) -> tuple[float, float]:
         """Mean loss and accuracy over the test images."""
         labels = self.dataset.test_labels
-        with one_blas_thread():
-            scores = np.concatenate(list(scores_of(self.model, self.dataset.test_images)))
+        scores = np.concatenate(list(scores_of(self.model, self.dataset.test_images)))
         with np.errstate(over="ignore", invalid="ignore"):
             loss = SoftmaxWithLoss().forward(scores, labels)
         return loss, float((scores.argmax(axis=1) == labels).mean())
@@ -199,17 +198,6 @@ class Trainer:
             f"the loss became {loss} in epoch {epoch + 1}, after {seen} images: the steps are too large for this model. "
             f"Try a smaller learning rate than lr={self.config.lr:g}"
         )
-
-
-def one_blas_thread() -> AbstractContextManager[Any]:
-    """While this is entered, NumPy's matrix products run in one thread; konv's own kernels keep all of theirs.
-
-    The products of these networks are too small to gain from more. Where other programs keep the cores busy, threads that
-    wait for each other took 25 times as long: 117 ms for a step on digits, alone 4.4 ms.
-    """
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(limits=1, user_api="blas")
 
 
 def scores_of(model: Any, images: np.ndarray) -> Iterator[np.ndarray]:
