@@ -105,8 +105,8 @@ def best(g: Geometry, dtype: str, threads: int) -> Cut:
     Only what leaves the order of the sums alone depends on ``threads``, so their bits do not.
     """
     axes = Axes.of(g, False)
-    limit = math.prod(g.output) * g.batch * g.channels * math.prod(g.kernel) * np.dtype(wide_type(dtype)).itemsize
-    limit = max(LEAST_MEMORY, MEMORY * limit)
+    columns_matrix = math.prod(g.output) * g.batch * g.channels * math.prod(g.kernel) * _itemsize(dtype)
+    limit = max(LEAST_MEMORY, MEMORY * columns_matrix)
 
     def cheapest(sizes: tuple[int, ...], threads: int) -> Cut:
         with using(threads):
