@@ -22,6 +22,10 @@ from konv.torch.tensors import Call, Options, call_of
 
 IntOrAxes = int | Sequence[int]
 MOST_LEFT = 64  # kinds of calls that a layer keeps
+_THEIRS: tuple[dict[int, Callable[..., Tensor]], ...] = (
+    {1: F.conv1d, 2: F.conv2d, 3: F.conv3d},
+    {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d},
+)
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
 
@@ -183,24 +187,26 @@ def exact_conv1d(x: Tensor, w: Tensor, b: Tensor | None, stride: Any, dilation: 
 
 
 def where_faster(
-    left: set[Any], met: Any, axes: int, transposed: bool, x: Tensor, w: Tensor, b: Tensor | None,
+    left: set[Any], asked: Tensor, axes: int, transposed: bool, x: Tensor, w: Tensor, b: Tensor | None,
     stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any,
 ) -> Tensor:  # fmt: skip
     """The convolution, by konv where it is expected to be faster, else by PyTorch.
 
-    Forward and backward are decided for themselves; see :mod:`konv.torch.faster`. If PyTorch's function does all of it, ``met``,
-    the kind of call, is put into ``left``: the layer may send such a call there at once, as PyTorch takes every call.
+    Forward and backward are decided for themselves; see :mod:`konv.torch.faster`. If PyTorch's function does all of it, the
+    kind of call that the layer was asked, with ``asked``, is put into ``left``: the layer may send such a call there at once,
+    as PyTorch takes every call.
     """
-    theirs = getattr(F, f"conv_transpose{axes}d" if transposed else f"conv{axes}d")
+    theirs = _THEIRS[transposed][axes]
     more = stride, padding, dilation, groups, output_padding
-    return _face(axes, theirs, transposed, x, w, b, *more, where_faster=True, left=left, met=met)
+    return _face(axes, theirs, transposed, x, w, b, *more, where_faster=True, left=left, asked=asked)
 
 
-def kind_of_call(x: Tensor) -> Any:
+def kind_of_call(x: Tensor, w: Tensor) -> Any:
     """What decides, of a layer's call with x, who computes; None where that is not kept."""
-    if torch.compiler.is_compiling() or x.layout is not torch.strided or x.is_nested:
+    if torch.compiler.is_compiling() or x.layout is not torch.strided or x.is_nested or w.layout is not torch.strided:
         return None
-    return x.shape, x.stride(), x.dtype, x.requires_grad, torch.is_grad_enabled(), exactly_asked()
+    recorded = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
+    return x.shape, x.stride(), x.dtype, w.stride(), recorded, torch.is_autocast_enabled("cpu"), exactly_asked()
 
 
 def _left(
@@ -225,7 +231,7 @@ def autocast(t: Any) -> Any:
 def _face(
     axes: int, theirs: Callable[..., Tensor], transposed: bool, x: Tensor, w: Tensor, b: Tensor | None,
     stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any, exact: bool = False, where_faster: bool = False,
-    left: set[Any] | None = None, met: Any = None,
+    left: set[Any] | None = None, asked: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """konv's result where it computes such a call, else PyTorch's result or error."""
     given = (x, w, b)
@@ -241,8 +247,8 @@ def _face(
                 y = None if found is None else quiet_convolution(x, w, b, found)
                 if y is not None:
                     return y
-                if found is not None and left is not None and met is not None and len(left) < MOST_LEFT:
-                    left.add(met)
+                if found is not None and left is not None and asked is not None and len(left) < MOST_LEFT:
+                    left.add(kind_of_call(asked, w))
             elif (options := _options(axes, transposed, *shapes, exact, where_faster, *known)) is not None:
                 if x.dim() == axes + 2:
                     return convolution(x, w, b, options)

@@ -31,15 +31,15 @@ class _Convolution:
     _function: ClassVar[Callable[..., Tensor]]
 
     def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        left, met = vars(self).get(ONLY_WHERE_FASTER), None
-        if left is not None and (met := functional.kind_of_call(input)) in left:
+        left, asked = vars(self).get(ONLY_WHERE_FASTER), input
+        if left and functional.kind_of_call(input, weight) in left:
             return super()._conv_forward(input, weight, bias)  # type: ignore[misc]
         padding = self.padding
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         if left is not None:
             more = self.stride, padding, self.dilation, self.groups, 0
-            return functional.where_faster(left, met, len(self.kernel_size), False, input, weight, bias, *more)
+            return functional.where_faster(left, asked, len(self.kernel_size), False, input, weight, bias, *more)
         return self._function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
@@ -56,8 +56,8 @@ class _Transposed:
         extra = self._output_padding(input, output_size, stride, padding, kernel, len(kernel), dilation)
         left = vars(self).get(ONLY_WHERE_FASTER)
         if left is not None:
-            more, met = (self.stride, self.padding, self.dilation, self.groups, extra), functional.kind_of_call(input)
-            return functional.where_faster(left, met, len(kernel), True, input, self.weight, self.bias, *more)
+            more = self.stride, self.padding, self.dilation, self.groups, extra
+            return functional.where_faster(left, input, len(kernel), True, input, self.weight, self.bias, *more)
         return self._function(
             input, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation
         )

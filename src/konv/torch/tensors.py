@@ -11,13 +11,14 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from konv import lending
+from konv import arrays
 from konv.engine.plan import Algorithm, Problem, algorithm_for, choose
 from konv.engine.threads import using
 from konv.geometry import Geometry, geometry, transposed_geometry
@@ -49,17 +50,17 @@ class Options(NamedTuple):
 
 def forward(x: Tensor, w: Tensor, b: Tensor | None, known: Call) -> Tensor:
     """x (N, C, *spatial), w (F, C // groups, *kernel), or transposed (C, F // groups, *kernel) -> y (N, F, *output)."""
-    options, g, layout, *_ = known
+    options, g, layout = known.options, known.geometry, known.layout
     source, weights = array_of(x, layout), array_of(w, _FIRST)
     with using(torch.get_num_threads()):
         if not options.transposed:
-            y = empty(g.output_shape, x.dtype, layout)
+            y, target = empty(g.output_shape, x.dtype, layout)
             bias = None if b is None else array_of(b, _FIRST)
-            algorithm("forward", known).forward(source, weights, bias, g, view_of(y))
+            algorithm("forward", known).forward(source, weights, bias, g, target)
             return y
         wide = x.dtype if b is None or x.dtype.itemsize > 2 else torch.float32  # half types are rounded once
-        y = empty(g.x_shape, wide, layout)
-        algorithm("input_gradient", known).input_gradient(source, weights, g, view_of(y))
+        y, target = empty(g.x_shape, wide, layout)
+        algorithm("input_gradient", known).input_gradient(source, weights, g, target)
     if b is not None:
         y = y.add_(b.detach().view(-1, *[1] * g.axes)).to(x.dtype)
     return y
@@ -67,31 +68,31 @@ def forward(x: Tensor, w: Tensor, b: Tensor | None, known: Call) -> Tensor:
 
 def gradients(dy: Tensor, x: Tensor, w: Tensor, known: Call, mask: list[bool]) -> list[Tensor | None]:
     """dL/dx, dL/dw, dL/db from dy = dL/dy, None where ``mask`` is False."""
-    options, g, layout, *_ = known
+    options, g, layout = known.options, known.geometry, known.layout
     dtype = x.dtype
     upstream = array_of(dy, layout)
     dx = dw = db = None
     with using(torch.get_num_threads()):
         if mask[0]:
-            dx = empty(x.shape, dtype, layout)
+            dx, target = empty(x.shape, dtype, layout)
             chosen = algorithm("forward" if options.transposed else "input_gradient", known)
             weights = array_of(w, known.weights if getattr(chosen, "WEIGHTS_LAST", False) else _FIRST)
             if options.transposed:
-                chosen.forward(upstream, weights, None, g, view_of(dx))
+                chosen.forward(upstream, weights, None, g, target)
             else:
-                chosen.input_gradient(upstream, weights, g, view_of(dx))
+                chosen.input_gradient(upstream, weights, g, target)
         if mask[1]:
             chosen = algorithm("weight_gradient", known)
-            dw = empty(w.shape, dtype, known.weights if getattr(chosen, "WEIGHTS_LAST", False) else _FIRST)
+            dw, target = empty(w.shape, dtype, known.weights if getattr(chosen, "WEIGHTS_LAST", False) else _FIRST)
             source = array_of(x, layout)
             both = getattr(chosen, "weight_and_bias_gradient", None)
             if options.transposed:
-                chosen.weight_gradient(source, upstream, g, view_of(dw))
+                chosen.weight_gradient(source, upstream, g, target)
             elif mask[2] and both is not None:
                 db = torch.empty(g.filters, dtype=dtype)
-                both(upstream, source, g, view_of(dw), view_of(db))
+                both(upstream, source, g, target, view_of(db))
             else:
-                chosen.weight_gradient(upstream, source, g, view_of(dw))
+                chosen.weight_gradient(upstream, source, g, target)
             # As w: where a gradient lies otherwise than its parameter, PyTorch copies it once more.
             dw = dw.contiguous(memory_format=known.weights)
         if mask[2] and db is None:
@@ -99,14 +100,13 @@ def gradients(dy: Tensor, x: Tensor, w: Tensor, known: Call, mask: list[bool]) -
     return [dx, dw, db]
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype, layout: torch.memory_format = _FIRST) -> Tensor:
-    """An uninitialised tensor; a large one on memory that earlier results had, see :mod:`konv.lending`."""
-    size = math.prod(shape) * dtype.itemsize
-    if size < LENT_BYTES:
-        return torch.empty(shape, dtype=dtype, memory_format=layout)
-    strides = torch.empty(shape, device="meta", memory_format=layout).stride()
-    storage = torch.from_numpy(lending.empty((size,), np.uint8)).untyped_storage()
-    return torch.empty(0, dtype=dtype).set_(storage, 0, shape, strides)
+def empty(shape: Sequence[int], dtype: torch.dtype, layout: torch.memory_format = _FIRST) -> tuple[Tensor, np.ndarray]:
+    """An uninitialised tensor and its memory; a large one's is that of earlier results, see :mod:`konv.lending`."""
+    if math.prod(shape) * dtype.itemsize < LENT_BYTES:
+        t = torch.empty(shape, dtype=dtype, memory_format=layout)
+        return t, view_of(t)
+    array = arrays.empty(tuple(shape), _numpy_dtype(DTYPES[dtype]), "first" if layout is _FIRST else "last")
+    return tensor_of(array, dtype), array
 
 
 def memory_format(x: Tensor, w: Tensor) -> torch.memory_format:
@@ -136,7 +136,8 @@ def _is_last(shape: Any, strides: Any) -> bool:
     return True
 
 
-class Call(NamedTuple):
+@dataclass(frozen=True, eq=False)  # a key that is itself: nothing is hashed anew
+class Call:
     """What is known of a call before its numbers: options, checked shapes (of a transposed convolution those of the one that
     runs the other way), PyTorch's name of the layout and of that of the weights and their gradient, the engine's name of the
     layout, and its name of the dtype."""
@@ -175,10 +176,9 @@ def _geometry(x_shape: Any, w_shape: Any, options: Options, name: str) -> Geomet
 
 def algorithm(kind: str, known: Call) -> Algorithm:
     """Who computes it here and now."""
-    options, g, _, _, where, name = known
-    if options.exact:
-        return choose(Problem(kind, g, name, True, where)).algorithm
-    return algorithm_for(kind, g, name, where)
+    if known.options.exact:
+        return choose(Problem(kind, known.geometry, known.dtype, True, known.where)).algorithm
+    return algorithm_for(kind, known.geometry, known.dtype, known.where)
 
 
 def _bias_gradient(upstream: np.ndarray, dtype: torch.dtype) -> Tensor:
@@ -189,25 +189,24 @@ def _bias_gradient(upstream: np.ndarray, dtype: torch.dtype) -> Tensor:
 
 def array_of(t: Tensor, layout: torch.memory_format = _FIRST) -> np.ndarray:
     """A view of the tensor where it is contiguous in ``layout``, else of a copy, which PyTorch makes with all threads."""
-    if t.requires_grad:
-        t = t.detach()
-    if t.is_neg():
-        t = t.resolve_neg()
     if t._is_zerotensor():  # some derivatives of PyTorch's have no memory
         t = torch.zeros(t.shape, dtype=t.dtype)
     return view_of(t.contiguous(memory_format=layout))
 
 
 def view_of(t: Tensor) -> np.ndarray:
-    """The memory of a tensor that needs no gradient."""
+    """The memory of a tensor; of a negated one, which is a view of what it negates, that of a copy."""
     if t.dtype is torch.bfloat16:
-        return t.view(torch.int16).numpy().view(_numpy_dtype("bfloat16"))
-    return t.numpy()
+        return t.resolve_neg().detach().view(torch.int16).numpy().view(_numpy_dtype("bfloat16"))
+    return t.numpy(force=True)
 
 
 def tensor_of(array: np.ndarray, dtype: torch.dtype) -> Tensor:
     """A tensor of ``dtype`` on the memory of an array of that type."""
-    return torch.from_numpy(array.view(np.int16)).view(dtype) if dtype is torch.bfloat16 else torch.from_numpy(array)
+    if dtype is not torch.bfloat16:
+        return torch.from_numpy(array)
+    t = torch.from_numpy(array.view(np.int16))
+    return torch.empty(0, dtype=dtype).set_(t.untyped_storage(), t.storage_offset(), t.shape, t.stride())  # no view
 
 
 @functools.cache
