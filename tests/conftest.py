@@ -30,6 +30,7 @@ OF_FEW_LAYERS = {
     "winograd_small",
     "small_groups",
     "small_planes",
+    "depthwise_paired",
 }
 
 

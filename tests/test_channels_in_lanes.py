@@ -1,5 +1,7 @@
 """Groups and depthwise layers, channels or tiles in lanes: chosen, right in both layouts, the same bits however they are run."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ import konv
 from compare import assert_equal, assert_same_bits
 from konv import textbook
 from konv.arrays import empty, laid_out
-from konv.engine import small_groups, small_planes, threads, winograd_groups, winograd_small
+from konv.engine import depthwise_paired, small_groups, small_planes, threads, winograd_groups, winograd_small
 from konv.engine.plan import KINDS, Problem
 from plain_engine import MACHINES, engine
 from strategies import integers
@@ -21,6 +23,9 @@ LAYERS = {
     "8 x 12, tiles in lanes": (winograd_small, (3, 32, 26, 28), (48, 8, 3, 3), dict(padding=((2, 0), (1, 2))), ("first",)),
     "16 x 16, 14 pixels": (winograd_small, (13, 32, 14, 14), (32, 16, 3, 3), dict(padding=1), ("first",)),
     "8 x 8, rows cut": (winograd_small, (2, 16, 15, 112), (16, 8, 3, 3), dict(padding=(0, 1)), ("first",)),
+    "7 x 3, pairs of rows": (depthwise_paired, (2, 32, 9, 6), (32, 1, 7, 3), dict(padding=(3, 1)), ("first",)),
+    "6 x 5, pairs of rows": (depthwise_paired, (3, 33, 7, 7), (33, 1, 6, 5), dict(padding=((2, 6), (4, 0))), ("first",)),
+    "5 x 3, many pairs": (depthwise_paired, (1, 32, 43, 17), (32, 1, 5, 2), dict(padding=((0, 1), (1, 0))), ("first",)),
     "7 x 7 on 7 x 7": (small_planes, (3, 35, 7, 7), (35, 1, 7, 7), dict(padding=3), ("first",)),
     "7 x 8 on 5 x 16": (small_planes, (2, 16, 5, 16), (16, 1, 7, 8), dict(padding=((2, 6), (7, 0))), ("first",)),
     "groups of 8": (small_groups, (5, 48, 9, 22), (48, 8, 3, 3), dict(padding=1), ("first", "last")),
@@ -130,6 +135,8 @@ def test_who_computes_what():
             algorithm, _, g, _ = arrays_of(name, normal)
             assert kinds(algorithm, g, LAYERS[name][-1][0])
         exact = Problem("forward", arrays_of("16 x 32", normal)[2], "float32", True)
+        paired = dataclasses.replace(exact, geometry=arrays_of("7 x 3, pairs of rows", normal)[2])
+        assert "exact" in depthwise_paired.declines(paired)
         assert "exact" in winograd_groups.declines(exact) and "exact" in winograd_small.declines(exact)
 
 
@@ -140,6 +147,19 @@ def test_a_bias_gradient_that_is_summed_with_the_weights():
     dw, db = np.full(g.w_shape, np.nan, np.float32), np.full(g.filters, np.nan, np.float32)
     algorithm.weight_and_bias_gradient(dy, x, g, dw, db)
     assert_equal(db, dy.sum(axis=(0, 2, 3)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_pairs_of_rows_that_read_a_number_that_is_none(value):
+    """Outputs that read it are not finite, all others have the bits that they had."""
+    algorithm, (x, w, b, dy), g, options = arrays_of("6 x 5, pairs of rows", normal)
+    before = computed(algorithm, (x, w, b, dy), g, "first")["forward"]
+    x[1, 2, 3, 4] = value
+    after = computed(algorithm, (x, w, b, dy), g, "first")["forward"]
+    with np.errstate(invalid="ignore"):
+        read = ~np.isfinite(textbook.conv(x, w, b, **options))
+    assert read.any() and not np.isfinite(after[read]).any()
+    assert_same_bits(after[~read], before[~read])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -154,6 +154,7 @@ MOST_SHARES = {
     "pairs": 4,
     "winograd": 4,
     "winograd_groups": 4,
+    "depthwise_paired": 1.3,
     "fourier": 50,
     "fourier_groups": 20,
 }  # they multiply less
@@ -167,7 +168,8 @@ LAYERS = {
     "fourier": ((8, 1, 3000), (64, 1, 120), {}, "float32"),
     "fourier_groups": ((8, 96, 400), (96, 48, 120), dict(groups=2), "float32"),
     "strips": ((8, 3, 98, 98), (32, 3, 3, 3), {}, "float32"),
-    "small_planes": ((8, 96, 7, 7), (96, 1, 7, 7), dict(padding=3, groups=96), "float32"),
+    "small_planes": ((8, 96, 7, 7), (96, 1, 7, 9), dict(padding=(3, 4), groups=96), "float32"),
+    "depthwise_paired": ((8, 96, 28, 28), (96, 1, 7, 7), dict(padding=3, groups=96), "float32"),
     "small_groups": ((8, 64, 28, 28), (64, 8, 3, 3), dict(padding=1, stride=2, groups=8), "float32"),
     "winograd_groups": ((8, 64, 28, 28), (64, 16, 3, 3), dict(padding=1, groups=4), "float32"),
     "winograd_small": ((8, 64, 28, 28), (64, 8, 3, 3), dict(padding=1, groups=8), "float32"),

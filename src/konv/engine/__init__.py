@@ -5,7 +5,8 @@
     ops.py  --Problem-->  plan.choose  --asks in order-->  pairs -> repeats -> products -> products_last
                                                            -> fourier -> fourier_groups -> strips -> strips_last -> folded
                                                            -> joined -> winograd_small -> winograd_groups -> small_groups
-                                                           -> small_planes -> grouped -> winograd -> direct -> columns
+                                                           -> depthwise_paired -> small_planes -> grouped -> winograd
+                                                           -> direct -> columns
                                                            (the first that does not decline computes)
 
     direct.py, weights.py     filters in lanes: jobs       correlate.py, outer.py   their kernels
@@ -25,6 +26,7 @@
     depthwise.py              the same, channels last      channels.py              its kernels
     depthwise_rows.py         depthwise, 2-D, channels last  depthwise_rows_kernels.py   its kernels
     depthwise_fixed.py        depthwise, 2-D, planes of a known size   depthwise_fixed_kernels.py   its kernels
+    depthwise_paired.py       the same, two rows for three quarters   depthwise_paired_kernels.py   its kernels
     depthwise_spread.py       its input gradient where a stride is not 1, channels first
     small_planes.py           depthwise on small planes      small_planes_kernels.py   its kernels
     small_groups.py           groups of 8 and 16             small_groups_kernels.py   its kernels

@@ -53,7 +53,11 @@ class Fixed:
 
 def correlate(x: np.ndarray, w: np.ndarray, b: Any, g: Geometry, backwards: bool, out: np.ndarray) -> None:
     """Forward, or with ``backwards`` the input gradient."""
-    plan = correlation(g, backwards, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
+    run(correlation(g, backwards, dtype_name(x.dtype), dtype_name(out.dtype), get_threads()), x, w, b, out)
+
+
+def run(plan: Fixed, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> None:
+    """Run a correlation's job."""
     weights = np.ascontiguousarray(w, x.dtype)
     bias = plan.no_bias if b is None else np.ascontiguousarray(b, x.dtype)
     plan.job.run(plan.threads, x=address(x), w=address(weights), bias=address(bias), y=address(out))
@@ -80,7 +84,7 @@ def correlation(g: Geometry, backwards: bool, x_dtype: str, y_dtype: str, thread
     """The job of a correlation."""
     x_size, y_size = (g.output, g.spatial) if backwards else (g.spatial, g.output)
     pad = tuple(k - 1 - low if backwards else low for k, (low, _) in zip(g.kernel, g.padding))
-    vectors = _vectors(y_size[1], x_dtype, _woven(y_size[1], g.stride[1], x_dtype, y_dtype))
+    vectors = vectors_of(y_size[1], x_dtype, woven(y_size[1], g.stride[1], x_dtype, y_dtype))
     planes = g.batch * g.channels
     moved = planes * (math.prod(x_size) + math.prod(y_size)) * ITEMSIZE[x_dtype]
     most = ((14 if len(vectors) == 1 else 8) if machine().registers >= 32 else 4) // vectors[0][2]
@@ -102,7 +106,7 @@ def correlation(g: Geometry, backwards: bool, x_dtype: str, y_dtype: str, thread
 @functools.lru_cache(maxsize=256)
 def accumulation(g: Geometry, dtype: str, threads: int) -> Fixed:
     """The job of the weight gradient; how it is cut does not depend on ``threads``."""
-    (_, lanes, _), out_height = _vectors(g.output[1], dtype, False)[0], g.output[0]
+    (_, lanes, _), out_height = vectors_of(g.output[1], dtype, False)[0], g.output[0]
     rows = _rows(out_height, max(1, min(14, machine().registers - 4 - math.prod(g.kernel))), apart=True)
     part_images = max(1, min(g.batch, g.batch * g.channels // LEAST_PIECES))
     parts, chunk = max(1, -(-g.batch // part_images)), max(1, g.channels // (8 * threads))
@@ -139,7 +143,7 @@ def blocking(g: Geometry, dtype: str, kind: str) -> str:
     )
 
 
-def _vectors(row: int, dtype: str, woven: bool) -> tuple[tuple[int, int, int], ...]:
+def vectors_of(row: int, dtype: str, woven: bool) -> tuple[tuple[int, int, int], ...]:
     """(first column, lanes, sets) of the vectors of a row: the last has half the lanes where those suffice."""
     lanes, sets = machine().lanes(dtype), 1 + woven
     found = [(at, lanes, sets) for at in range(0, row, lanes * sets)]
@@ -156,6 +160,6 @@ def _rows(height: int, most: int, apart: bool = False) -> int:
     )
 
 
-def _woven(row: int, stride: int, x_dtype: str, y_dtype: str) -> bool:
+def woven(row: int, stride: int, x_dtype: str, y_dtype: str) -> bool:
     """Whether even and odd columns are apart, as in :mod:`konv.engine.grouped`."""
     return x_dtype == y_dtype == "bfloat16" and machine().dots and stride == 1 and row > machine().lanes(x_dtype)

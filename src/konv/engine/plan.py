@@ -125,6 +125,7 @@ def algorithms() -> list[Algorithm]:
     """The table, asked from the top; the last takes everything. Imported when first asked: LLVM takes a while."""
     from konv.engine import (
         columns,
+        depthwise_paired,
         direct,
         folded,
         fourier,
@@ -147,7 +148,7 @@ def algorithms() -> list[Algorithm]:
 
     if not machine().fused:  # a CPU of before 2013: its BLAS is faster than kernels made of calls
         return [cast(Algorithm, columns)]
-    few = winograd_small, winograd_groups, small_groups, small_planes, grouped
+    few = winograd_small, winograd_groups, small_groups, depthwise_paired, small_planes, grouped
     modules = (
         pairs,
         repeats,
