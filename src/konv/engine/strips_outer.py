@@ -41,10 +41,14 @@ def accumulate_strips(dtype, lanes, filters, taps, stride, tail):
             kept = minimum(u, 1) * lanes
             whole = columns // lanes
             for block in loop(filter_blocks):
-                upstream = []
-                for i in range(filters):
-                    f = minimum(block * filters + i, all_filters - 1)
-                    upstream.append(dy.at((image * all_filters + f) * plane + first_row * out_row + first_column))
+                corner = first_row * out_row + first_column
+                upstream, following = (
+                    [
+                        dy.at((image * all_filters + minimum(f + i, all_filters - 1)) * plane + corner)
+                        for i in range(filters)
+                    ]
+                    for f in (block * filters, (block + 1) * filters)
+                )
                 to = sums.at(piece * sums_size + block * (tap_blocks * products + biases_size))
                 for t in loop(tap_blocks):
                     cells = [offsets[t * taps + k] for k in range(taps)]
@@ -54,6 +58,8 @@ def accumulate_strips(dtype, lanes, filters, taps, stride, tail):
                         for v in loop(whole):
                             place = r * out_row + v * lanes
                             gradients = [at.vec(place, lanes) for at in upstream]
+                            for at in following:
+                                at.prefetch(place, later=True)
                             _add(totals, gradients, [line.at(v * lanes + cell) for cell in cells], lanes, None)
                         if tail:
                             count, last = columns - whole * lanes, whole * lanes

@@ -19,13 +19,17 @@ from konv.geometry import Geometry
 
 BLOCK_BYTES = 320 << 10  # of x in a unit, for all channels of a block: it stays in L2
 GRADIENT_BYTES = 256 << 10  # of dy in a unit, for all filters of a block
-UNIT_PIXELS = 256  # a panel of filters stays in L1, and a tile's sums are rarely added to memory
+UNIT_PIXELS = 256  # a panel of filters stays in L1, and a tile's sums are rarely added to memory,
+UNIT_PIXELS_FEW = (
+    784  # or where one tile holds all weights of a panel, which is read once: book-deep-1-16@28 .9 of the time
+)
 PIECES = 16  # so many, that threads share them evenly
-PIECE_WORK = 1 << 21  # multiply-adds: where pieces would be smaller there are fewer
+PIECE_WORK = 1 << 20  # multiply-adds: where pieces would be smaller there are fewer
 MEMORY_SHARE = 7  # two threads' workspace is at most 1/7 of the textbook's matrix,
 MEMORY_BYTES = 768 << 10  # or so much
 # Measured: to lay out an element of x, of dy; to add a part's.
 IMAGE_CYCLES, GRADIENT_CYCLES, SUM_CYCLES = 0.5, 0.33, 0.25
+NUMBER_CYCLES = 0.06  # to read a number that several multiply-adds need; one reads it itself
 WAITING = 0.1  # of the time that threads would wait for the last pieces, if each piece had a thread
 
 
@@ -196,9 +200,11 @@ def _pixels(g: Geometry, cell_bytes: int, last: bool) -> Pixels:
             cells, step, column_cells = (columns - 1) * stride[2] + dilation[2] * (kernel[2] - 1) + 1, 1, stride[2]
         return Pixels(planes, rows, columns, counts, lines, line_of, row_lines, cells, step, column_cells)
 
-    columns = -(-output[2] // -(-output[2] // UNIT_PIXELS))
-    rows = max(1, min(output[1], UNIT_PIXELS // output[2]))
-    planes = max(1, min(all_planes, UNIT_PIXELS // (rows * columns))) if (rows, columns) == output[1:] else 1
+    few = g.channels // g.groups * math.prod(kernel) <= math.prod(machine().tile)
+    most = UNIT_PIXELS_FEW if few else UNIT_PIXELS
+    columns = -(-output[2] // -(-output[2] // most))
+    rows = max(1, min(output[1], most // output[2]))
+    planes = max(1, min(all_planes, most // (rows * columns))) if (rows, columns) == output[1:] else 1
     while (pixels := cut(planes, rows, columns)).size * cell_bytes > BLOCK_BYTES:
         if planes > 1:
             planes = (planes + 1) // 2
@@ -225,6 +231,7 @@ def _tile(run: int, runs: int, depth_runs: int, filters: int, lanes: int) -> Til
             for rows in range(1 if joined == 1 else run, min(run, room // (joined * vectors)) + 1):
                 numbers = joined * rows
                 cycles = max(numbers * vectors, numbers + vectors, 8) / 2 + 0.5
+                cycles += NUMBER_CYCLES * numbers * (vectors > 1)
                 count = panels * -(-runs // joined) * -(-run // rows)
                 tiles.append(Tile(vectors, rows, joined, count * cycles))
     return min(tiles, key=lambda tile: tile.cycles)
