@@ -6,6 +6,9 @@ layout is "last" lie like that in memory; others are transposed, ``lanes`` chann
 In a dilated convolution the cells of a tile of m outputs lie ``dilation`` apart, and as many tiles lie between each other's
 cells: tiles 0 .. dilation - 1 are the phases of the first ``m * dilation`` outputs, the next ones of the next. Of an array with
 a stride a strip has every so manieth cell only.
+
+Losing: vectors that begin at the image's edge, and lines that two rows of tiles share read once. That is half as many
+transposes for 14 pixels, at .93 to 1.0 of the speed, with or without prefetches.
 """
 
 from __future__ import annotations
