@@ -8,6 +8,9 @@ still one: a few padded images of it are computed, and their middles copied.
 One level of Strassen's algorithm, as seven products of half the size, took 1.04 to 1.1 times as long as the whole on the deepest
 1x1 layers, before its additions: more is lost at the edges of small products than the eighth that is saved.
 
+Summing deep input gradients 256 products at a time over all pixels (w is read once), and asking for the next rows of w while
+tiles multiply, took as long as now or longer.
+
 Gradients of 1x1 layers with stride 2 reach 75 to 85 % of the multiply-add limit, 1.25 to 1.75 times PyTorch's speed; at the
 limit itself it would be 1.7 to 2.2. Smaller blocks of pixels (96 to 256 KiB), regions of 256 to 1024 filters, and divisions saved
 in the writing of dx changed less than the noise.
@@ -39,6 +42,8 @@ NAME = "products"
 BLOCK_BYTES = 384 << 10  # the packed pixels of a piece stay in L2; at most 1/16 of the textbook's matrix,
 LEAST_BYTES = 192 << 10  # or so much: w is read again for every block of pixels
 GROUP_ROWS, ROWS_BYTES = 64, 16 << 10  # at most so many rows of w, which stay in L1 beside a panel
+PAGE = 4096  # bytes: rows of w so far apart share a set of L1, where eight and a panel have no room;
+FEW_ROWS = (4, 5)  # this tile's took 0.8 times as long
 SHORT = 256  # sums of at most so many products: 16 in registers, not 24, are 5 to 40 % faster; of longer ones slower
 WIDE = 64  # bytes of vectors of which halves take half of the time
 SMALL_GROUP = 4  # channels and filters
@@ -232,7 +237,7 @@ class Product:
 @functools.lru_cache(maxsize=512)
 def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads: int) -> Product:
     host, wide = machine(), wide_type(x_dtype)
-    lanes, (rows, vectors) = host.lanes(x_dtype), _tile(g, transposed)
+    lanes, (rows, vectors) = host.lanes(x_dtype), _tile(g, transposed, x_dtype)
     itemsize = np.dtype(wide).itemsize
     source, target = _grids(g, lanes)
     if transposed:
@@ -296,12 +301,14 @@ def tile_shape() -> tuple[int, int]:
     return (8, 3) if machine().registers >= 32 else (4, 3)
 
 
-def _tile(g: Geometry, transposed: bool) -> tuple[int, int]:
+def _tile(g: Geometry, transposed: bool, dtype: str) -> tuple[int, int]:
     """(rows, vectors) of a forward or an input gradient: whole cache lines of 4 rows where sums are short."""
-    one_cell = math.prod(g.kernel) == 1
     reduction = (g.filters if transposed else g.channels * math.prod(g.kernel)) // g.groups
-    short = reduction <= SHORT and (one_cell or not transposed)
-    return (4, 4) if short and machine().registers >= 32 else tile_shape()
+    if machine().registers < 32:
+        return tile_shape()
+    if reduction <= SHORT and (math.prod(g.kernel) == 1 or not transposed):
+        return 4, 4
+    return tile_shape() if transposed or reduction * np.dtype(wide_type(dtype)).itemsize % PAGE else FEW_ROWS
 
 
 def _run(g: Geometry, transposed: bool, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> None:
@@ -414,7 +421,7 @@ def _run_gradient(g: Geometry, dy: np.ndarray, x: np.ndarray, out: np.ndarray, d
 def blocking(problem: Problem) -> str:
     """Tile, blocks and pieces, in words."""
     g, dtype, gradient = problem.geometry, problem.dtype, problem.kind == "input_gradient"
-    rows, vectors = tile_shape() if problem.kind == "weight_gradient" else _tile(g, gradient)
+    rows, vectors = tile_shape() if problem.kind == "weight_gradient" else _tile(g, gradient, dtype)
     wide = vectors * machine().lanes(dtype)
     if problem.kind == "weight_gradient":
         sums = _gradient(g, dtype, dtype, True, get_threads())
