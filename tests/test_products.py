@@ -120,6 +120,7 @@ def test_windows_that_see_padding_channels_last(x_shape, w_shape, stride, paddin
         ((5, 6, 40, 36), (50, 6, 4, 4), 4),
         ((5, 200, 7, 7), (40, 200, 1, 1), 1),  # one image has a panel of another width
         ((5, 4, 20), (70, 4, 5), 5),  # lines of 4 pixels
+        ((2, 3, 64, 64), (41, 3, 2, 2), 2),  # rows of dy lie pages apart
     ],
 )
 def test_bits_depend_neither_on_the_threads_nor_on_the_batch(x_shape, w_shape, stride, layout):
@@ -147,3 +148,17 @@ def test_bits_depend_neither_on_the_threads_nor_on_the_batch(x_shape, w_shape, s
         assert_same_bits(konv.conv(lie(x[n : n + 1]), w, stride=stride), results[0][0][n : n + 1])
         dx, _, _ = konv.conv_backward(lie(dy[n : n + 1]), lie(x[n : n + 1]), w, stride=stride, need="x")
         assert_same_bits(dx, results[0][1][n : n + 1])
+
+
+@pytest.mark.parametrize("groups, kernel", [(1, 2), (2, 1)])
+def test_weight_gradients_where_rows_of_dy_lie_pages_apart(groups, kernel):
+    x_shape, w_shape = (3, groups * 5, kernel * 32, kernel * 64), (groups * 9, 5, kernel, kernel)
+    g = konv.geometry(x_shape, w_shape, stride=kernel, groups=groups)
+    assert choose(Problem("weight_gradient", g, "float32")).algorithm.NAME == "products"
+    rng = np.random.default_rng(0)
+    for dtype in ("float32", "float16"):
+        x, dy = integers(rng, x_shape, dtype, 2), integers(rng, g.output_shape, dtype, 2)
+        w, options = np.zeros(w_shape, dtype), dict(stride=kernel, groups=groups)
+        _, dw, _ = konv.conv_backward(dy, x, w, **options, need="w")
+        right = textbook.conv_backward(*(a.astype(np.float64) for a in (dy, x, w)), **options)[1]
+        assert_equal(dw, right.astype(dtype))

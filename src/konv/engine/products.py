@@ -52,6 +52,7 @@ REGION = (
     512,
     96,
 )  # its sums, (filters, numbers of a window), stay in L2 beside those panels; wide ones pack short rows often
+COLLIDING = 4096  # rows so many bytes apart, or multiples, displace each other in the caches: those of dy are copied
 PARTS_BYTES = 256 << 10  # what sums over parts of the pixels may take, or 1/16 of the textbook's matrix
 PIECES = 8  # so many, that threads share them evenly
 PADDED_BYTES = 512 << 10  # of padded images that are computed together
@@ -357,14 +358,17 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, biased: bool, threads: in
             column_regions, region_columns = even(reduction, most_columns // narrower, lanes * vectors)
         pieces = g.groups * row_regions * column_regions
         parts = max(1, min(-(-PIECES // pieces), most, blocks))
+        if pieces * parts % 2 and parts < min(most, blocks):
+            parts += 1  # two threads end together
         if pieces * parts >= PIECES:
             break
     packed = block_images * block_pixels * (region_columns + lanes) + lanes * lanes * vectors
-    numbers = region_rows * block_images * block_pixels + lanes if dtype != wide else 0
+    copied = dtype != wide or pixels * itemsize % COLLIDING == 0
+    numbers = region_rows * block_images * block_pixels + lanes if copied else 0
     kept = rows * vectors * lanes + (region_rows + lanes) * lanes
     slot_size = -(-(kept + region_rows * region_columns + packed + numbers) // lanes) * lanes
     sums = Job(
-        weight_sums(dtype, out_dtype if parts == 1 else wide, lanes, vectors, rows, x.stride, x.taps),
+        weight_sums(dtype, out_dtype if parts == 1 else wide, lanes, vectors, rows, x.stride, x.taps, copied),
         pieces * parts, biased=int(biased), slot_size=slot_size, groups=g.groups, parts=parts, row_count=row_count,
         region_rows=region_rows, row_regions=row_regions, reduction=reduction, region_columns=region_columns,
         column_regions=column_regions, images=g.batch, pixels=pixels, blocks=blocks, image_blocks=image_blocks,
