@@ -29,11 +29,15 @@ def laid(array, layout):
     return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 1, -1)), -1, 1)
 
 
-def run(dy, x, padding, layout="first"):
+def run_both(dy, x, padding, layout="first"):
     g = geometry(x.shape, (dy.shape[1], x.shape[1], TAPS, TAPS), padding=padding)
-    out = np.full(g.w_shape, np.nan, np.float32)
-    winograd_weights.weight_gradient(laid(dy, layout), laid(x, layout), g, out)
-    return out
+    dw, db = np.full(g.w_shape, np.nan, np.float32), np.full(g.filters, np.nan, np.float32)
+    winograd_weights.weight_and_bias_gradient(laid(dy, layout), laid(x, layout), g, dw, db)
+    return dw, db
+
+
+def run(dy, x, padding, layout="first"):
+    return run_both(dy, x, padding, layout)[0]
 
 
 def textbook_weights(dy, x, padding):
@@ -110,11 +114,14 @@ def threads():
 def test_bits_do_not_depend_on_threads_or_layout(threads, shape, filters):
     dy, x = drawn(np.random.default_rng(1), shape, filters, 1)
     threads(1)
-    dw = run(dy, x, 1)
+    dw, db = run_both(dy, x, 1)
+    pixels, bound = (0, 2, 3), dy.size // filters * UNIT
+    assert_within(db, dy.sum(axis=pixels, dtype=np.float64), bound * np.abs(dy).sum(axis=pixels, dtype=np.float64))
     for n in (2, 3, 7):
         threads(n)
         for layout in LAYOUTS:
-            assert_same_bits(run(dy, x, 1, layout), dw)
+            for actual, expected in zip(run_both(dy, x, 1, layout), (dw, db)):
+                assert_same_bits(actual, expected)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -39,7 +39,7 @@ from konv.engine.threads import get_threads, width
 from konv.engine.winograd_axes import Axes, span, tables, taps_of, tiles_in_words
 from konv.engine.winograd_cuts import Sizes, best, gain, kept_taps, shapes
 from konv.engine.winograd_kernels import filters_to_points, winograd
-from konv.engine.winograd_weights import weight_gradient
+from konv.engine.winograd_weights import weight_and_bias_gradient, weight_gradient
 from konv.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -52,7 +52,10 @@ LEAST_CHANNELS, LEAST_FILTERS, LEAST_TILES, MOST_TAPS, MOST_SPAN = 8, 9, 16, 128
 LEAST_SAVED, LEAST_SAVED_OF_WEIGHTS, LEAST_GAIN = 1.5, 2.1, 1.12
 MOVING, MOVING_OF_WEIGHTS = 0.6, 1.0  # see `gain`
 
-__all__ = ["NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_gradient", "workspace"]
+__all__ = [
+    "NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_and_bias_gradient", "weight_gradient",
+    "workspace",
+]  # fmt: skip
 
 
 def declines(problem: Problem) -> str | None:

@@ -1,7 +1,7 @@
 """Kernels of Winograd's weight gradient: for each point, sums over tiles of (channels x filters) outer products.
 
 ``dw[f, c] = D^T [ sum over tiles of (E dy[f] E^T) * (B^T x[c] B) ] D``, see :mod:`konv.engine.winograd_formulas`, for the taps
-of one section after the other.
+of one section after the other. The bias gradient is summed where dy is read: by itself that was 2 to 6 % of small layers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def tiles_to_weights(dtype, lanes, vectors, rows, row_axis, column_axis, taps, k
 
     Inputs and upstream gradients of a block of tiles are transformed, then multiplied point by point; the sums of all
     points stay in the slot's workspace from block to block of tiles. Where there is one such block, ``kept_upstream`` is 1:
-    the transformed gradients stay too, for all sections and blocks of channels of the piece.
+    the transformed gradients stay too, for all sections and blocks of channels of the piece. ``db[part, filter]`` is written
+    by the pieces of the first channels.
 
     ``row_axis``, ``column_axis`` : schemes (outputs, taps); ``taps`` : steps between the taps of a section along both;
     ``kernel_size`` : all taps
@@ -32,12 +33,12 @@ def tiles_to_weights(dtype, lanes, vectors, rows, row_axis, column_axis, taps, k
     written, upstream_of = (row_scheme.outputs, column_scheme.outputs), (row_scheme.upstream, column_scheme.upstream)
 
     def text(
-        piece, slot, x, dy, dw, slots, sections, slot_size, upstream_at, sums_at, strip_at, taps_at,
+        piece, slot, x, dy, dw, db, slots, sections, slot_size, upstream_at, sums_at, strip_at, taps_at,
         channels, x_depth, x_height, x_width, filters, out_depth, out_height, out_width,
         depth_in_step, row_dilation, column_dilation, planes,
         tile_rows, tile_columns, all_rows, block_rows, block_columns, column_blocks, blocks, part_blocks, parts, section_count,
         channel_blocks, piece_blocks, channel_pieces, kept_upstream, block_channels, block_filters, sum_rows,
-        input_plane, upstream_plane, sums_plane, taps_plane, pitch,
+        input_plane, upstream_plane, sums_plane, taps_plane, pitch, bias_filters,
     ):  # fmt: skip
         part, block_of_filters = piece % parts, piece // parts // channel_pieces
         first_block, first_filter = part * part_blocks, block_of_filters * block_filters
@@ -51,8 +52,11 @@ def tiles_to_weights(dtype, lanes, vectors, rows, row_axis, column_axis, taps, k
         dy_images = Images(dy, layout, filters, out_depth, out_height, out_width)
         number = constants(x.zero(lanes))
 
-        def transform(section, first_channel, channel_vectors, filter_vectors, block):
-            """A block of tiles to points: inputs of a section, and upstream gradients."""
+        def transform(section, first_channel, channel_vectors, filter_vectors, block, kept, first):
+            """A block of tiles to points: inputs of a section, and upstream gradients, whose sums too where it is the ``first``.
+
+            They are added to what is there where ``kept`` is not 0.
+            """
             first_row, first_column = block // column_blocks * block_rows, block % column_blocks * block_columns
             own_rows = minimum(block_rows, all_rows - first_row)
             columns = minimum(block_columns, tile_columns - first_column)
@@ -69,24 +73,17 @@ def tiles_to_weights(dtype, lanes, vectors, rows, row_axis, column_axis, taps, k
                     to = inputs.at(tile * block_channels + v * lanes)
                     strip_to_points(strip, to, lanes, inputs_of, read, columns, block_channels, input_plane, number)
                 for v in loop(filter_vectors):
-                    first = first_filter + v * lanes
                     read_strip(
-                        dy_images,
-                        strip,
-                        lanes,
-                        written[0],
-                        image,
-                        plane,
-                        first,
-                        top,
-                        left,
+                        dy_images, strip, lanes, written[0], image, plane, first_filter + v * lanes, top, left,
                         columns * written[1],
-                        (1, 1),
-                    )
-                    to = upstream.at(tile * block_filters + v * lanes)
+                    )  # fmt: skip
+                    to, total = upstream.at(tile * block_filters + v * lanes), Variable(slots.zero(lanes))
                     strip_to_points(
-                        strip, to, lanes, upstream_of, written, columns, block_filters, upstream_plane, number
+                        strip, to, lanes, upstream_of, written, columns, block_filters, upstream_plane, number, total
                     )
+                    sums_of_dy = db.at(part * bias_filters + first_filter + v * lanes)
+                    before = sums_of_dy.vec(0, lanes, count=minimum(kept + r, 1) * lanes)
+                    sums_of_dy.put(0, before + total.get(), count=first * lanes)
             return own_rows * columns
 
         def multiply(section, groups, tiles, kept):
@@ -112,7 +109,10 @@ def tiles_to_weights(dtype, lanes, vectors, rows, row_axis, column_axis, taps, k
                 section = sections.at(s * SECTION)
                 fresh = 1 - kept_upstream * minimum(k + s, 1)
                 for b in loop(minimum(part_blocks, blocks - first_block)):
-                    tiles = transform(section, first_channel, channel_vectors, filter_vectors * fresh, first_block + b)
+                    tiles = transform(
+                        section, first_channel, channel_vectors, filter_vectors * fresh, first_block + b, b,
+                        1 - minimum(s + k + first_of_piece, 1),
+                    )  # fmt: skip
                     multiply(section, groups, tiles, b * lanes)
                 for v in loop(filter_vectors):
                     source = sums.at(v // vectors * sum_rows * width + v % vectors * lanes)
@@ -126,7 +126,8 @@ def tiles_to_weights(dtype, lanes, vectors, rows, row_axis, column_axis, taps, k
                             minimum(filters - first_filter - v * lanes, lanes), own_channels * kernel_size, lanes,
                         )  # fmt: skip
 
-    return text, {"x": dtype, "dy": dtype, "dw": wide_type(dtype), "slots": wide_type(dtype), "sections": "int64"}
+    wide = wide_type(dtype)
+    return text, dict.fromkeys(("dw", "db", "slots"), wide) | {"x": dtype, "dy": dtype, "sections": "int64"}
 
 
 def _add_outer_products(a, a_step, a_plane, d, d_step, d_plane, sums, tiles, rows, lanes, vectors, kept):

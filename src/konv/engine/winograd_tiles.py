@@ -13,6 +13,8 @@ transposes for 14 pixels, at .93 to 1.0 of the speed, with or without prefetches
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any, NamedTuple
 
 from konv.engine.simd import bits, deinterleave, interleave, loop, minimum, transpose, within
@@ -137,12 +139,16 @@ def _put_apart(array, place, vector, count, step, lanes):
             array.put(place + i * lanes, cells, bits=bits(0, count * step - i * lanes) & used)
 
 
-def strip_to_points(strip, points, lanes, formulas, size, columns, step, plane, number):
-    """Tiles of ``size[0]`` x ``size[1]`` cells to their points: ``points[point, tile, lane]``."""
+def strip_to_points(strip, points, lanes, formulas, size, columns, step, plane, number, total=None):
+    """Tiles of ``size[0]`` x ``size[1]`` cells to their points: ``points[point, tile, lane]``. Cells are added to ``total``."""
     for tile in loop(columns):
         cells = [
             [strip.cells.vec(strip.place(tile, i, k) * lanes, lanes) for k in range(size[1])] for i in range(size[0])
         ]
+        if total is not None:
+            total.set(
+                total.get() + functools.reduce(operator.add, [functools.reduce(operator.add, row) for row in cells])
+            )
         values = both_axes(formulas, cells, number)
         for i, value in enumerate(value for row in values for value in row):
             points.put(i * plane + tile * step, value)

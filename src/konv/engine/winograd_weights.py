@@ -170,7 +170,8 @@ def _cut(
             section_count=sections, channel_blocks=channel_blocks, piece_blocks=piece_blocks,
             channel_pieces=channel_pieces, kept_upstream=int(blocks == 1), block_channels=block_channels,
             block_filters=block_filters, sum_rows=sum_rows, input_plane=input_plane, upstream_plane=upstream_plane,
-            sums_plane=sums_plane, taps_plane=taps_plane if several else 0, pitch=pitch, **tiled,
+            sums_plane=sums_plane, taps_plane=taps_plane if several else 0, pitch=pitch,
+            bias_filters=filter_blocks * block_filters, **tiled,
         ),
     )  # fmt: skip
 
@@ -211,22 +212,29 @@ def workspace(g: Geometry, dtype: str, layout: str) -> int:
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dw (F, C, *kernel) into ``out``."""
+    weight_and_bias_gradient(dy, x, g, out, np.empty(g.filters, out.dtype))
+
+
+def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
+    """Write dL/dw (F, C, *kernel) into ``out`` and dL/db (F,) into ``db``."""
     if g.batch == 0:
-        out[...] = 0
+        out[...] = db[...] = 0
         return
     job = prepare(g, dtype_name(x.dtype), known_layout(dy, x), get_threads())
     wide = wide_type(dtype_name(x.dtype))
     target = out if out.dtype == wide else np.empty(out.shape, wide)
+    sums = np.empty((job.multiply.numbers["parts"], job.multiply.numbers["bias_filters"]), wide)
     with memory.workspace(job.size) as parts:
         dw = address(target) if job.add is None else parts
         job.multiply.run(
-            job.threads, x=address(x), dy=address(dy), dw=dw, slots=parts + job.part_cells * target.itemsize,
-            sections=address(job.sections),
+            job.threads, x=address(x), dy=address(dy), dw=dw, db=address(sums),
+            slots=parts + job.part_cells * target.itemsize, sections=address(job.sections),
         )  # fmt: skip
         if job.add is not None:
             job.add.run(width(job.add.pieces, job.part_cells), sums=parts, dw=address(target))
     if target is not out:
         out[...] = target
+    db[...] = (sums[0] if len(sums) == 1 else sums.sum(axis=0))[: g.filters]
 
 
 def blocking(g: Geometry, dtype: str, layout: str) -> str:
