@@ -159,6 +159,48 @@ def test_the_map_of_the_engine_names_every_file_once():
     assert sorted(drawn) == sorted((files - {"plan.py"}) | {"ops.py"})
 
 
+def called(module, node, known):
+    """The functions of the package that a function, or a class when it is made, names: (module, name)."""
+    own = {argument.arg for argument in ast.walk(node) if isinstance(argument, ast.arg)}
+    found = set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name) and part.id not in own:
+            found.add(known[module].get(part.id))
+        if isinstance(part, ast.Attribute):
+            base = known[module].get(part.value.id) if isinstance(part.value, ast.Name) else None
+            if base in MODULES:
+                found.add(known[base].get(part.attr))
+            elif part.attr in ("declines", "workspace", "blocking", "share"):  # of some algorithm: of any
+                found |= {names[part.attr] for names in known.values() if part.attr in names}
+    return found - {None}
+
+
+def test_what_is_remembered_is_forgotten_with_the_number_of_threads():
+    """A cached function from which get_threads() can be reached has ``threads`` among its arguments."""
+    trees = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in MODULES.items()}
+    known, functions = {module: {} for module in MODULES}, {}
+    for module, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("konv"):
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}"
+                    known[module][alias.asname or alias.name] = inner if inner in MODULES else (node.module, alias.name)
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                known[module][node.name], functions[module, node.name] = (module, node.name), node
+    calls = {}
+    for (module, name), node in functions.items():
+        made = [m for m in node.body if getattr(m, "name", "") in ("__init__", "__post_init__")]
+        parts = made if isinstance(node, ast.ClassDef) else [node]
+        calls[module, name] = set().union(*(called(module, part, known) for part in parts))
+    reach = {("konv.engine.threads", "get_threads")}
+    while more := {caller for caller, names in calls.items() if names & reach} - reach:
+        reach |= more
+    cached = {f for f, node in functions.items() if any("cache" in ast.unparse(d) for d in node.decorator_list)}
+    assert len(cached) > 50 and len(reach & cached) > 20
+    assert not {f for f in reach & cached if "threads" not in {a.arg for a in functions[f].args.args}}
+
+
 PROBE = """
 import json, sys, time
 import numpy

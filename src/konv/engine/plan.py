@@ -186,8 +186,12 @@ class Plan:
 
     problem: Problem
     algorithm: Algorithm
-    workspace: int
     passed_over: tuple[tuple[str, str], ...]
+
+    @property
+    def workspace(self) -> int:
+        """See above: with as many threads as there are now."""
+        return self.algorithm.workspace(self.problem)
 
     @property
     def blocking(self) -> str:
@@ -284,7 +288,7 @@ def _choose(problem: Problem, preferred: str | None) -> Plan:
     for algorithm in sorted(algorithms(), key=lambda algorithm: preferred != algorithm.NAME):
         reason = algorithm.declines(problem)
         if reason is None:
-            return Plan(problem, algorithm, algorithm.workspace(problem), tuple(passed_over))
+            return Plan(problem, algorithm, tuple(passed_over))
         passed_over.append((algorithm.NAME, reason))
     raise LookupError(f"no algorithm computes {problem}: {passed_over}")
 
