@@ -156,6 +156,7 @@ def many_small_jobs(patch):
         "BLOCK_TILES": 1,
         "BLOCK_PIXELS": 5,
         "REGION": (9, 20),
+        "COPIED_CELLS": 61,
     }
     for module in MODULES:
         for name, small in sizes.items():

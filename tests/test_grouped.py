@@ -36,6 +36,7 @@ DEPTHWISE = {
     "1x1, stride 2": ((2, 4, 9, 21), (4, 1, 1, 1), dict(stride=2)),
     "stride 3": ((1, 4, 70), (4, 1, 4), dict(padding=3, stride=3)),
     "1-D, 31 taps": ((2, 4, 150), (4, 1, 31), dict(padding=15)),
+    "1-D, 18 taps, short": ((3, 5, 7), (5, 1, 18), dict(padding=((20, 17),))),
     "1-D, 40 taps": ((1, 4, 150), (4, 1, 40), dict(padding=15, dilation=2)),
     "1-D, 4 taps": ((2, 4, 300), (4, 1, 4), dict(padding="causal")),
     "1-D, padding of more than a vector": ((1, 4, 300), (4, 1, 5), dict(padding=((20, 17),))),
@@ -371,6 +372,19 @@ def test_an_upstream_gradient_that_is_not_finite_meets_the_padding(x_shape, w_sh
     assert np.isnan(right[0]).any()
     for a, b in zip(actual, right):
         assert_equal(a, b.astype(np.float32), nan_equal=True)
+
+
+def test_infinities_beside_zeros_between_copied_rows():
+    """Those zeros are none of the formula's: other channels' and other taps' gradients stay numbers."""
+    rng = np.random.default_rng(0)
+    x, dy = integers(rng, (2, 3, 40), np.float32), integers(rng, (2, 3, 31), np.float32)
+    x[1, 1, 0], w = np.inf, np.zeros((3, 1, 10), np.float32)
+    dy[1, 1, 0], options = 1, dict(groups=3)
+    with prefer("grouped"), np.errstate(invalid="ignore"):
+        actual = konv.conv_backward(dy, x, w, **options, need=("w",))[1]
+        right = textbook.conv_backward(*(a.astype(np.float64) for a in (dy, x, w)), **options)[1]
+    assert np.isinf(right).sum() == 1 and np.isfinite(right).sum() == right.size - 1
+    assert_equal(actual, right.astype(np.float32))
 
 
 def test_words_of_an_input_gradient_that_is_zero_everywhere():

@@ -323,6 +323,7 @@ def test_every_kernel_of_the_engine_is_run_here():
         "channels",
         "depthwise_fixed_kernels",
         "depthwise_paired_kernels",
+        "depthwise_long_kernels",
         "depthwise_rows_kernels",
         "depthwise_spread",
         "pairs_kernels",

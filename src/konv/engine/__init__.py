@@ -27,6 +27,7 @@
     depthwise_rows.py         depthwise, 2-D, channels last  depthwise_rows_kernels.py   its kernels
     depthwise_fixed.py        depthwise, 2-D, planes of a known size   depthwise_fixed_kernels.py   its kernels
     depthwise_paired.py       the same, two rows for three quarters   depthwise_paired_kernels.py   its kernels
+    depthwise_long.py         depthwise, 1-D, of many taps: weights    depthwise_long_kernels.py   its kernel
     depthwise_spread.py       its input gradient where a stride is not 1, channels first
     small_planes.py           depthwise on small planes      small_planes_kernels.py   its kernels
     small_groups.py           groups of 8 and 16             small_groups_kernels.py   its kernels

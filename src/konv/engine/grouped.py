@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from konv.arrays import all_finite, known_layout
-from konv.engine import columns, depthwise, depthwise_fixed, depthwise_rows, depthwise_spread, direct, roofline
+from konv.engine import (
+    columns,
+    depthwise,
+    depthwise_fixed,
+    depthwise_long,
+    depthwise_rows,
+    depthwise_spread,
+    direct,
+    roofline,
+)
 from konv.engine.axes import FORWARD, Axis, forward_axes, gradient_axes, gradient_phases, leaves_cells
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type, widened
@@ -78,6 +87,8 @@ def workspace(problem: Problem) -> int:
     """Bytes of the weights in the kernel's order, or of partial sums."""
     g, dtype = problem.geometry, problem.dtype
     itemsize = np.dtype(wide_type(dtype)).itemsize
+    if problem.kind == "weight_gradient" and depthwise_long.takes(g, problem.layout):
+        return depthwise_long.workspace(g, dtype)
     if problem.layout == "last" and depthwise_rows.takes(g):
         return depthwise_rows.workspace(g, dtype, problem.kind)
     if problem.layout == "last":
@@ -142,7 +153,11 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
 
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``: dy is read once."""
-    if known_layout(x, dy) == "last":
+    layout = known_layout(x, dy)
+    if depthwise_long.takes(g, layout):
+        depthwise_long.weight_and_bias_gradient(dy, x, g, out, db)
+        return
+    if layout == "last":
         (depthwise_rows if depthwise_rows.takes(g) else depthwise).weight_and_bias_gradient(dy, x, g, out, db)
         return
     if depthwise_fixed.takes(g, dtype_name(x.dtype), "weight_gradient"):
@@ -399,6 +414,8 @@ def _lanes(dtype: str, row: int) -> int:
 def blocking(problem: Problem) -> str:
     """Tile and pieces, in words."""
     g, dtype = problem.geometry, problem.dtype
+    if problem.kind == "weight_gradient" and depthwise_long.takes(g, problem.layout):
+        return depthwise_long.blocking(g, dtype)
     if problem.layout == "last":
         return (depthwise_rows if depthwise_rows.takes(g) else depthwise).blocking(g, dtype, problem.kind)
     if depthwise_fixed.takes(g, dtype, problem.kind):
