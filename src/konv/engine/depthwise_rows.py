@@ -30,7 +30,9 @@ MOST_COLUMNS = 32  # of the kernel, in a table
 SPAN_BYTES, NEAR_BYTES, MANY_TAPS = 8 << 10, 640 << 10, 36
 PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one row
 LEAST_PIECES = 16
-MOST_ADDED = 1024  # tiles whose products are added one by one to a sum: so the error stays small
+# Pixels of a row whose products are added one by one to a sum: so the error stays small. A row is not cut: of a longer one, which
+# is a part by itself, all are.
+MOST_ADDED = 1024
 
 Meets = tuple[tuple[int, int, int], ...]
 

@@ -251,7 +251,7 @@ def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype
         correlate_planes(
             x_dtype, y_dtype, lanes, (tile_filters, rows, vectors), shared, _taps_wide(row),
             (height.stride, first.stride if first.stride <= 2 else 0), len(row) == 2 or first.step == 1, len(sources) == 1,
-            _short(depth, height, rows, sources), woven,
+            woven,
             vectors > 1 and first.stride == 1 and not woven and _near(row, lanes),
         ),
         -(-lines // chunk) * row_blocks, lines=lines, chunk=chunk, groups=g.groups, source_count=len(sources),
@@ -277,12 +277,6 @@ def _woven(row: tuple[Axis, ...], x_dtype: str, y_dtype: str) -> bool:
 
 def _neighbours(axis: Axis) -> bool:
     return all(b == a + 1 for a, b in itertools.pairwise(axis.taps))
-
-
-def _short(depth: Axis, height: Axis, rows: int, sources: np.ndarray) -> tuple[int, int] | None:
-    """(first row of the first window, rows) of planes that are one tile high; None of others, and where there is depth."""
-    flat = (depth.length, depth.out, depth.pad) == (1, 1, 0) and len(sources) == 1
-    return (int(sources[0][2]), height.length) if flat and rows == height.out > 1 else None
 
 
 def _near(rows: tuple[Axis, ...], lanes: int) -> bool:
