@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from konv.arrays import accumulator, check_upstream, checked_floats
+from konv.arrays import accumulator, checked_floats
 from konv.layers.base import Layer
 
 
@@ -61,9 +61,7 @@ class ReLU(Layer):
             ``dout`` is no float array, or has another shape.
         """
         mask, dtype = self._recall()
-        (dout,) = checked_floats(dout=dout)
-        check_upstream(dout, mask.shape, "dout")
-        self._answered()
+        dout = self._accepted(dout, mask.shape)
         return _rectify().gradient(dout.astype(dtype, copy=False), mask)
 
 
@@ -132,9 +130,7 @@ class Sigmoid(Layer):
             ``dout`` is no float array, or has another shape.
         """
         out, dtype = self._recall()
-        (dout,) = checked_floats(dout=dout)
-        check_upstream(dout, out.shape, "dout")
-        self._answered()
+        dout = self._accepted(dout, out.shape)
         working = accumulator(dtype)
         dout, out = dout.astype(working, copy=False), out.astype(working, copy=False)
         with np.errstate(under="ignore"):

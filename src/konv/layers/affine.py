@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from konv.arrays import accumulator, check_upstream, checked_floats
+from konv.arrays import accumulator, checked_floats
 from konv.layers.base import Layer
 from konv.ops import conv
 
@@ -129,9 +129,7 @@ class Affine(Layer):
             ``dout`` is no float array, or has another shape.
         """
         rows, W, shape = self._recall()
-        (dout,) = checked_floats(dout=dout)
-        check_upstream(dout, (rows.shape[0], W.shape[1]), "dout")
-        self._answered()
+        dout = self._accepted(dout, (rows.shape[0], W.shape[1]))
         dout = dout.astype(W.dtype, copy=False)
         dW = _product(rows.T.astype(W.dtype, copy=False), dout)
         self.dW = dW.astype(self.W.dtype.newbyteorder("="), order="C", copy=False)

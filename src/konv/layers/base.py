@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from konv.arrays import check_flag
+from konv.arrays import check_flag, check_upstream, checked_floats
 
 
 class Layer:
@@ -168,6 +168,13 @@ class Layer:
                 "same parameter arrays and add up their gradients."
             )
         return self._saved
+
+    def _accepted(self, dout: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Called by ``backward``: ``dout``, once it is a float array of the output's shape."""
+        (dout,) = checked_floats(dout=dout)
+        check_upstream(dout, shape, "dout")
+        self._answered()
+        return dout
 
     def _answered(self) -> None:
         """Called by ``backward`` once its arguments are accepted."""

@@ -6,7 +6,7 @@ import numbers
 
 import numpy as np
 
-from konv.arrays import accumulator, check_upstream, checked_floats
+from konv.arrays import accumulator, checked_floats
 from konv.layers.base import Layer
 
 
@@ -115,7 +115,5 @@ class Dropout(Layer):
             ``dout`` is no float array, or has another shape.
         """
         mask, dtype = self._recall()
-        (dout,) = checked_floats(dout=dout)
-        check_upstream(dout, mask.shape, "dout")
-        self._answered()
+        dout = self._accepted(dout, mask.shape)
         return np.asarray(dout.astype(dtype, copy=False) * mask)

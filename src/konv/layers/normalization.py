@@ -7,7 +7,7 @@ import numbers
 
 import numpy as np
 
-from konv.arrays import accumulator, check_upstream, checked_floats
+from konv.arrays import accumulator, checked_floats
 from konv.layers.base import Layer
 
 
@@ -216,9 +216,7 @@ class BatchNormalization(Layer):
             ``dout`` is no float array, or has another shape.
         """
         xn, std, gamma, shape, dtype = self._recall()
-        (dout,) = checked_floats(dout=dout)
-        check_upstream(dout, shape, "dout")
-        self._answered()
+        dout = self._accepted(dout, shape)
         dout = dout.reshape(xn.shape).astype(xn.dtype, copy=False)
         values = max(1, xn.shape[0] * xn.shape[2])
         dbeta = dout.sum(axis=(0, 2), dtype=np.float64)

@@ -6,7 +6,7 @@ import numpy as np
 
 from konv import pooling
 from konv.arguments import IntOrAxes, Padding, padding_pairs, per_axis
-from konv.arrays import check_flag, check_upstream, checked_floats
+from konv.arrays import check_flag, checked_floats
 from konv.layers.base import Layer
 
 
@@ -38,9 +38,7 @@ class _Pooling(Layer):
 
     def _upstream(self, dout: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x, shape = self._recall()[:2]
-        (dout,) = checked_floats(dout=dout)
-        check_upstream(dout, shape, "dout")
-        self._answered()
+        dout = self._accepted(dout, shape)
         return dout.astype(x.dtype, copy=False), x
 
     def _window(self) -> dict:
