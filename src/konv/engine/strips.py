@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from konv.arrays import all_finite
-from konv.engine import direct, memory, roofline, strips_weights
+from konv.engine import direct, memory, roofline, strips_weights, winograd
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.strips_cut import cut_rows, whole
@@ -39,6 +39,7 @@ NAME = "strips"
 MOST_CHANNELS, MOST_TAPS, MOST_STRIDE = 4, 200, 8  # channels of images; any of 1-D layers
 LEAST_FILTERS, LEAST_COLUMNS = 16, 16
 BLOCK_BYTES = 64 << 10  # of copied rows
+WINOGRAD_CHANNELS = range(16, 33)  # of 1-D layers: 25, with 7 taps, take it 0.84 of the time, 16 0.75, but 40 1.05
 LOAD = 0.5  # of a multiply-add
 # (filters, vectors), by registers: sums, the filters' weights and a vector of pixels fit.
 TILES = {32: ((3, 7), (4, 6), (5, 5), (6, 4), (7, 3), (8, 2), (10, 2)), 16: ((2, 4), (2, 5), (3, 3), (4, 2))}
@@ -67,6 +68,8 @@ def declines(problem: Problem) -> str | None:
         return f"{g.filters} filters, rows of {g.output[-1]}; it computes at least {LEAST_FILTERS}, {LEAST_COLUMNS}"
     if problem.kind == "weight_gradient":
         return strips_weights.declines(g, problem.dtype)
+    if g.channels in WINOGRAD_CHANNELS and winograd.declines(problem) is None:
+        return f"{g.channels} channels to sum: Winograd's algorithm saves more than its transforms cost"
     return None
 
 
