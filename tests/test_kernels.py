@@ -13,8 +13,9 @@ from hypothesis import given, settings
 import konv
 from compare import assert_close, assert_equal, assert_same_bits
 from konv import textbook
+from konv.arrays import accumulator
 from konv.engine import direct, products_last, small_groups, weights
-from konv.engine.bias import bias_gradient
+from konv.engine.bias import add_bias, bias_gradient
 from konv.engine.plan import KINDS, Problem, algorithms
 from plain_engine import MACHINES, MODULES, engine, factories, many_small_jobs
 from strategies import BFLOAT16, convolutions, integers, seeds
@@ -155,6 +156,16 @@ def check_bias(shape=(3, 5, 7), last=False, dtype="float32"):
     assert_equal(result, right)
 
 
+def check_added_bias(shape, last, dtype):
+    """Half types are added in float32, exactly."""
+    rng = np.random.default_rng(0)
+    y, b = integers(rng, shape, accumulator(np.dtype(DTYPES[dtype]))), integers(rng, shape[1:2], DTYPES[dtype])
+    right = y + b.astype(y.dtype).reshape(-1, *[1] * (len(shape) - 2))
+    y = channels_last(y) if last else y.copy()
+    add_bias(y, b)
+    assert_equal(y, right)
+
+
 def channels_last(array):
     """The same numbers, laid out (N, *spatial, C)."""
     return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 1, -1)), -1, 1)
@@ -213,11 +224,13 @@ def test_weight_gradients_of_channels_last(host, plain):
 @pytest.mark.usefixtures("small_jobs")
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("host, dtype", list(zip(MACHINES, DTYPES)))
-def test_bias_gradient(host, dtype, plain):
+def test_bias_and_its_gradient(host, dtype, plain):
     with engine(MACHINES[host], plain=plain):
         for shape in ((3, 5, 7), (1, 1, 1), (0, 2, 3), (2, 40, 5, 6), (3, 2, 700), (20, 1, 2, 2, 2)):
             check_bias(shape, False, dtype)
             check_bias(shape, True, dtype)
+            check_added_bias(shape, False, dtype)
+            check_added_bias(shape, True, dtype)
 
 
 @pytest.mark.parametrize("algorithm", [a for a in COMPILED if problems(a, CASES["1-D"])], ids=lambda a: a.NAME)

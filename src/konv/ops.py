@@ -209,11 +209,16 @@ def conv_transpose(
     g = _geometry_of_transposed(x, w, stride, padding, output_padding, dilation, groups)
     _check_bias(b, g.channels)
     layout = layout_of(x)
-    y = empty(g.x_shape, x.dtype if b is None else accumulator(x.dtype), layout)
     chosen = algorithm_for("input_gradient", g, dtype_name(x.dtype), layout)
-    chosen.input_gradient(laid_out(x, layout), np.ascontiguousarray(w), g, y)
+    x, w = laid_out(x, layout), np.ascontiguousarray(w)
+    if b is not None and hasattr(chosen, "input_gradient_and_bias"):
+        y = empty(g.x_shape, x.dtype, layout)
+        chosen.input_gradient_and_bias(x, w, b, g, y)
+        return y
+    y = empty(g.x_shape, x.dtype if b is None else accumulator(x.dtype), layout)
+    chosen.input_gradient(x, w, g, y)
     if b is not None:
-        y += b.astype(y.dtype, copy=False).reshape(-1, *[1] * g.axes)
+        _add_bias(y, b)
     return y.astype(x.dtype, copy=False)
 
 
@@ -445,6 +450,12 @@ def _zero_padded(x: np.ndarray, g: Geometry) -> tuple[np.ndarray, Geometry]:
         return x, g
     inner = dataclasses.replace(g, spatial=g.padded, padding=((0, 0),) * g.axes, padding_mode="zeros")
     return textbook.pad(x, g), inner
+
+
+def _add_bias(y: np.ndarray, b: np.ndarray) -> None:
+    from konv.engine.bias import add_bias  # LLVM takes a while to import
+
+    add_bias(y, b)
 
 
 def _bias_gradient(dy: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@
     strips_weights.py         its weight gradient          strips_outer.py         its kernel
     strips_last.py            first layers, channels last    strips_last_kernels.py   its kernel
     columns.py                NumPy and its BLAS, always says yes
-    bias.py                   the bias gradient, of every problem
+    bias.py                   the bias gradient, of every problem; a bias added to a transposed one
     down.py                   DownConv, fused              down_kernels.py, down_outer.py   its kernels
     down_plan.py              its jobs, and how they are cut
     pool.py                   pooling                      pool_kernels.py         its kernels
@@ -58,7 +58,8 @@
 An algorithm is a module with a ``NAME``, ``declines(problem) -> reason or None``, ``workspace(problem) -> bytes``, for who
 reads plans ``blocking(problem) -> words`` and ``share(problem) -> of the machine's limit``, and the three computations
 ``forward``, ``input_gradient``, ``weight_gradient``; where it reads dy for the last it may also offer
-``weight_and_bias_gradient``, which reads it once for both. It sees native arrays of checked shapes with zero padding and
-writes into the output it is given: w is C-contiguous, x, y and their gradients are all contiguous in the problem's layout,
-"first" (N, C, *spatial) or "last" (N, *spatial, C in memory). It never validates and knows no layer.
+``weight_and_bias_gradient``, which reads it once for both, and where it writes dx ``input_gradient_and_bias``, for transposed
+layers. It sees native arrays of checked shapes with zero padding and writes into the output it is given: w is C-contiguous,
+x, y and their gradients are all contiguous in the problem's layout, "first" (N, C, *spatial) or "last" (N, *spatial, C in
+memory). It never validates and knows no layer.
 """

@@ -53,8 +53,8 @@ LEAST_SAVED, LEAST_SAVED_OF_WEIGHTS, LEAST_GAIN = 1.5, 2.1, 1.12
 MOVING, MOVING_OF_WEIGHTS = 0.6, 1.0  # see `gain`
 
 __all__ = [
-    "NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_and_bias_gradient", "weight_gradient",
-    "workspace",
+    "NAME", "blocking", "declines", "forward", "input_gradient", "input_gradient_and_bias", "share",
+    "weight_and_bias_gradient", "weight_gradient", "workspace",
 ]  # fmt: skip
 
 
@@ -130,6 +130,11 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dx (N, C, *spatial) into ``out``."""
     _run(dy, w, None, g, True, out)
+
+
+def input_gradient_and_bias(dy: np.ndarray, w: np.ndarray, b: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dx + b, b (C,), into ``out``: a transposed convolution."""
+    _run(dy, w, b, g, True, out)
 
 
 @dataclass(frozen=True)
