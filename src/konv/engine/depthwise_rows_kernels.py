@@ -6,6 +6,7 @@ the CPU's prefetchers follow. Which columns of x and of the kernel a column of o
 are left out, and between those of a strided layer's input gradient others are met. Rows outside the image are ``zeros``.
 
 Tiles of one row, several pixels wide, load less but jump from pixel to pixel: 144@56 took twice as long, 1.0 ms instead of .5.
+Sizes compiled in, as with channels first, gained nothing over all: 192@28/2 .93 and .85 of the time, 7 x 7 on 192@28 1.4.
 """
 
 from __future__ import annotations
