@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from konv.arrays import known_layout
-from konv.engine import direct, memory, roofline
+from konv.engine import memory, roofline
+from konv.engine.direct import forward, weight_gradient  # never asked for: it declines
 from konv.engine.folded_kernels import fold_products
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
@@ -78,16 +79,6 @@ def workspace(problem: Problem) -> int:
     g, dtype = problem.geometry, problem.dtype
     plan = _prepared(g, dtype, dtype, problem.layout, get_threads())
     return plan.size + g.filters * plan.taps.size * np.dtype(wide_type(dtype)).itemsize
-
-
-def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
-    """Never asked for: it declines."""
-    direct.forward(x, w, b, g, out)
-
-
-def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Never asked for: it declines."""
-    direct.weight_gradient(dy, x, g, out)
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:

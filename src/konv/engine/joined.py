@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from konv.engine import columns, direct, roofline
-from konv.engine.direct import Join
+from konv.engine.direct import Join, forward, weight_gradient  # the functions are never asked for: it declines
 from konv.engine.simd import ITEMSIZE
 from konv.engine.threads import get_threads
 from konv.geometry import Geometry
@@ -59,16 +59,6 @@ def workspace(problem: Problem) -> int:
         inner, False, problem.dtype, problem.dtype, *[problem.layout] * 2, get_threads(), True, join
     )
     return plans[0].size + math.prod(inner.w_shape) * ITEMSIZE[problem.dtype]
-
-
-def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
-    """Never asked for: it declines."""
-    direct.forward(x, w, b, g, out)
-
-
-def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Never asked for: it declines."""
-    direct.weight_gradient(dy, x, g, out)
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:

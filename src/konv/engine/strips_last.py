@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from konv.engine import direct, memory, roofline
+from konv.engine import memory, roofline
+from konv.engine.direct import input_gradient, weight_gradient  # never asked for: it declines
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.strips_cut import whole
@@ -76,16 +77,6 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
     bias = np.zeros(g.filters, x.dtype) if b is None else np.ascontiguousarray(b)
     with memory.workspace(plan.size) as space:
         plan.job.run(plan.threads, x=address(x), w=address(w), bias=address(bias), y=address(out), space=space)
-
-
-def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Never asked for: it declines."""
-    direct.input_gradient(dy, w, g, out)
-
-
-def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Never asked for: it declines."""
-    direct.weight_gradient(dy, x, g, out)
 
 
 @dataclass(frozen=True)
