@@ -313,10 +313,11 @@ def test_train_and_resume_and_predict(tmp_path):
 
 @pytest.mark.parametrize("model", ["deep", "sequence"])
 def test_other_models(model, tmp_path):
-    code, out, _ = run("train", "--model", model, "--epochs", 1, "--optimizer", "momentum", "--no-augment", "--seed", 3)
+    options = ("--epochs", 1, "--batch-size", 200, "--optimizer", "momentum", "--no-augment", "--seed", 3)
+    code, out, _ = run("train", "--model", model, *options)
     assert code == 0 and f"report: runs/digits-{model}/report.html" in out
     page = (tmp_path / f"runs/digits-{model}/report.html").read_text(encoding="utf-8")
-    command = f"konv train digits --model {model} --epochs 1 --batch-size 32 --optimizer momentum --lr 0.02 --seed 3"
+    command = f"konv train digits --model {model} --epochs 1 --batch-size 200 --optimizer momentum --lr 0.02 --seed 3"
     assert f"{command} --no-augment" in page
 
 
