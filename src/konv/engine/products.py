@@ -53,6 +53,7 @@ REGION = (
     96,
 )  # its sums, (filters, numbers of a window), stay in L2 beside those panels; wide ones pack short rows often
 COLLIDING = 4096  # rows so many bytes apart, or multiples, displace each other in the caches: those of dy are copied
+MOVED = 128  # multiply-adds that take as long as a number of a window is read or written, its length unknown to kernels
 PARTS_BYTES = 256 << 10  # what sums over parts of the pixels may take, or 1/16 of the textbook's matrix
 PIECES = 8  # so many, that threads share them evenly
 PADDED_BYTES = 512 << 10  # of padded images that are computed together
@@ -258,6 +259,7 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
     block_panels = max(2 if transposed else 1, min(block_bytes // (panel_size * itemsize), -(-pixels // panel_width)))
     while block_panels > 2 and -(-pixels // (panel_width * block_panels)) < 4 * threads:
         block_panels = -(-block_panels // 2)
+    block_panels = _evened(block_panels, -(-pixels // panel_width), g.groups, threads)
     blocks = -(-pixels // (panel_width * block_panels)) * g.groups
     part_groups = row_groups
     while blocks * -(-row_groups // part_groups) < 4 * threads and part_groups > 4:
@@ -293,8 +295,23 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
         x_lines=-(-min(block_panels * panel_width, pixels) // source.windows[2]),
         **source.numbers("x"), **target.numbers("y"), **fills,
     )  # fmt: skip
-    used = width(job.pieces, pixels * g.groups * row_count * reduction)
+    used = width(job.pieces, _work(target if transposed else source, pixels, row_count * reduction))
     return Product(job, np.zeros(g.groups * row_count, wide), used, used * slot_size * itemsize)
+
+
+def _work(x: Grid, pixels: int, products: int) -> int:
+    """Multiply-adds, and what takes as long, of so many for a pixel and group."""
+    return pixels * x.groups * (products + (0 if x.taps else MOVED * x.rows))
+
+
+def _evened(most: int, panels: int, groups: int, threads: int) -> int:
+    """Panels of a block, up to a quarter fewer than ``most``: as many as let the threads end together."""
+
+    def longest(size: int) -> float:
+        """Panels of the thread that has the most; a last, short block is shared."""
+        return -(-(panels // size * groups) // threads) * size + panels % size * groups / threads
+
+    return min(range(most, most - most // 4 - 1, -1), key=longest)
 
 
 def tile_shape() -> tuple[int, int]:
@@ -384,7 +401,7 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, biased: bool, threads: in
             for n in (cells, filters)
         )
         part_cells, part_biases = (-(-parts * n // lanes) * lanes for n in (cells, filters))
-    used = width(sums.pieces, g.batch * pixels * cells)
+    used = width(sums.pieces, _work(x, g.batch * pixels, row_count * reduction))
     size = (part_cells + part_biases + used * slot_size) * itemsize
     return Gradient(sums, add, add_biases, part_cells, part_biases, used, size)
 
