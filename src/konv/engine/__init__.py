@@ -57,9 +57,9 @@
 
 An algorithm is a module with a ``NAME``, ``declines(problem) -> reason or None``, ``workspace(problem) -> bytes``, for who
 reads plans ``blocking(problem) -> words`` and ``share(problem) -> of the machine's limit``, and the three computations
-``forward``, ``input_gradient``, ``weight_gradient``; where it reads dy for the last it may also offer
-``weight_and_bias_gradient``, which reads it once for both, and where it writes dx ``input_gradient_and_bias``, for transposed
-layers. It sees native arrays of checked shapes with zero padding and writes into the output it is given: w is C-contiguous,
-x, y and their gradients are all contiguous in the problem's layout, "first" (N, C, *spatial) or "last" (N, *spatial, C in
-memory). It never validates and knows no layer.
+``forward``, ``input_gradient``, ``weight_gradient``, of which one that it always declines may be missing; where it reads dy
+for the last it may also offer ``weight_and_bias_gradient``, which reads it once for both, and where it writes dx
+``input_gradient_and_bias``, for transposed layers. It sees native arrays of checked shapes with zero padding and writes into
+the output it is given: w is C-contiguous, x, y and their gradients are all contiguous in the problem's layout, "first"
+(N, C, *spatial) or "last" (N, *spatial, C in memory). It never validates and knows no layer.
 """

@@ -91,7 +91,7 @@ def problem(kind: str, g: Geometry, dtype: str, layout: str = "first") -> Proble
 
 
 class Algorithm(Protocol):
-    """What a module in the table offers; see :mod:`konv.engine`."""
+    """What a module in the table offers; see :mod:`konv.engine`. A computation that it always declines may be missing."""
 
     NAME: str
 

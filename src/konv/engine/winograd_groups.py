@@ -37,7 +37,7 @@ LEAST_OUTPUTS = 6  # in a tile, on average
 BLOCK_TILES = 32  # whose points lie in the caches
 PIECE_TILES = 64  # at least, of a piece, that share the transformed filters
 
-__all__ = ["NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_gradient", "workspace"]
+__all__ = ["NAME", "blocking", "declines", "forward", "input_gradient", "share", "workspace"]
 
 
 def declines(problem: Problem) -> str | None:
@@ -73,11 +73,6 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dx (N, C, *spatial) into ``out``."""
     _run(dy, w, None, g, True, out)
-
-
-def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Never asked: :func:`declines` leaves all weight gradients to other algorithms."""
-    raise NotImplementedError("winograd_groups declines weight gradients: ask konv.engine.plan who computes one")
 
 
 @dataclass(frozen=True)
