@@ -9,7 +9,15 @@ import konv
 from compare import assert_equal, assert_same_bits
 from konv import textbook
 from konv.arrays import empty, laid_out
-from konv.engine import depthwise_paired, small_groups, small_planes, threads, winograd_groups, winograd_small
+from konv.engine import (
+    depthwise_fixed,
+    depthwise_paired,
+    small_groups,
+    small_planes,
+    threads,
+    winograd_groups,
+    winograd_small,
+)
 from konv.engine.plan import KINDS, Problem
 from plain_engine import MACHINES, engine
 from strategies import integers
@@ -34,6 +42,13 @@ LAYERS = {
     "8 x 8 / 3, left over": (small_groups, (1, 16, 11, 31), (16, 8, 2, 2), dict(padding=((0, 3), (1, 2)), stride=3), ("first",)),
     "groups of 16": (small_groups, (2, 32, 6, 7), (32, 16, 3, 3), dict(padding=1), ("last",)),
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def any_size_is_worth_compiling(monkeypatch):
+    monkeypatch.setattr(depthwise_fixed, "worth_compiling", lambda g: True)
+
+
 EVERY = pytest.mark.parametrize(
     "name, layout", [(name, layout) for name, (*_, layouts) in LAYERS.items() for layout in layouts]
 )

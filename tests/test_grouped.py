@@ -224,7 +224,7 @@ ALL |= FIXED
 
 @pytest.fixture
 def fixed(monkeypatch):
-    monkeypatch.setattr(depthwise_fixed, "LEAST_CHANNELS", 1)
+    monkeypatch.setattr(depthwise_fixed, "worth_compiling", lambda g: True)
 
 
 @pytest.mark.usefixtures("fixed")
@@ -298,6 +298,19 @@ def test_planes_of_a_known_size_have_the_same_bits_for_any_threads_and_batch(mon
         assert_same_bits(dx, results[0]["input_gradient"][1:2])
         grouped.forward(x[1:2].copy(), w, b, g, y)
         assert_same_bits(y, results[0]["forward"][1:2])
+
+
+def test_only_planes_of_usual_sizes_are_compiled_for():
+    """Or images of all sizes would compile at each."""
+    sides = [
+        (high, wide)
+        for high in range(1, 130)
+        for wide in range(1, 130)
+        if depthwise_fixed.takes(
+            konv.geometry((1, 32, high, wide), (32, 1, 3, 3), padding=1, groups=32), "float32", "forward"
+        )
+    ]
+    assert len(sides) == 19 and {(7, 7), (14, 14), (28, 28), (56, 56), (112, 112), (64, 64), (20, 20)} <= set(sides)
 
 
 @EVERY_CASE

@@ -1,5 +1,8 @@
 """Depthwise layers with two axes and many channels, channels first: jobs of :mod:`konv.engine.depthwise_fixed_kernels`, which
 are compiled for the size of a plane.
+
+Only the planes of square pictures of 160, 192, 224 and 256 pixels, halved again and again: whoever draws pictures of all sizes
+would else compile at each.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from konv.geometry import Geometry
 
 LEAST_CHANNELS = 32  # or code of its own does not pay
 MOST_CELLS = 112  # of a row and of a column
+SIDES = {side << times for side in (5, 6, 7, 8) for times in range(5) if side << times <= MOST_CELLS}  # of planes
 MOST_TAPS, MOST_TAPS_OF_WEIGHTS = 7, 5  # of a row and of a column; sums of weights are in registers together
 ASKED_BYTES = 4 << 20  # of x and y: the nearer caches do not hold them
 FAR_BYTES, FAR_TAPS = 32 << 20, 5  # as in :mod:`konv.engine.grouped`
@@ -31,12 +35,17 @@ LEAST_PIECES = 32  # of a weight gradient, each of which is summed by itself
 
 def takes(g: Geometry, dtype: str, kind: str) -> bool:
     """Whether these are the jobs of a layer."""
-    depthwise = g.axes == 2 and g.groups == g.channels == g.filters >= LEAST_CHANNELS
-    if not depthwise or max(g.dilation) > 1 or max(g.spatial + g.output) > MOST_CELLS:
+    depthwise = g.axes == 2 and g.groups == g.channels == g.filters
+    if not depthwise or not worth_compiling(g) or max(g.dilation) > 1 or max(g.output) > MOST_CELLS:
         return False
     if kind == "weight_gradient":
         return g.output[1] <= machine().lanes(dtype) and max(g.kernel) <= MOST_TAPS_OF_WEIGHTS and max(g.stride) <= 2
     return max(g.kernel) <= MOST_TAPS and max(g.stride) <= (2 if kind == "forward" else 1)
+
+
+def worth_compiling(g: Geometry) -> bool:
+    """Whether a layer has the channels, and planes of a size that is common enough, for kernels of its own."""
+    return g.channels >= LEAST_CHANNELS and g.spatial[0] == g.spatial[1] and g.spatial[0] in SIDES
 
 
 @dataclass(frozen=True)

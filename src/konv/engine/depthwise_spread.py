@@ -148,8 +148,7 @@ def prepared(g: Geometry, x_dtype: str, y_dtype: str, threads: int) -> Spread:
     planes = g.batch * g.channels
     chunk = max(1, min(-(-planes // (8 * threads)), PIECE_CELLS // max(1, out_height * out_width)))
     last = -(-max(0, out_height - tile) // high) * high
-    known = g.channels >= depthwise_fixed.LEAST_CHANNELS and max(g.spatial) <= depthwise_fixed.MOST_CELLS
-    sizes = (x_height, x_width, out_height, out_width, last) if known else None
+    sizes = (x_height, x_width, out_height, out_width, last) if depthwise_fixed.worth_compiling(g) else None
     job = Job(
         spread_planes(x_dtype, y_dtype, lanes, tile, rows, columns, g.kernel, g.stride, fixed, sizes),
         -(-planes // chunk), planes=planes, chunk=chunk, channels=g.channels, x_height=x_height, x_width=x_width,
