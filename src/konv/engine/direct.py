@@ -44,6 +44,7 @@ SHARED_FILTERS = (
 FEW_CHANNELS = 4  # of an x with channels last: its rows are copied whole, not channel by channel
 FEW_TAPS = 4  # of a kernel whose weights are sorted into lanes; more are transposed
 SPEEDS = {1: 0.84, 2: 1.0, 3: 1.0, 5: 0.92}  # of tiles of so many vectors
+SPEED_READ = 1.03  # of one vector where a CPU reads twice for a multiply-add, and rows are whole runs of 7
 MOST_STRIDES = 16  # strides that kernels are compiled for; others, and those of channels last, are told at run time
 MOST_PHASES = 64
 LONG_SUM = 96  # products: beside fewer, asking for the lines of the output costs more than waiting for them
@@ -137,7 +138,8 @@ def tile_for(host: Machine, lanes: int, filters: int, columns: int) -> Tile:
         16: {2: ((2, 3), (3, 2)), 1: ((2, 4), (3, 3))},
     }
     by_vectors = shapes[host.registers]
-    vectors = min(by_vectors, key=lambda n: -(-filters // (n * lanes)) * n / SPEEDS[n])
+    speeds = SPEEDS | ({1: SPEED_READ} if host.reads_twice and columns % 7 == 0 else {})
+    vectors = min(by_vectors, key=lambda n: -(-filters // (n * lanes)) * n / speeds[n])
     runs, run = min(by_vectors[vectors], key=lambda shape: -(-columns // shape[1]) * shape[1])
     return Tile(lanes, vectors, runs, run)
 

@@ -52,6 +52,11 @@ class Machine:
         return {"+avx512bf16", "+avx512bw", "+avx512vl"} <= set(self.features.split(","))
 
     @property
+    def reads_twice(self) -> bool:
+        """Whether two numbers are read in the time of one multiply-add: Zen 4 computes vectors of 64 bytes in halves."""
+        return self.cpu == "znver4" and self.vector_bytes == 64
+
+    @property
     def tile(self) -> tuple[int, int]:
         """(vectors, pixels) of the register tile: ``vectors * pixels`` accumulators, one pixel, ``vectors`` filters.
 

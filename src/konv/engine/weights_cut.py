@@ -231,7 +231,7 @@ def _tile(run: int, runs: int, depth_runs: int, filters: int, lanes: int) -> Til
             for rows in range(1 if joined == 1 else run, min(run, room // (joined * vectors)) + 1):
                 numbers = joined * rows
                 cycles = max(numbers * vectors, numbers + vectors, 8) / 2 + 0.5
-                cycles += NUMBER_CYCLES * numbers * (vectors > 1)
+                cycles += NUMBER_CYCLES * numbers * (vectors > 1 and machine().reads_twice)
                 count = panels * -(-runs // joined) * -(-run // rows)
                 tiles.append(Tile(vectors, rows, joined, count * cycles))
     return min(tiles, key=lambda tile: tile.cycles)
