@@ -44,7 +44,9 @@ SHARED_FILTERS = (
 FEW_CHANNELS = 4  # of an x with channels last: its rows are copied whole, not channel by channel
 FEW_TAPS = 4  # of a kernel whose weights are sorted into lanes; more are transposed
 SPEEDS = {1: 0.84, 2: 1.0, 3: 1.0, 5: 0.92}  # of tiles of so many vectors
-SPEED_READ = 1.03  # of one vector where a CPU reads twice for a multiply-add, and rows are whole runs of 7
+# Of one vector where a CPU reads twice for a multiply-add, and rows are whole runs of 7; of 512@14 with stride 2 pieces of 64 or
+# 256 filters, blocks of half the outputs, and slices of 288 products took as long as what there is, or longer.
+SPEED_READ = 1.03
 MOST_STRIDES = 16  # strides that kernels are compiled for; others, and those of channels last, are told at run time
 MOST_PHASES = 64
 LONG_SUM = 96  # products: beside fewer, asking for the lines of the output costs more than waiting for them

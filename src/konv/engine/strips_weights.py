@@ -2,6 +2,8 @@
 
 Where rows fill vectors and a block has enough outputs for its sums over lanes, 1.1 to 1.8 times as fast as the direct
 algorithm, which lays dy out anew; on rows of 28 or 56 outputs, or blocks of 500, 0.6 to 0.85 times, with 147 taps 1.0.
+To ask for the rows of the next filters while these are multiplied gains 3 to 40 %; tiles that read x less often, 4 x 6 to 8 x 3,
+gain nothing, blocks of a quarter cost up to 10 %.
 """
 
 from __future__ import annotations
