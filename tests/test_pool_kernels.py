@@ -18,6 +18,7 @@ CASES = {
     "1-D, stride 3": ((1, 2, 40), dict(kernel_size=4, stride=3, padding=((2, 1),), dilation=2)),
     "2x2": ((3, 5, 8, 36), dict(kernel_size=2)),
     "2x2, 19 channels": ((2, 19, 5, 4), dict(kernel_size=2)),
+    "2x2, rows that fill vectors": ((1, 3, 11, 8), dict(kernel_size=2)),
     "2x2, a rest": ((2, 3, 5, 7), dict(kernel_size=2)),
     "3x3, stride 2": ((2, 3, 9, 77), dict(kernel_size=3, stride=2, padding=1)),
     "3x3, stride 2, 19 channels": ((1, 19, 6, 7), dict(kernel_size=3, stride=2, padding=((1, 0), (0, 1)))),

@@ -419,6 +419,19 @@ def pooling_geometry(
     return g
 
 
+def are_plain(options: tuple[Any, ...]) -> bool:
+    """Whether all are exact ints, strings and None, or tuples of such: a geometry that was checked for them may be kept.
+
+    True and 1.0 equal 1, and would find its geometry, no error.
+    """
+    return _PLAIN.issuperset(map(type, options)) or all(
+        type(option) in _PLAIN or (type(option) is tuple and are_plain(option)) for option in options
+    )
+
+
+_PLAIN = frozenset((int, str, type(None)))
+
+
 def _output_length(
     axis: int, length: int, pair: tuple[int, int], window: int, stride: int, kernel: int, dilation: int
 ) -> int:

@@ -37,7 +37,7 @@ from konv.arrays import (
     output_array,
 )
 from konv.engine.plan import algorithm_for
-from konv.geometry import Geometry, geometry, transposed_geometry, window_geometry
+from konv.geometry import Geometry, are_plain, geometry, transposed_geometry, window_geometry
 
 GRADIENTS = ("x", "w", "b")
 
@@ -388,22 +388,12 @@ def fold(
 
 def _geometry(x: np.ndarray, w: np.ndarray, *options: Any) -> Geometry:
     """The geometry of a call; that of the same plain numbers is checked once (a network makes the same calls again)."""
-    return (_known_geometry if _are_plain(options) else _new_geometry)(x.shape, w.shape, x.dtype, *options)
+    return (_known_geometry if are_plain(options) else _new_geometry)(x.shape, w.shape, x.dtype, *options)
 
 
 def _geometry_of_transposed(x: np.ndarray, w: np.ndarray, *options: Any) -> Geometry:
     """That of a transposed convolution, likewise."""
-    return (_known_transposed if _are_plain(options) else _new_transposed)(x.shape, w.shape, x.dtype, *options)
-
-
-def _are_plain(options: tuple[Any, ...]) -> bool:
-    """Whether all are exact ints and strings, or tuples of such: True and 1.0 equal 1, and would find its geometry, no error."""
-    return _PLAIN.issuperset(map(type, options)) or all(
-        type(option) in _PLAIN or (type(option) is tuple and _are_plain(option)) for option in options
-    )
-
-
-_PLAIN = frozenset((int, str))
+    return (_known_transposed if are_plain(options) else _new_transposed)(x.shape, w.shape, x.dtype, *options)
 
 
 def _new_geometry(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from konv.arguments import IntOrAxes, Padding
 from konv.arrays import check_flag, check_upstream, checked_floats, layout_of
-from konv.geometry import pooling_geometry
+from konv.geometry import Geometry, are_plain, pooling_geometry
 
 
 def max_pool(
@@ -61,7 +62,7 @@ def max_pool_winners(
     (array([[[5., 3.]]]), array([[[1, 0]]], dtype=uint8))
     """
     (x,) = checked_floats(x=x)
-    g = pooling_geometry(x.shape, kernel_size, stride=stride, padding=padding, dilation=dilation, dtype=x.dtype)
+    g = _geometry(x, kernel_size, stride, padding, dilation)
     return _engine().largest(x, g)
 
 
@@ -119,7 +120,7 @@ def max_pool_from_winners(
     array([[[ 0., 10., 20.,  0.]]])
     """
     dy, x = checked_floats(dy=dy, x=x)
-    g = pooling_geometry(x.shape, kernel_size, stride=stride, padding=padding, dilation=dilation, dtype=x.dtype)
+    g = _geometry(x, kernel_size, stride, padding, dilation)
     check_upstream(dy, g.output_shape)
     return _engine().largest_gradient(dy, winners, g, layout_of(x))
 
@@ -156,7 +157,7 @@ def avg_pool(
     """
     (x,) = checked_floats(x=x)
     check_flag("count_include_pad", count_include_pad)
-    g = pooling_geometry(x.shape, kernel_size, stride=stride, padding=padding, dilation=dilation, dtype=x.dtype)
+    g = _geometry(x, kernel_size, stride, padding, dilation)
     return _engine().mean(x, g, count_include_pad)
 
 
@@ -193,10 +194,22 @@ def avg_pool_backward(
     """
     dy, x = checked_floats(dy=dy, x=x)
     check_flag("count_include_pad", count_include_pad)
-    g = pooling_geometry(x.shape, kernel_size, stride=stride, padding=padding, dilation=dilation, dtype=x.dtype)
+    g = _geometry(x, kernel_size, stride, padding, dilation)
     check_upstream(dy, g.output_shape)
     told_by = dy if 0 in x.strides else x  # a layer keeps the shape of x only
     return _engine().mean_gradient(dy, g, count_include_pad, layout_of(told_by))
+
+
+def _geometry(x: np.ndarray, *options: Any) -> Geometry:
+    """The geometry of a call; that of the same plain numbers is checked once, in 75 us: as long as a small layer takes."""
+    return (_known_geometry if are_plain(options) else _new_geometry)(x.shape, x.dtype, *options)
+
+
+def _new_geometry(x_shape: Any, dtype: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> Geometry:
+    return pooling_geometry(x_shape, kernel_size, stride=stride, padding=padding, dilation=dilation, dtype=dtype)
+
+
+_known_geometry = functools.lru_cache(maxsize=1024)(_new_geometry)
 
 
 def _engine() -> Any:

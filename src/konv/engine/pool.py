@@ -110,7 +110,7 @@ def _pooling(g: Geometry, dtype: str, layout: str, kind: str, threads: int) -> P
         return _plan(g, kind, dtype, job)
     if _tiled(g):
         job = Job(
-            tiles(is_mean, dtype, index, _lanes(dtype, g.output[-1])), _pieces(planes), **planes, **_sizes(numbers)
+            tiles(is_mean, dtype, index, *_vector_of_rows(g, dtype)), _pieces(planes), **planes, **_sizes(numbers)
         )
         return _plan(g, kind, dtype, job)
     stride, lanes = g.stride[-1], _lanes(dtype, g.output[-1])
@@ -154,7 +154,7 @@ def _gradient(g: Geometry, dtype: str, layout: str, kind: str, threads: int) -> 
             g, kind, dtype, Job(mean_of_planes_gradient(dtype, lanes), _pieces(planes), cells=x_cells, **planes)
         )
     if _tiled(g):
-        kernel = tiles_gradient(is_mean, dtype, index, _lanes(dtype, g.output[-1]))
+        kernel = tiles_gradient(is_mean, dtype, index, *_vector_of_rows(g, dtype))
         return _plan(g, kind, dtype, Job(kernel, _pieces(planes), **planes, **_sizes(numbers)))
     if is_mean:
         slot_size = math.prod(g.output)
@@ -215,6 +215,14 @@ def _whole(g: Geometry) -> bool:
 def _tiled(g: Geometry) -> bool:
     """Whether windows are 2 x 2 cells beside each other."""
     return g.kernel == g.stride == (2, 2) and g.dilation == (1, 1) and not any(map(any, g.padding))
+
+
+def _vector_of_rows(g: Geometry, dtype: str) -> tuple[int, int]:
+    """The lanes of a vector of outputs, and how many whole rows of images it has."""
+    lanes, row = machine().lanes(dtype), g.output[-1]
+    if g.spatial[-1] == 2 * row and row > 1 and lanes % row == 0:
+        return lanes, lanes // row
+    return _lanes(dtype, row), 1
 
 
 def _sizes(numbers: dict[str, int]) -> dict[str, int]:
