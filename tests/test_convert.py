@@ -292,15 +292,26 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
     [
         ((8, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}, "first", True, True),
         ((8, 64, 56, 56), (256, 64, 1, 1), {}, "first", True, True),
-        ((8, 64, 56, 56), (256, 64, 1, 1), {}, "last", False, True),
-        ((8, 24, 56, 56), (144, 24, 1, 1), {}, "last", False, False),
+        ((8, 64, 56, 56), (256, 64, 1, 1), {}, "last", True, True),
+        ((8, 128, 28, 28), (512, 128, 1, 1), {}, "last", False, False),
+        ((8, 24, 56, 56), (144, 24, 1, 1), {}, "last", True, False),
+        ((1, 24, 56, 56), (144, 24, 1, 1), {}, "last", False, False),
+        ((1, 192, 28, 28), (32, 192, 1, 1), {}, "last", False, False),
         ((1, 1024, 7, 7), (512, 1024, 1, 1), {}, "last", True, True),
+        ((1, 320, 7, 7), (1280, 320, 1, 1), {}, "last", True, False),
+        ((1, 320, 7, 7), (1280, 320, 1, 1), {}, "first", True, False),
         ((1, 64, 14, 14), (384, 64, 1, 1), {}, "first", False, False),
         ((8, 64, 14, 14), (384, 64, 1, 1), {}, "first", True, True),
-        ((1, 256, 28, 28), (256, 256, 3, 3), {"padding": 1, "stride": 2}, "first", False, False),
-        ((8, 256, 28, 28), (256, 256, 3, 3), {"padding": 1, "stride": 2}, "first", True, True),
-        ((8, 3, 224, 224), (32, 3, 3, 3), {"padding": 1, "stride": 2}, "first", False, True),
+        ((1, 384, 14, 14), (768, 384, 2, 2), {"stride": 2}, "last", False, True),
+        ((8, 256, 28, 28), (256, 256, 3, 3), {"padding": 1, "stride": 2}, "first", False, True),
+        ((8, 128, 56, 56), (128, 128, 3, 3), {"padding": 1, "stride": 2}, "first", True, True),
+        ((8, 3, 224, 224), (32, 3, 3, 3), {"padding": 1, "stride": 2}, "first", True, True),
+        ((8, 3, 224, 224), (32, 3, 3, 3), {"padding": 1, "stride": 2}, "last", False, False),
+        ((8, 3, 224, 224), (64, 3, 7, 7), {"padding": 3, "stride": 2}, "last", True, True),
+        ((1, 3, 224, 224), (64, 3, 7, 7), {"padding": 3, "stride": 2}, "last", False, False),
         ((8, 384, 14, 14), (384, 1, 7, 7), {"padding": 3, "groups": 384}, "last", False, True),
+        ((8, 96, 56, 56), (96, 1, 7, 7), {"padding": 3, "groups": 96}, "last", True, True),
+        ((8, 144, 56, 56), (144, 1, 3, 3), {"padding": 1, "groups": 144}, "last", True, True),
         ((8, 192, 28, 28), (192, 1, 3, 3), {"padding": 1, "stride": 2, "groups": 192}, "last", False, False),
     ],
 )
@@ -320,7 +331,7 @@ def test_exact_sums_are_konvs():
     from konv.geometry import geometry
     from konv.torch.faster import gains
 
-    g = geometry((8, 64, 56, 56), (256, 64, 1, 1))
+    g = geometry((8, 64, 28, 28), (256, 64, 1, 1))
     assert not gains("forward", g, "float32", "last", False)
     konv.set_exact(True)
     try:

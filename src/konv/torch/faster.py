@@ -35,11 +35,6 @@ def gradients(dy: Tensor, x: Tensor, w: Tensor, known: Call, mask: list[bool]) -
 
 def expected(direction: str, known: Call) -> bool:
     """:func:`gains` of a call."""
-    return exact() or _expected(direction, known)
-
-
-@functools.lru_cache(maxsize=2048)
-def _expected(direction: str, known: Call) -> bool:
     return gains(direction, known.geometry, known.dtype, known.where, known.options.transposed)
 
 
@@ -49,24 +44,32 @@ def gains(direction: str, g: Geometry, dtype: str, layout: str, transposed: bool
     Always in float16 and float64 (1.8 to 213 times), and where exact sums are asked for (:func:`konv.set_exact`), which
     PyTorch does not promise. Where it is not: ratios of PyTorch's time to konv's, float32, 2 threads, inside ResNet-50,
     ConvNeXt-tiny and MobileNetV2 of batch 1 and 8, where other operations wrote the input and emptied the caches. There a call of
-    konv's costs 50 to 100 us of Python more, a tenth of it alone; so small layers gain less than in ``konv bench``.
+    konv's costs 30 to 80 us of Python more than PyTorch's, twice as much as alone; so small layers gain less than in
+    ``konv bench``. In brackets what remains konv's. "Rarely used" are
+    2^18 weights or more, no fewer than the cells squared.
 
     =====================================================  ==============================================================
-    stride > 1, 2-D, kernels of fewer than 25 taps: first   3 to 32 channels 0.66-0.80 forward
-    layers
-    stride > 1, direct, more than 4 channels: forward       0.85, once 1.1; channels last 0.86-0.89
-    stride > 1, 2-D, Winograd, fewer than 1024 outputs      0.77-0.84, backward 0.95-0.98
-    1 x 1, at most 256 outputs, more filters than           0.79-1.08, backward 0.55-0.97 (of 512 channels 1.05-2.7)
-    channels, which are fewer than 512
-    channels last: depthwise and first layers, forward;     0.52-1.0; 0.42-0.98, once 1.14 (7 x 7 backward 1.7-6)
-    backward too of fewer than 25 taps
-    channels last: windows apart, unless 2^18 weights are   0.8-1.05, backward 0.63-1.0 (1.02-2.8); not so backward: patches,
-    used for at most 512 outputs                            and 2^14 weights for as many outputs (1.04-1.2)
+    stride > 1, direct, more than 4 channels: forward       0.82-0.95, once 1.24
+    stride > 1, 2-D, Winograd, fewer than 4096 outputs:     0.79-0.93 (0.98, 1.30; backward 1.0-1.4)
+    forward
+    1 x 1, at most 256 outputs, more filters than           0.82-0.94, last to 1.19; backward 0.55-0.83, three times 1.0-1.4
+    channels, which are fewer than 512; but not forward     (1.03-1.16)
+    of 2^18 weights
+    channels last, 2-D depthwise of fewer than 2^20         0.61-1.0, once 1.05; backward 0.57-1.04, once 1.2 (forward
+    outputs; backward if of fewer than 25 taps              1.0-1.53, backward 1.07-1.74, 7 x 7 2.4-7.2)
+    channels last, first layers of fewer than 16 taps or    0.71-1.07; backward 0.72-1.06 (1.05-1.09; 1.14-1.23)
+    2^14 cells
+    channels last, 1 x 1, unless rarely used or of 2^14     0.71-1.08, twice 1.15, 1.26; backward 0.70-1.07, of fewer
+    cells; backward of 2^14 weights, too                    filters than channels to 1.35 (0.97-2.95; 1.0-2.3)
+    channels last, patches, of fewer than 2^14 cells:       0.71-0.93 (backward 1.07-1.52)
+    forward
     channels last: pairs and columns forward                of bfloat16, not measured inside a model: patches 0.74-0.90
     =====================================================  ==============================================================
 
-    Losing: PyTorch's forward pass and konv's backward where the gain is small: a graph of both costs 60 to 90 us more than
-    PyTorch's own.
+    Losing: PyTorch's forward pass and konv's backward, or the other way, where the gain is small: a graph of both costs 60 to
+    90 us more than PyTorch's own. So layers of 192 to 32 channels at 28 pixels, whose backward pass alone is konv's in 1.2,
+    made a MobileNetV2 step of batch 1 take 1.18 times as long. Weights kept as a layer packed them, for the next call
+    without a graph: a parameter changed through ``.data`` or a NumPy view does not tell, so old weights might compute.
     """
     kind = "forward" if direction == "forward" and not transposed else "input_gradient"
     if dtype in ("float16", "float64") or exact():
@@ -74,33 +77,35 @@ def gains(direction: str, g: Geometry, dtype: str, layout: str, transposed: bool
     return _gains(algorithm_for(kind, g, dtype, layout).NAME, direction, g, layout, transposed)
 
 
-FEW_TAPS = 25
-FEW_OUTPUTS, FEW_STRIDED = 256, 1024  # outputs of a batch: of 1 x 1 layers, of Winograd with a stride
-FEW_CHANNELS = 512
-MANY_WEIGHTS, THEIR_OUTPUTS, LARGE = 1 << 18, 512, 1 << 14
+PATCH_TAPS, MANY_TAPS = 16, 25
+FEW_CELLS, FEW_STRIDED, MANY_CELLS = 256, 4096, 1 << 14  # outputs of all channels count as one
+FEW_CHANNELS, MANY_WEIGHTS = 512, 1 << 18
+DEPTHWISE = 1 << 20  # outputs
 
 
 @functools.lru_cache(maxsize=1024)
 def _gains(name: str, direction: str, g: Geometry, layout: str, transposed: bool) -> bool:
     """By the name of the algorithm that konv would use; of a backward pass, for the gradient of x."""
     forward, last, strided = direction == "forward", layout == "last", max(g.stride) > 1
-    taps, outputs, weights = math.prod(g.kernel), g.batch * math.prod(g.output), math.prod(g.w_shape)
+    taps, cells, weights = math.prod(g.kernel), g.batch * math.prod(g.output), math.prod(g.w_shape)
     channels, filters = (g.filters, g.channels) if transposed else (g.channels, g.filters)
-    first_layer, depthwise = g.groups == 1 and channels <= 4, g.groups == g.channels > 1
+    first_layer, rarely_used = g.groups == 1 and channels <= 4, weights >= max(cells**2, MANY_WEIGHTS)
     if name == "direct" and strided and channels > 4:
         return not forward
     if name == "winograd" and g.axes > 1:
-        return not strided or outputs >= FEW_STRIDED
-    if taps == 1 and g.groups == 1 and outputs <= FEW_OUTPUTS and channels < min(filters, FEW_CHANNELS):
-        return False
+        return not (forward and strided) or cells >= FEW_STRIDED
+    if taps == 1 and g.groups == 1 and cells <= FEW_CELLS and channels < min(filters, FEW_CHANNELS):
+        return forward and weights >= MANY_WEIGHTS
     if not last:
-        return not (forward and first_layer and strided and g.axes > 1 and taps < FEW_TAPS)
-    if depthwise or (first_layer and channels > 1):
-        return not forward and taps >= FEW_TAPS
+        return True
+    if g.groups == channels > 1:  # depthwise
+        return cells * filters >= DEPTHWISE or (not forward and taps >= MANY_TAPS)
+    if first_layer and channels > 1:
+        return cells >= MANY_CELLS and taps >= PATCH_TAPS
     if name == "products_last" and transposed:  # 64 to 256 channels and back: 0.7, 1.3
         return not forward or filters < channels
+    if name == "products_last" and forward:
+        return cells >= MANY_CELLS or (taps == 1 and rarely_used)
     if name == "products_last":
-        if weights >= MANY_WEIGHTS and outputs <= THEIR_OUTPUTS:
-            return True
-        return not forward and (taps > 1 or min(weights, outputs) >= LARGE)
+        return taps > 1 or rarely_used or min(weights, cells) >= MANY_CELLS
     return not forward or (name not in ("pairs", "columns") and (name != "direct" or channels == 1))
