@@ -18,6 +18,7 @@ WIDENED = {  # x and w of convolutions whose input gradient every algorithm of h
     "patches": ((2, 8, 24, 24), (24, 8, 4, 4), dict(stride=4)),
     "last layer": ((2, 24, 40), (3, 24, 5), {}),
     "few channels": ((2, 4, 20, 20), (4, 4, 3, 3), {}),
+    "first layer": ((2, 3, 20, 20), (8, 3, 3, 3), {}),
     "windows of few filters": ((2, 64, 200), (4, 64, 10), dict(stride=10)),
     "depthwise": ((2, 32, 12, 12), (32, 1, 3, 3), dict(padding=1, groups=32)),
     "depthwise, 7 pixels": ((2, 96, 7, 7), (96, 1, 7, 7), dict(padding=3, groups=96)),

@@ -329,6 +329,7 @@ def test_every_kernel_of_the_engine_is_run_here():
                     check(algorithm, case)
         check_bias(last=False)
         check_bias(last=True)
+        check_added_bias((3, 5, 7), False, "float32")
     # whose kernels test_grouped.py and others run
     elsewhere = (
         "pool_kernels",
@@ -347,6 +348,7 @@ def test_every_kernel_of_the_engine_is_run_here():
         "down_outer",
         "fourier_kernels",
         "fourier_groups_kernels",
+        "folded_kernels",
         "winograd_small_kernels",
         "strips_kernels",
         "strips_last_kernels",

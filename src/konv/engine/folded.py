@@ -40,11 +40,9 @@ MOST_CHANNELS, MOST_TAPS, MOST_COLUMNS = 4, 200, 16  # a kernel is compiled for 
 MOST_STREAMS = 16  # phases and channels, that a row of dx interleaves
 LEAST_FILTERS = 8
 BLOCK_BYTES = 96 << 10  # of products
-LEAST_PIECES, LEAST_COLUMNS, LEAST_ROWS = (
-    8,
-    256,
-    16,
-)  # of blocks, in units of the stride; rows for each one computed again
+LEAST_PIECES = 8
+LEAST_COLUMNS = 256  # of a block, in units of the stride
+LEAST_ROWS = 16  # of a block, for each one computed again
 MOST_ROWS = {
     32: 28,
     16: 13,
