@@ -39,10 +39,8 @@ if TYPE_CHECKING:
 NAME = "grouped"
 MOST_FILTERS = 8  # of 32 that the other tile computes at once,
 MOST_FILTERS_GROUPED = 16  # and as many of a kernel of at most 3 x 3; of 7 pixels in a row the other tile is faster
-FEW_CHANNELS, MOST_FILTERS_FEW = (
-    3,
-    64,
-)  # where the other tile has little to do between loads and stores: 1.5 to 2 times as fast
+# Where the other tile has little to do between loads and stores: 1.5 to 2 times as fast.
+FEW_CHANNELS, MOST_FILTERS_FEW = 3, 64
 MOST_ROWS, MOST_COLUMNS = 7, 32  # of a kernel whose taps are unrolled
 MOST_NEIGHBOURS = 32  # columns whose masks are made together
 PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one plane

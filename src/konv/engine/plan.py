@@ -44,7 +44,9 @@ def set_exact(exact: bool) -> None:
 
     Winograd's algorithm computes tiles of outputs together from sums and differences: its error is up to three times a
     direct sum's, and a NaN may fill a whole tile. Fourier transforms compute whole blocks of a row together: a small output
-    has the rounding of the largest in its block. True refuses both, for every following operation of konv in this process.
+    has the rounding of the largest in its block. Depthwise kernels of five to seven rows add two rows of x before they multiply:
+    an output has the rounding of the largest input that either row's windows hold, and an infinity there may become NaN. True
+    refuses all three, for every following operation of konv in this process.
 
     Raises
     ------

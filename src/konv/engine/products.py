@@ -48,10 +48,8 @@ SHORT = 256  # sums of at most so many products: 16 in registers, not 24, are 5 
 WIDE = 64  # bytes of vectors of which halves take half of the time
 SMALL_GROUP = 4  # channels and filters
 BLOCK_PIXELS = 200  # of the weight gradient: a panel of them stays near L1, and 14 x 14 are one block
-REGION = (
-    512,
-    96,
-)  # its sums, (filters, numbers of a window), stay in L2 beside those panels; wide ones pack short rows often
+# Filters, numbers of a window, whose sums stay in L2 beside those panels; wide ones pack short rows often.
+REGION = (512, 96)
 COLLIDING = 4096  # rows so many bytes apart, or multiples, displace each other in the caches: those of dy are copied
 MOVED = 128  # multiply-adds that take as long as a number of a window is read or written, its length unknown to kernels
 PARTS_BYTES = 256 << 10  # what sums over parts of the pixels may take, or 1/16 of the textbook's matrix

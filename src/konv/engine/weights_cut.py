@@ -20,9 +20,8 @@ from konv.geometry import Geometry
 BLOCK_BYTES = 320 << 10  # of x in a unit, for all channels of a block: it stays in L2
 GRADIENT_BYTES = 256 << 10  # of dy in a unit, for all filters of a block
 UNIT_PIXELS = 256  # a panel of filters stays in L1, and a tile's sums are rarely added to memory,
-UNIT_PIXELS_FEW = (
-    784  # or where one tile holds all weights of a panel, which is read once: book-deep-1-16@28 .9 of the time
-)
+# Or where one tile holds all weights of a panel, which is read once: book-deep-1-16@28 .9 of the time.
+UNIT_PIXELS_FEW = 784
 PIECES = 16  # so many, that threads share them evenly
 PIECE_WORK = 1 << 20  # multiply-adds: where pieces would be smaller there are fewer
 MEMORY_SHARE = 7  # two threads' workspace is at most 1/7 of the textbook's matrix,

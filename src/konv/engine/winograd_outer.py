@@ -82,7 +82,7 @@ def tiles_to_weights(dtype, lanes, vectors, rows, row_axis, column_axis, taps, k
                         strip, to, lanes, upstream_of, written, columns, block_filters, upstream_plane, number, total
                     )
                     sums_of_dy = db.at(part * bias_filters + first_filter + v * lanes)
-                    before = sums_of_dy.vec(0, lanes, count=minimum(kept + r, 1) * lanes)
+                    before = sums_of_dy.vec(0, lanes, count=minimum(kept + r, 1) * first * lanes)
                     sums_of_dy.put(0, before + total.get(), count=first * lanes)
             return own_rows * columns
 

@@ -206,7 +206,8 @@ def kind_of_call(x: Tensor, w: Tensor) -> Any:
     if torch.compiler.is_compiling() or x.layout is not torch.strided or x.is_nested or w.layout is not torch.strided:
         return None
     recorded = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
-    return x.shape, x.stride(), x.dtype, w.stride(), recorded, torch.is_autocast_enabled("cpu"), exactly_asked()
+    cast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    return x.shape, x.stride(), x.dtype, w.stride(), w.dtype, recorded, cast, exactly_asked()
 
 
 def _left(
