@@ -63,17 +63,19 @@ def release() -> None:
     with _lock:
         _most = 0
         _forget()
-        _most = lent()
+        _most = _lent()
 
 
 def lent() -> int:
     """Bytes of the blocks that arrays lie on."""
-    return _count(free=False)
+    with _lock:
+        return _lent()
 
 
 def kept() -> int:
     """Bytes of the blocks that are there for the next."""
-    return _count(free=True)
+    with _lock:
+        return _all() - _lent()
 
 
 def _take(size: int) -> Block:
@@ -90,7 +92,7 @@ def _take(size: int) -> Block:
     _forget(size)
     memory = np.empty(size, np.uint8)
     block = Block(memory, -memory.ctypes.data % LINE)
-    if lent() + kept() + size <= KEPT_BYTES:
+    if _all() + size <= KEPT_BYTES:
         _blocks[size] = [*_blocks.pop(size, ()), block]
     return block  # else of the C library alone
 
@@ -98,8 +100,8 @@ def _take(size: int) -> Block:
 def _forget(more: int = 0) -> None:
     """Drop free blocks, sizes that were not used for long first: with ``more``, all stay within the most that was ever lent."""
     global _most
-    _most = max(_most, lent() + more)
-    excess = lent() + kept() + more - min(_most, KEPT_BYTES)
+    _most = max(_most, _lent() + more)
+    excess = _all() + more - min(_most, KEPT_BYTES)
     for length, blocks in list(_blocks.items()):
         for block in blocks.copy():
             if excess > 0 and _free(block):
@@ -109,8 +111,12 @@ def _forget(more: int = 0) -> None:
             del _blocks[length]
 
 
-def _count(free: bool) -> int:
-    return sum(length for length, blocks in _blocks.items() for block in blocks if _free(block) == free)
+def _all() -> int:
+    return sum(length * len(blocks) for length, blocks in _blocks.items())
+
+
+def _lent() -> int:
+    return sum(length for length, blocks in _blocks.items() for block in blocks if not _free(block))
 
 
 def _free(block: Block) -> bool:
@@ -121,9 +127,8 @@ def _holders(block: Block) -> int:
     return sys.getrefcount(block.memory)
 
 
-_blocks: dict[
-    int, list[Block]
-] = {}  # of each size, lent and free; the size that was not used for the longest time first
+# Of each size, lent and free; the size that was not used for the longest time first.
+_blocks: dict[int, list[Block]] = {}
 _most = 0  # bytes that were lent at one time
 _nobodys = Block(np.empty(0), 0)
 _UNUSED = _holders(_nobodys)
