@@ -37,7 +37,7 @@ NAME = "depthwise_paired"
 BEYOND = "three products stand for four of the formula's"
 LEAST_ROWS = 5  # of the kernel
 
-__all__ = ["NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_gradient", "workspace"]
+__all__ = ["NAME", "blocking", "declines", "forward", "input_gradient", "share", "workspace"]
 
 
 def declines(problem: Problem) -> str | None:
@@ -78,11 +78,6 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
         )
     else:
         columns.input_gradient(dy, w, g, out)
-
-
-def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Never asked for: it declines."""
-    columns.weight_gradient(dy, x, g, out)
 
 
 @functools.lru_cache(maxsize=256)
