@@ -22,7 +22,7 @@ from konv.engine.simd import ArrayPointer
 from strategies import BFLOAT16
 from texts import names
 
-MODULES = [importlib.import_module(f"konv.engine.{info.name}") for info in pkgutil.iter_modules(konv.engine.__path__)]
+MODULES = [importlib.import_module(info.name) for info in pkgutil.walk_packages(konv.engine.__path__, "konv.engine.")]
 MACHINES = {
     name: dataclasses.replace(machine(), vector_bytes=vector_bytes, registers=registers)
     for name, vector_bytes, registers in (("AVX-512", 64, 32), ("AVX2", 32, 16), ("SSE2", 16, 16), ("NEON", 16, 32))

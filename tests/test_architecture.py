@@ -150,13 +150,18 @@ def test_a_file_has_a_docstring(module):
     assert ast.get_docstring(ast.parse(text)) or not text.strip(), f"{module} does not say what it is for"
 
 
-def test_the_map_of_the_engine_names_every_file_once():
-    text = MODULES["konv.engine"].read_text(encoding="utf-8")
-    drawn = re.findall(
-        r"\b\w+\.py\b", ast.get_docstring(ast.parse(text)).partition("::")[2].partition("An algorithm")[0]
-    )
-    files = {path.name for module, path in MODULES.items() if module.startswith("konv.engine.")}
-    assert sorted(drawn) == sorted((files - {"plan.py"}) | {"ops.py"})
+FOLDERS = [module for module, path in MODULES.items() if module.startswith("konv.engine") and path.stem == "__init__"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_map_of_a_folder_of_the_engine_names_every_file_and_folder_once(folder):
+    text = ast.get_docstring(ast.parse(MODULES[folder].read_text(encoding="utf-8")))
+    drawn = re.findall(r"\b\w+(?:\.py|/)", "".join(re.findall(r"^    .*$", text.partition("::\n\n")[2], re.MULTILINE)))
+    inside = {path for path in MODULES[folder].parent.iterdir() if path.stem != "__init__" and path.name[0] not in "_."}
+    names = [f"{path.name}/" if path.is_dir() else path.name for path in inside]
+    if folder == "konv.engine":  # who asks the algorithms, and who asks him
+        names = [*(set(names) - {"plan.py"}), "ops.py"]
+    assert sorted(drawn) == sorted(names)
 
 
 def called(module, node, known):

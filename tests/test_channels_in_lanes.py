@@ -9,16 +9,10 @@ import konv
 from compare import assert_equal, assert_same_bits
 from konv import textbook
 from konv.arrays import empty, laid_out
-from konv.engine import (
-    depthwise_fixed,
-    depthwise_paired,
-    small_groups,
-    small_planes,
-    threads,
-    winograd_groups,
-    winograd_small,
-)
+from konv.engine import threads
+from konv.engine.groups import depthwise_fixed, depthwise_paired, small_groups, small_planes
 from konv.engine.plan import KINDS, Problem
+from konv.engine.winograd import winograd_groups, winograd_small
 from plain_engine import MACHINES, engine
 from strategies import integers
 from test_guard_page import guarded

@@ -10,9 +10,10 @@ import konv
 from compare import assert_equal, assert_same_bits
 from konv import textbook
 from konv.arrays import laid_out
-from konv.engine import direct, joined
+from konv.engine.direct import direct
+from konv.engine.direct.sweeps import sweeps
 from konv.engine.plan import Problem, prefer
-from konv.engine.sweeps import sweeps
+from konv.engine.stems import joined
 from plain_engine import MACHINES, engine
 from strategies import integers
 

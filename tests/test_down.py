@@ -12,7 +12,8 @@ import konv
 from compare import assert_close, assert_equal, assert_same_bits, untouched
 from konv import textbook
 from konv.down import GRADIENTS, _layered, _layered_backward, _shape, down_conv, down_conv_backward, down_shape
-from konv.engine import down, memory
+from konv.engine import memory
+from konv.engine.downconv import down
 from konv.engine.machine import machine
 from konv.layers.downconv import DownConv
 from plain_engine import MACHINES, engine, factories, many_small_jobs

@@ -7,8 +7,8 @@ import konv
 from compare import assert_equal, assert_same_bits
 from konv import textbook
 from konv.arrays import laid_out
-from konv.engine import folded
 from konv.engine.plan import Problem
+from konv.engine.stems import folded
 from konv.engine.threads import using
 from plain_engine import MACHINES, engine, many_small_jobs
 from strategies import BFLOAT16, integers

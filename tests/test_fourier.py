@@ -9,8 +9,8 @@ import konv
 from compare import assert_equal, assert_same_bits
 from konv import textbook
 from konv.arrays import laid_out
-from konv.engine import fourier, fourier_groups
-from konv.engine.fourier_passes import dft, twiddles
+from konv.engine.fourier import fourier, fourier_groups
+from konv.engine.fourier.fourier_passes import dft, twiddles
 from konv.engine.plan import KINDS, Problem, exactly, prefer
 from konv.engine.simd import ArrayPointer
 from plain_engine import MACHINES, engine, forget, many_small_jobs

@@ -9,7 +9,8 @@ import pytest
 import konv
 from compare import assert_equal, assert_same_bits
 from konv import textbook
-from konv.engine import depthwise, depthwise_fixed, grouped, threads
+from konv.engine import threads
+from konv.engine.groups import depthwise, depthwise_fixed, grouped
 from konv.engine.machine import machine
 from konv.engine.plan import KINDS, Problem, prefer
 from konv.engine.simd import bits, pick, within

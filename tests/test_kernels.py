@@ -14,9 +14,11 @@ import konv
 from compare import assert_close, assert_equal, assert_same_bits
 from konv import textbook
 from konv.arrays import accumulator
-from konv.engine import direct, products_last, small_groups, weights
 from konv.engine.bias import add_bias, bias_gradient
+from konv.engine.direct import direct, weights
+from konv.engine.groups import small_groups
 from konv.engine.plan import KINDS, Problem, algorithms
+from konv.engine.products import products_last
 from plain_engine import MACHINES, MODULES, engine, factories, many_small_jobs
 from strategies import BFLOAT16, convolutions, integers, seeds
 

@@ -8,9 +8,9 @@ import pytest
 
 import konv
 from konv.engine import columns, plan
+from konv.engine.direct.weights_cut import BLOCK_BYTES as UNIT_BYTES
 from konv.engine.memory import release
 from konv.engine.plan import Problem, choose
-from konv.engine.weights_cut import BLOCK_BYTES as UNIT_BYTES
 from konv.geometry import transposed_geometry
 
 SLACK = 100_000  # Python objects, NumPy's iterators and buffers

@@ -8,9 +8,9 @@ import pytest
 import konv
 from compare import assert_close, assert_equal, assert_same_bits
 from konv import textbook
-from konv.engine import pairs
 from konv.engine.machine import machine
 from konv.engine.plan import KINDS, Problem, prefer
+from konv.engine.products import pairs
 from plain_engine import MACHINES, engine, many_small_jobs
 from strategies import BFLOAT16, integers
 from test_guard_page import guarded

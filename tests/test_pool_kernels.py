@@ -6,7 +6,8 @@ import pytest
 import konv
 from compare import assert_equal, assert_same_bits
 from konv import textbook
-from konv.engine import pool, threads
+from konv.engine import threads
+from konv.engine.pooling import pool
 from konv.geometry import pooling_geometry
 from plain_engine import MACHINES, engine
 from strategies import BFLOAT16, integers

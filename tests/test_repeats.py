@@ -6,8 +6,9 @@ import pytest
 import konv
 from compare import assert_equal, assert_same_bits
 from konv import textbook
-from konv.engine import memory, repeats
+from konv.engine import memory
 from konv.engine.plan import KINDS, Problem, choose
+from konv.engine.products import repeats
 from konv.engine.threads import using
 from plain_engine import MACHINES, engine, many_small_jobs
 from strategies import BFLOAT16, integers

@@ -30,7 +30,7 @@ from konv.engine.simd import (
     whole,
     within,
 )  # fmt: skip
-from konv.engine.simd_values import emit
+from konv.engine.simd.values import emit
 from strategies import BFLOAT16
 from texts import both, compiled, run_compiled, run_plain
 

@@ -6,8 +6,10 @@ import pytest
 import konv
 from compare import assert_equal, assert_same_bits
 from konv import textbook
-from konv.engine import direct, launch, strips, strips_cut
+from konv.engine import launch
+from konv.engine.direct import direct
 from konv.engine.plan import Problem
+from konv.engine.stems import strips, strips_cut
 from konv.engine.threads import using
 from plain_engine import MACHINES, engine, many_small_jobs
 from strategies import BFLOAT16, integers

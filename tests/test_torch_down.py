@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 
 from torch.autograd import forward_ad  # noqa: E402
 
-from konv.engine import down, memory  # noqa: E402
+from konv.engine import memory  # noqa: E402
+from konv.engine.downconv import down  # noqa: E402
 from konv.torch import DownConv  # noqa: E402
 from konv.torch import down as konv_down  # noqa: E402
 from konv.torch.down import down_conv, in_matrix_form  # noqa: E402

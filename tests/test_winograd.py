@@ -14,13 +14,13 @@ import konv
 from compare import assert_same_bits
 from konv import textbook
 from konv.arrays import empty, laid_out
-from konv.engine import winograd as algorithm
-from konv.engine import winograd_cuts
 from konv.engine.plan import KINDS, Problem
 from konv.engine.simd import ArrayPointer
-from konv.engine.winograd_axes import Axes
-from konv.engine.winograd_formulas import MOST_POINTS, Scheme, both_axes
-from konv.engine.winograd_kernels import filters_to_points, winograd
+from konv.engine.winograd import winograd as algorithm
+from konv.engine.winograd import winograd_cuts
+from konv.engine.winograd.winograd_axes import Axes
+from konv.engine.winograd.winograd_formulas import MOST_POINTS, Scheme, both_axes
+from konv.engine.winograd.winograd_kernels import filters_to_points, winograd
 from konv.geometry import geometry
 from strategies import BFLOAT16, seeds
 from test_guard_page import guarded

@@ -11,9 +11,9 @@ import konv
 from compare import assert_same_bits
 from konv import textbook
 from konv.arrays import laid_out
-from konv.engine import winograd as algorithm
-from konv.engine import winograd_cuts, winograd_weights
-from konv.engine.winograd_outer import add_parts, tiles_to_weights
+from konv.engine.winograd import winograd as algorithm
+from konv.engine.winograd import winograd_cuts, winograd_weights
+from konv.engine.winograd.winograd_outer import add_parts, tiles_to_weights
 from konv.geometry import geometry
 from strategies import seeds
 from test_guard_page import guarded

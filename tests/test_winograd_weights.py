@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 import konv
 from compare import assert_same_bits
 from konv import textbook
-from konv.engine import memory, winograd_weights
+from konv.engine import memory
 from konv.engine.simd import ArrayPointer
-from konv.engine.winograd_outer import add_parts, tiles_to_weights
+from konv.engine.winograd import winograd_weights
+from konv.engine.winograd.winograd_outer import add_parts, tiles_to_weights
 from konv.geometry import geometry
 from strategies import seeds
 from test_guard_page import guarded

@@ -141,7 +141,7 @@ def _shape(x: np.ndarray, w1: np.ndarray, w2: np.ndarray, padding: int) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def down_shape(x: tuple[int, ...], w1: tuple[int, ...], w2: tuple[int, ...], padding: int, dtype: str) -> Any:
-    """The engine's description of arrays of these shapes, which must fit: a ``konv.engine.down.Shape``."""
+    """The engine's description of arrays of these shapes, which must fit: a ``konv.engine.downconv.down.Shape``."""
     for name, shape, axes in (("x", x, "(B, L, H)"), ("w1", w1, "(C, H, k1)"), ("w2", w2, "(G, C, k2)")):
         if len(shape) != 3 or 0 in shape[name == "x" :]:
             raise ValueError(
@@ -196,6 +196,6 @@ def _layered_backward(
 
 
 def _engine() -> Any:
-    from konv.engine import down  # imports LLVM, which takes a while
+    from konv.engine.downconv import down  # imports LLVM, which takes a while
 
     return down

@@ -213,6 +213,6 @@ _known_geometry = functools.lru_cache(maxsize=1024)(_new_geometry)
 
 
 def _engine() -> Any:
-    from konv.engine import pool  # imports LLVM, which takes a while
+    from konv.engine.pooling import pool  # imports LLVM, which takes a while
 
     return pool

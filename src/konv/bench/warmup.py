@@ -11,7 +11,7 @@ import numpy as np
 import konv
 from konv.arrays import laid_out
 from konv.bench.layers import ROWS, Row
-from konv.engine.down import PAST_BYTES
+from konv.engine.downconv.down import PAST_BYTES
 
 
 def calls() -> Iterator[tuple[str, Callable[[], object]]]:

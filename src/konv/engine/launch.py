@@ -26,7 +26,7 @@ from llvmlite import ir
 
 from konv.engine.compile import Kernel, compile_ir, compiling, load, stored
 from konv.engine.memory import address
-from konv.engine.simd_values import INT64
+from konv.engine.simd.values import INT64
 
 __all__ = ["Job", "address"]
 

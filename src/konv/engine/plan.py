@@ -125,28 +125,14 @@ class Algorithm(Protocol):
 @functools.cache
 def algorithms() -> list[Algorithm]:
     """The table, asked from the top; the last takes everything. Imported when first asked: LLVM takes a while."""
-    from konv.engine import (
-        columns,
-        depthwise_paired,
-        direct,
-        folded,
-        fourier,
-        fourier_groups,
-        grouped,
-        joined,
-        pairs,
-        products,
-        products_last,
-        repeats,
-        small_groups,
-        small_planes,
-        strips,
-        strips_last,
-        winograd,
-        winograd_groups,
-        winograd_small,
-    )
+    from konv.engine import columns
+    from konv.engine.direct import direct
+    from konv.engine.fourier import fourier, fourier_groups
+    from konv.engine.groups import depthwise_paired, grouped, small_groups, small_planes
     from konv.engine.machine import machine
+    from konv.engine.products import pairs, products, products_last, repeats
+    from konv.engine.stems import folded, joined, strips, strips_last
+    from konv.engine.winograd import winograd, winograd_groups, winograd_small
 
     if not machine().fused:  # a CPU of before 2013: its BLAS is faster than kernels made of calls
         return [cast(Algorithm, columns)]

@@ -2,7 +2,7 @@
 
 ::
 
-    DownConv --> down_conv --plain CPU tensors, nobody watches--> an autograd.Function --> konv.engine.down
+    DownConv --> down_conv --plain CPU tensors, nobody watches--> an autograd.Function --> konv.engine.downconv.down
                      '-- everything else: in_matrix_form, PyTorch's own operations
 
 A compiler, a tracer, torch.func, forward-mode derivatives and modes see PyTorch's operations, and so does autocast; a derivative
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from konv.down import down_shape
-from konv.engine import down
+from konv.engine.downconv import down
 from konv.engine.machine import machine
 from konv.engine.threads import using
 from konv.torch.ops import computes, leaves

@@ -1,0 +1,117 @@
+"""Depthwise layers with two axes, channels first, kernels of 5 to 7 rows: jobs of
+:mod:`konv.engine.groups.depthwise_paired_kernels`.
+
+One core of an AMD Zen 4 is bound by its multiply-adds here, of which a fifth is saved. Against the same planes row by row
+(:mod:`konv.engine.groups.depthwise_fixed`), milliseconds: 7 x 7 on 96@56 1.04/1.11, 192@28 .49/.60, 384@14 .24/.28, 768@7
+.12/.14; 5 x 5 on 384@14 .12/.15. Its error on normal numbers is the same, 2 to 3e-7 of the largest output: sums are shorter.
+
+``(x - y) a`` and ``y (a + b)`` stand for products of neighbouring rows x and y with neighbouring rows of taps a and b, as in
+Winograd's algorithm F(2, 2): an output has the rounding of the largest input of its own and of the next row's window, even where
+its taps are zero, and infinities of either row become NaN in both.
+
+Four rows together, as F(4, 4) of two groups of taps, would leave half of the products; but its seven points would have to be
+written and read again at every column of the kernel, and loads that cross a line are as slow as two multiply-adds.
+Asking for what comes next took 1.07 times as long at 96@56.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from konv.arrays import all_finite
+from konv.engine import columns, roofline
+from konv.engine.groups import depthwise_fixed
+from konv.engine.groups.depthwise_fixed import Fixed, vectors_of, woven
+from konv.engine.groups.depthwise_paired_kernels import correlate_paired
+from konv.engine.launch import Job
+from konv.engine.machine import dtype_name, machine
+from konv.engine.simd import ITEMSIZE
+from konv.engine.threads import get_threads, width
+from konv.geometry import Geometry
+
+if TYPE_CHECKING:
+    from konv.engine.plan import Problem
+
+NAME = "depthwise_paired"
+BEYOND = "three products stand for four of the formula's"
+LEAST_ROWS = 5  # of the kernel
+
+__all__ = ["NAME", "blocking", "declines", "forward", "input_gradient", "share", "workspace"]
+
+
+def declines(problem: Problem) -> str | None:
+    """What it does not compute, and kernels of few rows, where reading binds."""
+    g, dtype = problem.geometry, problem.dtype
+    if problem.kind == "weight_gradient":
+        return "it has no weight gradient"
+    if problem.exact:
+        return "an exact sum is asked for: it adds before it multiplies"
+    if problem.layout != "first" or max(g.stride) > 1 or not depthwise_fixed.takes(g, dtype, problem.kind):
+        return "it takes depthwise layers of stride 1 with two axes and many channels, channels first"
+    if g.kernel[0] < LEAST_ROWS:
+        return f"{g.kernel[0]} rows of taps; it takes {LEAST_ROWS} or more"
+    row = g.output[1] if problem.kind == "forward" else g.spatial[1]
+    return "of bfloat16 even and odd columns apart are faster" if woven(row, 1, dtype, dtype) else None
+
+
+def workspace(problem: Problem) -> int:
+    """None: w is read as it is."""
+    return 0
+
+
+def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
+    """Write conv(x, w) + b into ``out`` (N, C, *output)."""
+    if all_finite(w):
+        depthwise_fixed.run(
+            _prepared(g, False, dtype_name(x.dtype), dtype_name(out.dtype), get_threads()), x, w, b, out
+        )
+    else:  # padding that is left out, times infinity, would have been NaN
+        columns.forward(x, w, b, g, out)
+
+
+def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dx (N, C, *spatial) into ``out``."""
+    if all_finite(w):
+        depthwise_fixed.run(
+            _prepared(g, True, dtype_name(dy.dtype), dtype_name(out.dtype), get_threads()), dy, w, None, out
+        )
+    else:
+        columns.input_gradient(dy, w, g, out)
+
+
+@functools.lru_cache(maxsize=256)
+def _prepared(g: Geometry, backwards: bool, x_dtype: str, y_dtype: str, threads: int) -> Fixed:
+    x_size, y_size = (g.output, g.spatial) if backwards else (g.spatial, g.output)
+    pad = tuple(k - 1 - low if backwards else low for k, (low, _) in zip(g.kernel, g.padding))
+    vectors, planes = vectors_of(y_size[1], x_dtype, False), g.batch * g.channels
+    most = (14 if len(vectors) == 1 else 10) if machine().registers >= 32 else 4
+    rows = min(range(2, most + 1, 2), key=lambda n: 3 * -(-y_size[0] // n) + (4 if y_size[0] % n else 0))
+    chunk = -(-planes // max(1, 8 * threads))
+    job = Job(
+        correlate_paired(
+            x_dtype, y_dtype, vectors, rows, g.kernel, pad, x_size, y_size, backwards
+        ),
+        -(-planes // max(1, chunk)), planes=planes, chunk=chunk, channels=g.channels,
+    )  # fmt: skip
+    no_bias = np.zeros(g.channels * ITEMSIZE[x_dtype], np.uint8)
+    return Fixed(job, width(job.pieces, g.flops // 2), vectors[0][1], rows, no_bias)
+
+
+def blocking(problem: Problem) -> str:
+    """Tile and pieces, in words."""
+    plan = _prepared(problem.geometry, problem.kind == "input_gradient", problem.dtype, problem.dtype, get_threads())
+    return (
+        f"{plan.lanes} pixels of a row in a vector, {plan.rows} rows together, in pairs that share a third of their products; "
+        f"{plan.job.numbers['chunk']} planes a piece; {plan.job.cut(plan.threads)}"
+    )
+
+
+def share(problem: Problem) -> float:
+    """Of the limit; see :mod:`konv.engine.roofline`."""
+    g = problem.geometry
+    row, taps = g.spatial[-1] if problem.kind == "input_gradient" else g.output[-1], g.kernel[0]
+    done = (3 * (taps // 2) + 2 * (taps % 2)) / (2 * taps) * roofline.padding(row, machine().lanes(problem.dtype) // 2)
+    return roofline.share(problem, done, speed=0.9, moving=1.25, storing=1)

@@ -1,0 +1,219 @@
+"""Depthwise layers with two axes on channels-last arrays: the jobs of :mod:`konv.engine.groups.depthwise_rows_kernels`.
+
+Two threads at the channels of one image wait for each other's cache lines: 960@7 took .15 ms where images are apart .06. Fewer
+tiles a piece where spans are many gained nothing (768@7 .153 and .141).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from konv.arrays import all_finite
+from konv.engine import columns, memory
+from konv.engine.groups.axes import gradient_phases
+from konv.engine.groups.depthwise_rows_kernels import accumulate_rows, correlate_rows
+from konv.engine.launch import Job, address
+from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.simd import ITEMSIZE
+from konv.engine.threads import get_threads, width
+from konv.geometry import Geometry
+
+MOST_TAPS, MOST_STRIDE = 9, 8  # of a column of the kernel: unrolled
+MOST_COLUMNS = 32  # of the kernel, in a table
+# Of weights, or of their sums, of a span of channels, where an image is near. Whole pixels are read fastest, except with many
+# taps: 768@7, 7 x 7, .14 ms instead of .18, but 96@56 1.2 instead of 1.1.
+SPAN_BYTES, NEAR_BYTES, MANY_TAPS = 8 << 10, 640 << 10, 36
+PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one row
+LEAST_PIECES = 16
+# Pixels of a row whose products are added one by one to a sum: so the error stays small. A row is not cut: of a longer one, which
+# is a part by itself, all are.
+MOST_ADDED = 1024
+
+Meets = tuple[tuple[int, int, int], ...]
+
+
+def takes(g: Geometry) -> bool:
+    """Whether these are the jobs of a layer."""
+    small = g.axes == 2 and g.kernel[0] <= MOST_TAPS and g.stride[0] <= MOST_STRIDE and g.kernel[1] <= MOST_COLUMNS
+    return small and g.groups == g.channels == g.filters
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A prepared job, its threads, lanes and rows of a tile, zeros for its bias, and the shape of its sums."""
+
+    job: Job
+    threads: int
+    lanes: int
+    tile: int
+    no_bias: np.ndarray
+    sums: tuple[int, ...] = ()
+
+
+def correlate(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, backwards: bool, out: np.ndarray
+) -> None:
+    """Forward, or with ``backwards`` the input gradient."""
+    plan = correlation(g, backwards, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
+    weights = _packed(w, plan.no_bias.dtype, plan.lanes)
+    bias = plan.no_bias if b is None else np.ascontiguousarray(b, plan.no_bias.dtype)
+    plan.job.run(plan.threads, x=address(x), weights=address(weights), bias=address(bias), y=address(out))
+
+
+def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
+    """Write dL/dw (C, 1, *kernel) into ``out`` and dL/db (C,) into ``db``."""
+    plan = accumulation(g, dtype_name(x.dtype), get_threads())
+    wide = wide_type(dtype_name(x.dtype))
+    sums, biases = memory.aligned(plan.sums, wide), np.empty((plan.sums[0], g.channels), wide)
+    plan.job.run(plan.threads, x=address(x), dy=address(dy), sums=address(sums), biases=address(biases))
+    db[...] = biases.sum(axis=0) if len(biases) > 1 else biases[0]
+    if all_finite(biases):
+        total = sums.sum(axis=0) if len(sums) > 1 else sums[0]
+        out[...] = total.transpose(0, 2, 1).reshape(-1, *g.w_shape[1:])[: g.channels]
+    else:  # nor is dy: cells in the padding, left out here, make NaN of it
+        columns.weight_gradient(dy, x, g, out)
+
+
+@functools.lru_cache(maxsize=512)
+def correlation(g: Geometry, backwards: bool, x_dtype: str, y_dtype: str, threads: int) -> Rows:
+    """The job of a correlation."""
+    (x_height, x_width), (out_height, out_width) = (g.output, g.spatial) if backwards else (g.spatial, g.output)
+    lanes, stride = machine().lanes(x_dtype), g.stride[0]
+    period = stride if backwards else 1  # tiles begin with a whole one
+    tile = _tile(out_height, period, few=8 < out_height < 4 * LEAST_PIECES // max(1, g.batch))
+    fixed = tile == out_height
+    meets = row_meetings(g, tile, backwards, x_height if fixed else None)
+    table, most = _columns(g, backwards)
+    tiles = g.batch * -(-out_height // tile)
+    span, spans = _spans(g, x_dtype, 2 * tiles, math.prod(g.kernel) >= MANY_TAPS)
+    chunk = max(1, min(-(-tiles * spans // (8 * threads)), PIECE_CELLS // max(1, tile * out_width * span)))
+    job = Job(
+        correlate_rows(
+            x_dtype, y_dtype, lanes, tile, meets, *g.kernel, (1, stride) if backwards else (stride, 1),
+            g.channels % lanes == 0, fixed,
+        ),
+        -(-tiles // chunk) * spans, tiles=tiles, chunk=chunk, span=span, channels=g.channels, most=most,
+        x_height=x_height, x_width=x_width, out_height=out_height, out_width=out_width,
+        last=-(-(out_height - tile) // period) * period, zeros=_zeros(x_width * g.channels, x_dtype), columns=table,
+    )  # fmt: skip
+    return Rows(job, width(job.pieces, g.flops // 2), lanes, tile, np.zeros(g.channels, wide_type(x_dtype)))
+
+
+@functools.lru_cache(maxsize=256)
+def accumulation(g: Geometry, dtype: str, threads: int) -> Rows:
+    """The job of the weight gradient; how it is cut does not depend on ``threads``."""
+    lanes, out_height = machine().lanes(dtype), g.output[0]
+    tile = _tile(out_height, 1)
+    fixed = tile == out_height
+    meets = row_meetings(g, tile, False, g.spatial[0] if fixed else None)
+    table, most = _columns(g, False)
+    tiles = g.batch * (out_height // tile + out_height % tile)
+    span, spans = _spans(g, dtype, tiles, True)
+    chunk = max(1, min(-(-tiles * spans // LEAST_PIECES), MOST_ADDED // max(1, g.output[1])))
+    parts = -(-tiles // chunk)
+    job = Job(
+        accumulate_rows(dtype, lanes, tile, meets, *g.kernel, g.stride[0], g.channels % lanes == 0, fixed),
+        parts * spans, tiles=tiles, chunk=chunk, span=span, channels=g.channels, most=most,
+        x_height=g.spatial[0], x_width=g.spatial[1], out_height=out_height, out_width=g.output[1],
+        zeros=_zeros(g.spatial[1] * g.channels, dtype), columns=table,
+    )  # fmt: skip
+    sums = parts, -(-g.channels // lanes), math.prod(g.kernel), lanes
+    return Rows(job, width(job.pieces, g.flops // 2), lanes, tile, np.zeros(0), sums)
+
+
+def workspace(g: Geometry, dtype: str, kind: str) -> int:
+    """Bytes of the packed weights, or of partial sums."""
+    lanes, wide = machine().lanes(dtype), ITEMSIZE[wide_type(dtype)]
+    if kind == "weight_gradient":
+        return math.prod(accumulation(g, dtype, get_threads()).sums) * wide
+    return -(-g.channels // lanes) * lanes * math.prod(g.kernel) * wide
+
+
+def blocking(g: Geometry, dtype: str, kind: str) -> str:
+    """Tile and pieces, in words."""
+    if kind == "input_gradient" and not gradient_phases(g):
+        return "nothing to compute"
+    if kind == "weight_gradient":
+        plan, what = accumulation(g, dtype, get_threads()), "summed over"
+    else:
+        plan, what = correlation(g, kind == "input_gradient", dtype, dtype, get_threads()), "computed in"
+    n = plan.job.numbers
+    return (
+        f"{plan.lanes} channels in a vector, {plan.tile} rows together; {what} {n['chunk']} of {n['tiles']} such tiles, "
+        f"{min(n['span'], g.channels)} channels a piece; {plan.job.cut(plan.threads)}"
+    )
+
+
+def _packed(w: np.ndarray, wide: np.dtype, lanes: int) -> np.ndarray:
+    """[vector of channels][tap][lane]: a vector's are neighbours, or they would evict each other where channels are many."""
+    channels, vectors = len(w), -(-len(w) // lanes)
+    packed = memory.aligned((vectors, w[0].size, lanes), wide)
+    whole = channels // lanes
+    packed[:whole] = w[: whole * lanes].reshape(whole, lanes, w[0].size).transpose(0, 2, 1)
+    if whole < vectors:
+        packed[whole] = 0
+        packed[whole, :, : channels - whole * lanes] = w[whole * lanes :].reshape(channels - whole * lanes, -1).T
+    return packed
+
+
+def _zeros(cells: int, dtype: str) -> np.ndarray:
+    return np.zeros(cells * ITEMSIZE[dtype], np.uint8)  # only read: the system keeps one page of them
+
+
+def _tile(rows: int, period: int, few: bool = False) -> int:
+    """Rows of a tile: of an image those that compute fewest twice; ``few``: at most 4, where there is little to share out."""
+    most = max(8 if machine().registers >= 32 and not few else 4, period)
+    sizes = [n for n in range(period, most + 1, period) if n <= max(rows, period)]
+    return min(reversed(sizes), key=lambda n: -(-rows // n) * (n + 2))
+
+
+def row_meetings(g: Geometry, tile: int, backwards: bool, height: int | None) -> Meets:
+    """(row of x, row of outputs, row of the kernel) of a tile, counted from its first; those inside ``height``, if given.
+
+    Rows of x are counted from the first output's row times the stride, or of a gradient divided by it.
+    """
+    stride, dilation, low = g.stride[0], g.dilation[0], g.padding[0][0]
+    found = []
+    for r, t in itertools.product(range(tile), range(g.kernel[0])):
+        if not backwards:
+            found.append((r * stride + t * dilation - low, r, t))
+        elif (r + low - t * dilation) % stride == 0:
+            found.append(((r + low - t * dilation) // stride, r, t))
+    return tuple(sorted(meet for meet in found if height is None or 0 <= meet[0] < height))
+
+
+def _columns(g: Geometry, backwards: bool) -> tuple[np.ndarray, int]:
+    """For each column of outputs how many it meets, and (column of x, column of the kernel) of each; and the most of them."""
+    stride, dilation, low = g.stride[1], g.dilation[1], g.padding[1][0]
+    met: list[list[tuple[int, int]]] = []
+    for column in range(g.spatial[1] if backwards else g.output[1]):
+        met.append([])
+        for t in range(g.kernel[1]):
+            at = column + low - t * dilation if backwards else column * stride + t * dilation - low
+            if not backwards and 0 <= at < g.spatial[1]:
+                met[-1].append((at, t))
+            elif backwards and at % stride == 0 and 0 <= at // stride < g.output[1]:
+                met[-1].append((at // stride, t))
+        met[-1].sort()
+    most = max(map(len, met), default=0)
+    table = np.zeros((len(met), 1 + 2 * most), np.int64)
+    for entry, pairs in zip(table, met):
+        entry[0] = len(pairs)
+        entry[1 : 1 + 2 * len(pairs)] = np.array(pairs, np.int64).reshape(-1)
+    return table, most
+
+
+def _spans(g: Geometry, dtype: str, tiles: int, cut: bool) -> tuple[int, int]:
+    """(channels of a span, spans), as equal as vectors allow; ``cut``: so few that their weights lie in the nearest cache."""
+    lanes, wide = machine().lanes(dtype), ITEMSIZE[wide_type(dtype)]
+    vectors = -(-g.channels // lanes)
+    spans = -(-LEAST_PIECES // max(1, tiles))
+    if cut and g.channels * math.prod(g.spatial) * ITEMSIZE[dtype] <= NEAR_BYTES:
+        spans = max(spans, -(-vectors * lanes * math.prod(g.kernel) * wide // SPAN_BYTES))
+    each = -(-vectors // min(spans, vectors))
+    return each * lanes, -(-vectors // each)

@@ -1,0 +1,238 @@
+"""Groups of few channels and as many filters: channels in lanes.
+
+Time beside pixels in lanes or the direct tile, on two cores of an AMD Zen 4, 256@28 in 32 groups and 256@56 of stride 2::
+
+                          forward          input gradient    weights
+    channels first        1.1 not taken    1.1 not taken     0.8
+    channels first, / 2   0.9              0.7               0.5
+    channels last         0.8              0.75              0.6
+    channels last, / 2    0.9              1.1 not taken     1.3 not taken
+
+Groups of 16 gain as much, but their weights channels first nothing; groups of 4 take 1.3 times as long as there. It waits
+for memory: chunks of a half or twice as many cells change nothing, asking for the next chunk's 5 %, of pixels apart nothing.
+
+Lost, 256@56 of stride 2: outputs in lanes, from a copy of even and of odd cells, tiles of 8 filters by 2 vectors: products alone
+take 0.65 of the time, with the copy as long as this, input gradients 0.9.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from konv.arrays import known_layout
+from konv.engine import columns, memory, roofline
+from konv.engine.groups.small_groups_kernels import accumulate_groups, correlate_groups
+from konv.engine.launch import Job, address
+from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.threads import get_threads, width
+from konv.geometry import Geometry
+
+if TYPE_CHECKING:
+    from konv.engine.plan import Problem
+
+NAME = "small_groups"
+GROUPS, GROUPS_OF_WEIGHTS = (8, 16), (8,)  # channels of a group; of weights where channels are first
+MOST_COLUMNS = 64  # of a row, whose outputs are unrolled
+MOST_TAPS = 5  # of a row of the kernel
+CHUNK_CELLS = 160  # of dy, whose products are summed before they are added to the others: the error falls
+LEAST_PIECES = 32  # each of which is summed by itself
+
+__all__ = [
+    "NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_and_bias_gradient", "weight_gradient",
+    "workspace",
+]  # fmt: skip
+
+
+def declines(problem: Problem) -> str | None:
+    """What it does not compute, or what others compute faster; see above."""
+    g, lanes, kind, last = problem.geometry, machine().lanes(problem.dtype), problem.kind, problem.layout == "last"
+    group = g.channels // g.groups
+    if g.axes != 2 or max(g.dilation) > 1 or g.kernel[1] > MOST_TAPS:
+        return f"its kernels have two axes, at most {MOST_TAPS} columns, no dilation"
+    groups = GROUPS_OF_WEIGHTS if kind == "weight_gradient" and not last else GROUPS
+    if g.channels != g.filters or group not in groups or lanes % group or g.channels % lanes:
+        return f"groups of {group} x {g.filters // g.groups}: it takes as many filters as channels, whole groups in a vector"
+    strided = max(g.stride) > 1
+    if kind != "weight_gradient":
+        if max(g.spatial[1], g.output[1]) > MOST_COLUMNS:
+            return f"its rows have at most {MOST_COLUMNS} cells"
+        if strided if last and kind == "input_gradient" else not (strided or last):
+            return "with these strides rows in lanes are as fast"
+        return None
+    if last and strided:
+        return "channels last, its strides are 1"
+    left, right, over = _edges(g)
+    if left + right > g.output[1] or max(over, g.padding[1][0]) >= g.kernel[1]:
+        return "rows are shorter than their edges"
+    return None
+
+
+def workspace(problem: Problem) -> int:
+    """Bytes taken while it runs: sums of all parts, or w in the kernel's order."""
+    g, dtype, layout = problem.geometry, problem.dtype, problem.layout
+    weights = math.prod(g.w_shape) * np.dtype(wide_type(dtype)).itemsize
+    if problem.kind == "weight_gradient":
+        plan = _prepare(g, dtype, layout, get_threads())
+        return plan.size + plan.parts * weights
+    return _correlation(g, problem.kind == "input_gradient", dtype, dtype, layout, get_threads()).size + weights
+
+
+def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
+    """Write conv(x, w) + b into ``out`` (N, F, *output)."""
+    if np.isfinite(w).all():
+        _correlate(x, w, b, g, False, out)
+    else:  # padding that is left out, times infinity, would have been NaN
+        columns.forward(x, w, b, g, out)
+
+
+def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dx (N, C, *spatial) into ``out``."""
+    if np.isfinite(w).all():
+        _correlate(dy, w, None, g, True, out)
+    else:
+        columns.input_gradient(dy, w, g, out)
+
+
+def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dw (F, C // groups, *kernel) into ``out``."""
+    weight_and_bias_gradient(dy, x, g, out, np.empty(g.filters, out.dtype))
+
+
+def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
+    """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``."""
+    plan = _prepare(g, dtype_name(x.dtype), known_layout(x, dy), get_threads())
+    wide, group = wide_type(dtype_name(x.dtype)), g.channels // g.groups
+    sums = np.empty((plan.parts, *g.kernel, group, g.groups, group), wide)
+    biases = np.empty((plan.parts, g.filters), wide)
+    with memory.workspace(plan.size) as slots:
+        plan.job.run(
+            plan.threads, x=address(x), dy=address(dy), sums=address(sums), biases=address(biases), slots=slots
+        )
+    db[...] = biases.sum(axis=0)
+    if not np.isfinite(biases).all():  # nor is dy: taps in the padding, left out here, make NaN of it
+        columns.weight_gradient(dy, x, g, out)
+        return
+    total = sums.sum(axis=0) if plan.parts > 1 else sums[0]
+    out.reshape(g.groups, group, group, *g.kernel)[...] = total.transpose(3, 2, 4, 0, 1)
+
+
+def _correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, back: bool, out: np.ndarray) -> None:
+    plan = _correlation(g, back, dtype_name(x.dtype), dtype_name(out.dtype), known_layout(x, out), get_threads())
+    wide, group, lanes = wide_type(dtype_name(x.dtype)), g.channels // g.groups, machine().lanes(dtype_name(x.dtype))
+    parts = w.reshape(g.channels // lanes, lanes // group, group, group, *g.kernel)
+    weights = np.ascontiguousarray(
+        parts.transpose(0, 4, 5, 2, 1, 3) if back else parts.transpose(0, 4, 5, 3, 1, 2), wide
+    )
+    bias = np.zeros(g.channels, wide) if b is None else np.ascontiguousarray(b, wide)
+    with memory.workspace(plan.size) as slots:
+        plan.job.run(
+            plan.threads, x=address(x), weights=address(weights), bias=address(bias), y=address(out), slots=slots
+        )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job, the bytes that its threads borrow, and in how many parts its sums are."""
+
+    job: Job
+    threads: int
+    size: int
+    parts: int = 1
+
+
+@functools.lru_cache(maxsize=256)
+def _correlation(g: Geometry, back: bool, x_dtype: str, y_dtype: str, layout: str, threads: int) -> Prepared:
+    host, group, (taps_high, taps) = machine(), g.channels // g.groups, g.kernel
+    lanes, stride, pad = host.lanes(x_dtype), g.stride[1], g.padding[1][0]
+    (x_height, x_width), (out_height, out_width) = (g.output, g.spatial) if back else (g.spatial, g.output)
+    chunk_rows = max(1, min(out_height, CHUNK_CELLS // out_width))
+    met = [_rows_met(o, g, back, x_height) for o in range(out_height)]
+    rows = [
+        *np.cumsum([0, *map(len, met)]),
+        *np.array([pair for pairs in met for pair in pairs], np.int64).reshape(-1),
+        0,
+    ]
+    chunks = []
+    for row in range(0, out_height, chunk_rows):
+        lines = [line for pairs in met[row : row + chunk_rows] for line, _ in pairs] or [0]
+        chunks += [min(lines), max(lines) - min(lines) + 1]
+    held = max(chunks[1::2], default=0) * x_width, chunk_rows * out_width
+    y_at, y_size = (-(-n // lanes) * lanes * lanes for n in held)
+    down, up = (1, stride) if back else (stride, 1)
+    most = 14 if host.registers >= 32 else 8
+    job = Job(
+        correlate_groups(x_dtype, y_dtype, lanes, group, taps, down, up, pad, x_width, out_width, most, layout, back),
+        g.batch * (g.channels // lanes), slot_size=y_at + y_size, y_at=y_at, channels=g.channels, x_height=x_height,
+        out_height=out_height, chunk_rows=chunk_rows, weights_size=taps_high * taps * group * lanes,
+        rows=np.array(rows, np.int64), chunks=np.array(chunks, np.int64),
+    )  # fmt: skip
+    used = width(job.pieces, g.flops // 2)
+    return Prepared(job, used, used * (y_at + y_size) * np.dtype(wide_type(x_dtype)).itemsize)
+
+
+def _rows_met(row: int, g: Geometry, back: bool, height: int) -> list[tuple[int, int]]:
+    """(row of x, row of the kernel) that a row of outputs meets."""
+    stride, pad = g.stride[0], g.padding[0][0]
+    if back:
+        places = [((row + pad - k) // stride, k) for k in range(g.kernel[0]) if (row + pad - k) % stride == 0]
+    else:
+        places = [(row * stride + k - pad, k) for k in range(g.kernel[0])]
+    return [(line, k) for line, k in places if 0 <= line < height]
+
+
+@functools.lru_cache(maxsize=256)
+def _prepare(g: Geometry, dtype: str, layout: str, threads: int) -> Prepared:
+    host, group = machine(), g.channels // g.groups
+    lanes, (taps_high, taps) = host.lanes(dtype), g.kernel
+    (x_height, x_width), (out_height, out_width) = g.spatial, g.output
+    most_sums = (24 if host.registers >= 32 else 12) // taps
+    together = max(n for n in (1, 2, 4, 8, 16) if n <= max(1, min(most_sums, group)))
+    blocks = g.channels // lanes
+    part_images = max(1, min(g.batch, g.batch * blocks // LEAST_PIECES))
+    parts = max(1, -(-g.batch // part_images))
+    chunk_rows = max(1, min(out_height, CHUNK_CELLS // out_width))
+    held = ((chunk_rows - 1) * g.stride[0] + taps_high) * x_width, chunk_rows * out_width
+    dy_at, dy_size = (-(-n // lanes) * lanes * lanes for n in held)
+    slot_size = dy_at + dy_size + taps_high * taps * group * lanes
+    job = Job(
+        accumulate_groups(dtype, lanes, group, together, taps, g.stride[1], g.padding[1][0], _edges(g), layout),
+        parts * blocks, slot_size=slot_size, dy_at=dy_at, sums_at=dy_at + dy_size, images=g.batch, part_images=part_images,
+        channels=g.channels, x_height=x_height, x_width=x_width, out_height=out_height, out_width=out_width,
+        taps_high=taps_high, pad_high=g.padding[0][0], stride_high=g.stride[0], chunk_rows=chunk_rows,
+    )  # fmt: skip
+    used = width(job.pieces, g.flops // 2)
+    return Prepared(job, used, used * slot_size * np.dtype(wide_type(dtype)).itemsize, parts)
+
+
+def _edges(g: Geometry) -> tuple[int, int, int]:
+    """Outputs of a row that meet cells before its first, behind its last, and how many cells the last output meets there."""
+    stride, pad = g.stride[1], g.padding[1][0]
+    over = max(0, (g.output[1] - 1) * stride + g.kernel[1] - pad - g.spatial[1])
+    return -(-pad // stride), -(-over // stride), over
+
+
+def blocking(problem: Problem) -> str:
+    """Lanes, chunks and pieces, in words."""
+    g, dtype, layout = problem.geometry, problem.dtype, problem.layout
+    lanes, group = machine().lanes(dtype), g.channels // g.groups
+    together = lanes // group
+    held = f"{together} group{'s' * (together > 1)} of {group} channels in a vector"
+    if problem.kind == "weight_gradient":
+        plan = _prepare(g, dtype, layout, get_threads())
+        n = plan.job.numbers
+        chunk = f"chunks of {n['chunk_rows']} x {g.output[1]} cells of dy, {n['part_images']} images a piece"
+    else:
+        plan = _correlation(g, problem.kind == "input_gradient", dtype, dtype, layout, get_threads())
+        row = (g.spatial if problem.kind == "input_gradient" else g.output)[1]
+        chunk = f"chunks of {plan.job.numbers['chunk_rows']} x {row} outputs"
+    return f"{held}; {chunk}; {plan.job.cut(plan.threads)}"
+
+
+def share(problem: Problem) -> float:
+    """Of the limit; see :mod:`konv.engine.roofline`."""
+    return roofline.share(problem, 1, speed=0.55, moving=2, storing=1)

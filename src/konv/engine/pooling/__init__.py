@@ -1,0 +1,7 @@
+"""Pooling and its gradients.
+
+::
+
+    pool.py            the jobs
+    pool_kernels.py    their kernels
+"""

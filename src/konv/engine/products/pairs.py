@@ -1,0 +1,246 @@
+"""1x1 layers in bfloat16, on CPUs that multiply its pairs (AVX512_BF16): twice as many products as in float32.
+
+The products of :mod:`konv.engine.products.products`, whose blocks are packed as pairs (see
+:mod:`konv.engine.products.pairs_kernels`): nothing is widened. Sums are float32 and rounded once, as everywhere; but the
+instruction takes what is smaller than the smallest normal number, 2**-126, for zero, in its operands and in its sums.
+
+Asking for the next panel's pixels while one is multiplied gained nothing, nor in the weight gradient; asking for the cells of y
+that a tile will write, a tenth of the input gradient.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from konv.arrays import known_layout
+from konv.engine import memory, roofline
+from konv.engine.launch import Job, address
+from konv.engine.machine import dtype_name, machine
+from konv.engine.products.pairs_kernels import multiply_pairs
+from konv.engine.products.pairs_last_kernels import multiply_pairs_last
+from konv.engine.products.pairs_outer import sum_pairs
+from konv.engine.products.products import SMALL_GROUP, even, tile_shape
+from konv.engine.products.products_weights import add_sums
+from konv.engine.threads import get_threads, width
+from konv.geometry import Geometry
+
+if TYPE_CHECKING:
+    from konv.engine.plan import Problem
+
+NAME = "pairs"
+BEYOND = "an instruction multiplies and adds two numbers a lane"
+ROWS_BYTES = 256 << 10  # rows of w that stay in L2; each panel of pixels, a part of L1, meets them all while they do
+BLOCK_BYTES = 384 << 10  # where there are more, packed pixels stay in L2 beside them
+PIECE_PANELS = 24  # of pixels
+# Rows by vectors of a tile. 6 x 4 instead of 8 x 3: forward and input gradient of 256-64@56 in .86 and .81 of the time. Of each
+# row two cache lines are read and written, not one and a half. The numbers: what a tile costs for as many pixels.
+TILES, FEW_REGISTERS = {(6, 4): 1, (8, 3): 1.03, (8, 2): 1.15}, {(4, 3): 1, (4, 2): 1.1}
+MOST_ROWS = 12  # of a tile with channels last
+CHUNK_BYTES = 16 << 10  # of its pixels, which stay in L1 while each panel of w meets them
+BLOCK_PIXELS = 256  # of the weight gradient: a panel of them stays in L1
+REGION = (256, 192)  # its sums, (filters, channels), stay in L2 beside those panels
+PARTS_BYTES = 256 << 10  # what sums over parts of the pixels may take, or 1/16 of x
+PIECES = 8  # so many, that threads share them evenly
+CELL = 4  # bytes of a pair, and of a sum
+
+__all__ = ["NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_gradient", "workspace"]
+
+
+def declines(problem: Problem) -> str | None:
+    """Other types and CPUs, kernels of more than a cell, strides, padding, few channels; channels last: groups, odd channels."""
+    g = problem.geometry
+    if problem.dtype != "bfloat16":
+        return f"{problem.dtype}; it multiplies pairs of bfloat16"
+    if not machine().dots:
+        return "this CPU has no AVX512_BF16"
+    if math.prod(g.kernel) > 1 or math.prod(g.stride) > 1 or any(map(any, g.padding)):
+        return "no 1x1 layer with stride 1 and without padding"
+    if min(g.filters, g.channels) // g.groups <= SMALL_GROUP:
+        return f"{g.groups} groups of {g.channels // g.groups} x {g.filters // g.groups} leave most of a tile empty"
+    if problem.layout == "last" and problem.kind != "weight_gradient":
+        if g.groups > 1:
+            return f"groups = {g.groups}, channels last"
+        if (odd := g.filters if problem.kind == "input_gradient" else g.channels) % 2:
+            return f"{odd} channels last: their pairs would reach into the next pixel"
+    return None
+
+
+def workspace(problem: Problem) -> int:
+    """Bytes borrowed while it runs."""
+    last = problem.layout == "last"
+    if problem.kind == "weight_gradient":
+        return _gradient(problem.geometry, problem.dtype, last, get_threads()).size
+    prepare = _product_last if last else _product
+    return prepare(problem.geometry, problem.kind == "input_gradient", problem.dtype, get_threads()).size
+
+
+def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
+    """Write conv(x, w) + b into ``out`` (N, F, *output)."""
+    _run(g, False, x, w, b, out)
+
+
+def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dx (N, C, *spatial) into ``out``."""
+    _run(g, True, dy, w, None, out)
+
+
+def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dw (F, C // groups, *kernel) into ``out``."""
+    job = _gradient(g, dtype_name(out.dtype), known_layout(dy, x) == "last", get_threads())
+    with memory.workspace(job.size) as space:
+        target = space if job.add else address(out)
+        job.sums.run(job.threads, dy=address(dy), x=address(x), out=target, workspace=space + job.part_cells * CELL)
+        if job.add:
+            job.add.run(width(job.add.pieces, job.part_cells), sums=space, out=address(out))
+
+
+@dataclass(frozen=True)
+class Product:
+    """A forward or an input gradient, prepared."""
+
+    multiply: Job
+    no_bias: np.ndarray
+    threads: int
+    size: int
+
+
+@functools.lru_cache(maxsize=512)
+def _product(g: Geometry, transposed: bool, y_dtype: str, threads: int) -> Product:
+    lanes, tiles = machine().lanes("bfloat16"), TILES if machine().registers >= 32 else FEW_REGISTERS
+    reduction, row_count = g.channels // g.groups, g.filters // g.groups
+    if transposed:
+        reduction, row_count = row_count, reduction
+    image_pixels, pairs = math.prod(g.output), -(-reduction // 2)
+    pixels = g.batch * image_pixels
+    # Few pixels may leave most of the last panel empty: 49 fill one of 48, and begin another.
+    rows, vectors = min(tiles, key=lambda tile: -(-pixels // (lanes * tile[1])) * tile[1] * tiles[tile])
+    panel = lanes * vectors
+    unit = max(rows, lanes) if transposed else rows
+    row_group = max(1, min(-(-row_count // unit), ROWS_BYTES // (unit * pairs * CELL))) * unit
+    row_groups = -(-row_count // row_group)
+    panel_size = pairs * panel
+    all_panels = -(-pixels // panel)
+    block_panels = max(1, min(PIECE_PANELS, all_panels))
+    while block_panels > 2 and -(-all_panels // block_panels) < 4 * threads:
+        block_panels = -(-block_panels // 2)
+    packed_panels = 1 if row_groups == 1 else max(1, min(block_panels, BLOCK_BYTES // (panel_size * CELL)))
+    blocks, part_groups = -(-all_panels // block_panels) * g.groups, row_groups
+    while blocks * -(-row_groups // part_groups) < 4 * threads and part_groups > 1:
+        part_groups = -(-part_groups // 2)
+    parts = -(-row_groups // part_groups)
+    copied = -(-row_group // lanes) * lanes * pairs
+    result = -(-row_group // rows) * rows * panel
+    slot_size = -(-(panel_size * packed_panels + result + lanes + copied) // lanes) * lanes
+    job = Job(
+        multiply_pairs(y_dtype, lanes, vectors, rows, transposed), blocks * parts, slot_size=slot_size,
+        panel_size=panel_size, block_panels=block_panels, packed_panels=packed_panels, groups=g.groups, parts=parts,
+        part_groups=part_groups, row_group=row_group, row_count=row_count, reduction=reduction, pixels=pixels,
+        image_pixels=image_pixels, most_runs=(panel - 2) // max(1, image_pixels) + 2,
+    )  # fmt: skip
+    used = width(job.pieces, pixels * g.groups * row_count * reduction)
+    return Product(job, np.zeros(g.groups * row_count, np.float32), used, used * slot_size * CELL)
+
+
+@functools.lru_cache(maxsize=512)
+def _product_last(g: Geometry, transposed: bool, y_dtype: str, threads: int) -> Product:
+    lanes, (rows, vectors) = machine().lanes("bfloat16"), tile_shape()
+    reduction, filters = (g.filters, g.channels) if transposed else (g.channels, g.filters)
+    pixels, pairs = g.batch * math.prod(g.output), reduction // 2
+    # 6 pixels x 4 vectors are 10 % faster than 12 x 2
+    tile, vectors = rows * vectors, min(4, 3, 2, 1, key=lambda n: -(-filters // (lanes * n)) * n)
+    rows, panel = min(tile // vectors, MOST_ROWS), lanes * vectors
+    all_panels = -(-filters // panel)
+    part_panels = max(1, min(all_panels, ROWS_BYTES // max(1, pairs * panel * CELL)))
+    block_pixels = PIECE_PANELS * 48
+    while block_pixels > 8 * rows and -(-pixels // block_pixels) * -(-all_panels // part_panels) < 4 * threads:
+        block_pixels //= 2
+    while part_panels > 1 and -(-pixels // block_pixels) * -(-all_panels // part_panels) < 4 * threads:
+        part_panels = -(-part_panels // 2)
+    parts, slot_size = -(-all_panels // part_panels), part_panels * pairs * panel
+    job = Job(
+        multiply_pairs_last(y_dtype, lanes, vectors, rows, transposed), -(-pixels // block_pixels) * parts,
+        slot_size=slot_size, pixels=pixels, block_pixels=block_pixels,
+        chunk_pixels=max(1, CHUNK_BYTES // (rows * reduction * 2)) * rows, parts=parts, part_panels=part_panels,
+        all_panels=all_panels, reduction=reduction, filters=filters,
+    )  # fmt: skip
+    used = width(job.pieces, pixels * reduction * filters)
+    return Product(job, np.zeros(all_panels * panel, np.float32), used, used * slot_size * CELL)
+
+
+def _run(g: Geometry, transposed: bool, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> None:
+    prepare = _product_last if known_layout(x, out) == "last" else _product
+    job = prepare(g, transposed, dtype_name(out.dtype), get_threads())
+    bias = job.no_bias
+    if b is not None:
+        bias = np.zeros_like(bias)
+        bias[: len(b)] = b
+    with memory.workspace(job.size) as space:
+        job.multiply.run(job.threads, w=address(w), x=address(x), bias=address(bias), y=address(out), workspace=space)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A weight gradient, prepared. With ``add``, sums over parts of the pixels are added up in the end."""
+
+    sums: Job
+    add: Job | None
+    part_cells: int
+    threads: int
+    size: int
+
+
+@functools.lru_cache(maxsize=512)
+def _gradient(g: Geometry, out_dtype: str, last: bool, threads: int) -> Gradient:
+    lanes, (rows, vectors) = machine().lanes("bfloat16"), tile_shape()
+    row_count, reduction = g.filters // g.groups, g.channels // g.groups
+    images, pixels = (1, g.batch * math.prod(g.output)) if last else (g.batch, math.prod(g.output))
+    vectors = min((vectors, vectors - 1), key=lambda n: -(-reduction // (lanes * n)) * n)
+    block_pixels = min(pixels, BLOCK_PIXELS)
+    image_blocks = -(-pixels // max(1, block_pixels))
+    block_images = max(1, min(images, BLOCK_PIXELS // max(1, pixels)))
+    blocks = -(-images // block_images) * image_blocks
+    cells = g.groups * row_count * reduction
+    most = max(PARTS_BYTES, images * pixels * g.channels * CELL // 16) // (cells * CELL)
+    for narrower, shorter in ((1, 1), (2, 1), (4, 1), (4, 2)):  # shorter ones lay out x more often
+        row_regions, region_rows = even(row_count, REGION[0] // shorter, max(rows, lanes))
+        column_regions, region_columns = even(reduction, REGION[1] // narrower, lanes * vectors)
+        pieces = g.groups * row_regions * column_regions
+        parts = max(1, min(-(-PIECES // pieces), most, blocks))
+        if pieces * parts >= PIECES:
+            break
+    block_pairs = block_images * -(-block_pixels // 2)
+    packed = block_pairs * (region_rows + lanes * vectors)
+    slot_size = -(-(region_rows * region_columns + packed) // lanes) * lanes
+    sums = Job(
+        sum_pairs(out_dtype if parts == 1 else "float32", lanes, vectors, rows, last), pieces * parts, slot_size=slot_size,
+        groups=g.groups, parts=parts, row_count=row_count, region_rows=region_rows, row_regions=row_regions,
+        reduction=reduction, region_columns=region_columns, column_regions=column_regions, images=images, pixels=pixels,
+        blocks=blocks, image_blocks=image_blocks, block_images=block_images, block_pixels=block_pixels,
+    )  # fmt: skip
+    add, part_cells = None, 0
+    if parts > 1:
+        chunk = 1024 * lanes
+        add = Job(add_sums("float32", out_dtype, lanes), -(-cells // chunk), parts=parts, numbers=cells, chunk=chunk)
+        part_cells = -(-parts * cells // lanes) * lanes
+    used = width(sums.pieces, images * pixels * cells)
+    return Gradient(sums, add, part_cells, used, (part_cells + used * slot_size) * CELL)
+
+
+def blocking(problem: Problem) -> str:
+    """Blocks and pieces, in words."""
+    g, dtype, last, threads = problem.geometry, problem.dtype, problem.layout == "last", get_threads()
+    if problem.kind == "weight_gradient":
+        sums = _gradient(g, dtype, last, threads)
+        return f"blocks of filters by channels, summed over blocks of pixels; {sums.sums.cut(sums.threads)}"
+    product = (_product_last if last else _product)(g, problem.kind == "input_gradient", dtype, threads)
+    return f"blocks of pixels by blocks of w's rows, two numbers in a lane; {product.multiply.cut(product.threads)}"
+
+
+def share(problem: Problem) -> float:
+    """Of the limit in float32; see :mod:`konv.engine.roofline`. Two products an instruction."""
+    return roofline.share(problem, 0.5, speed=0.65, moving=1.5, storing=1)

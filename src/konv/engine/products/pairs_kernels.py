@@ -1,0 +1,154 @@
+"""Products of 1x1 layers in bfloat16, two at a time; see :mod:`konv.engine.products.pairs`.
+
+Here channels are first, and pixels in lanes. A *pair* is two neighbours of what is summed over, side by side in 32 bits: of
+channels (forward), of filters (input gradient), of pixels (weight gradient). After an odd last one comes a zero, in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from konv.engine.compile import kernel
+from konv.engine.simd import Variable, dot, loop, maximum, minimum, pair, splat, whole, within
+from konv.engine.windows import BLOCK_SUM, in_vectors, runs
+
+LINE = 32  # bfloat16 in a cache line
+
+
+def multiply_tile(
+    rows: Sequence[Any], step: Any, panel: Any, width: int, pairs: Any, lanes: int, totals: Sequence[Variable]
+) -> None:
+    """``totals[row, vector] += sum over pairs q of rows[row][q * step] * panel[q * width + ...]``."""
+    vectors, block_sum = len(totals) // len(rows), BLOCK_SUM // 2
+    for block in loop((pairs + (block_sum - 1)) // block_sum):
+        first = block * block_sum
+        sums = [Variable(panel.as_("float32").zero(lanes)) for _ in totals]
+        for k in loop(minimum(pairs - first, block_sum)):
+            q = first + k
+            columns = [panel.vec(q * width + lanes * j, lanes) for j in range(vectors)]
+            for i, row in enumerate(rows):
+                number = whole(row[q * step], lanes)
+                for j, column in enumerate(columns):
+                    a = sums[vectors * i + j]
+                    a.set(dot(number, column, a.get()))
+        for total, a in zip(totals, sums):
+            total.set(total.get() + a.get())
+
+
+@kernel
+def multiply_pairs(y_dtype, lanes, vectors, rows, turned):
+    """Forward, or (``turned``) input gradient: y = w @ x + bias. A piece is (block of pixels, group, part of the rows).
+
+    x is (images, groups, reduction, pixels of an image), y likewise; the pixels of all images count as one line.
+    """
+    width = lanes * vectors
+
+    def text(
+        piece, slot, w, x, bias, y, workspace, slot_size, panel_size, block_panels, packed_panels, groups, parts, part_groups,
+        row_group, row_count, reduction, pixels, image_pixels, most_runs,
+    ):  # fmt: skip
+        part, rest = piece % parts, piece // parts
+        group, first = rest % groups, rest // groups * block_panels * width
+        last = minimum(first + block_panels * width, pixels)
+        panels, pairs = (last - first + (width - 1)) // width, (reduction + 1) // 2
+        space = workspace.at(slot * slot_size)
+        packed = space.as_("int32")  # [panel, pair, pixels]
+        result = space.at(panel_size * packed_panels)  # [row, pixels], of a panel that is not written at once
+        result_rows = (row_group + (rows - 1)) // rows * rows
+        copies = result.at(result_rows * width).as_("int32")  # of w: [row, pair]; turned [row / lanes, pair, lanes]
+        first_group = part * part_groups
+        row_groups = minimum(part_groups, (row_count + (row_group - 1)) // row_group - first_group)
+
+        def source(pixel):
+            """Where a pixel of this group lies in x."""
+            return x.at((pixel // image_pixels * groups + group) * reduction * image_pixels + pixel % image_pixels)
+
+        def within_image(begin, end):
+            """Whether a panel is whole, and lies in one image."""
+            return within(0, end - begin - (width - 1)) * within(begin % image_pixels, image_pixels - (width - 1))
+
+        def pack(cells, target, places):
+            """Vectors of neighbouring pixels, as many as are used, of each pair of channels."""
+            for k in loop(reduction // 2):
+                row, to = cells.at(2 * k * image_pixels), target.at(k * width)
+                for j, used in places:
+                    low, high = (row.vec(i * image_pixels + j, lanes, count=used) for i in range(2))
+                    to.put(j, pair(low, high), count=used)
+            for _ in loop(reduction % 2):
+                row, to = cells.at((reduction - 1) * image_pixels), target.at((pairs - 1) * width)
+                for j, used in places:
+                    to.put(j, pair(row.vec(j, lanes, count=used), row.zero(lanes)), count=used)
+
+        for chunk in loop((panels + (packed_panels - 1)) // packed_panels):
+            first_panel = chunk * packed_panels
+            chunk_panels = minimum(packed_panels, panels - first_panel)
+            for panel in loop(chunk_panels):
+                begin = first + (first_panel + panel) * width
+                end, block = minimum(begin + width, last), packed.at(panel * panel_size)
+                in_one = within_image(begin, end)
+                for _ in loop(in_one):
+                    pack(source(begin), block, [(lanes * j, None) for j in range(vectors)])
+                for pixel, _, _, count in runs(begin, end, most_runs * (1 - in_one), image_pixels):
+                    for j, used in in_vectors(count, count, lanes):
+                        pack(source(pixel).at(j), block.at((pixel - begin) + j), [(0, used)])
+
+            for row_block in loop(row_groups):
+                first_row = (first_group + row_block) * row_group
+                used_rows = minimum(row_group, row_count - first_row)
+                new_rows = maximum(
+                    within(chunk, 1), within(1, row_groups)
+                )  # copied again, unless there is no other group
+                if turned:
+                    matrix = w.at(group * reduction * row_count + first_row)
+                    for k in loop((reduction // 2) * new_rows):
+                        for i, used in in_vectors(used_rows, used_rows, lanes):
+                            low, high = (matrix.vec((2 * k + n) * row_count + i, lanes, count=used) for n in range(2))
+                            copies.put(i * pairs + k * lanes, pair(low, high))
+                    for _ in loop((reduction % 2) * new_rows):
+                        for i, used in in_vectors(used_rows, used_rows, lanes):
+                            low = matrix.vec((reduction - 1) * row_count + i, lanes, count=used)
+                            copies.put(i * pairs + (pairs - 1) * lanes, pair(low, matrix.zero(lanes)))
+                else:
+                    matrix = w.at((group * row_count + first_row) * reduction)
+                    for r in loop(used_rows * new_rows):
+                        for k, used in in_vectors(pairs, reduction // 2, lanes):
+                            count = None if used is None else reduction - 2 * k
+                            copies.put(r * pairs + k, matrix.pairs(r * reduction + 2 * k, lanes, count), count=used)
+                tiles = (used_rows + (rows - 1)) // rows
+                for panel in loop(chunk_panels):
+                    begin = first + (first_panel + panel) * width
+                    end = minimum(begin + width, last)
+                    image, column = begin // image_pixels * groups + group, begin % image_pixels
+                    in_one = within_image(begin, end)
+                    for tile in loop(tiles):
+                        # Rows past the last are the last again
+                        places = [minimum(tile * rows + i, used_rows - 1) for i in range(rows)]
+                        numbers = [group * row_count + first_row + r for r in places]
+                        targets = [y.at((image * row_count + first_row + r) * image_pixels + column) for r in places]
+                        for target in targets:  # while the tile is computed
+                            for j in range(0, width, LINE):
+                                target.prefetch(j, write=True)
+                        totals = [Variable(splat(bias[r], lanes)) for r in numbers for _ in range(vectors)]
+                        if turned:
+                            lines = [copies.at(r // lanes * lanes * pairs + r % lanes) for r in places]
+                        else:
+                            lines = [copies.at(r * pairs) for r in places]
+                        step, block = lanes if turned else 1, packed.at(panel * panel_size)
+                        multiply_tile(lines, step, block, width, pairs, lanes, totals)
+                        for _ in loop(in_one):
+                            for i, target in enumerate(targets):
+                                for j in range(vectors):
+                                    target.put(lanes * j, totals[vectors * i + j].get())
+                        for _ in loop(1 - in_one):
+                            for i in range(rows * vectors):
+                                result.put((tile * rows * vectors + i) * lanes, totals[i].get())
+                    for pixel, _, _, count in runs(begin, end, most_runs * (1 - in_one), image_pixels):
+                        image, column = pixel // image_pixels * groups + group, pixel % image_pixels
+                        for j, used in in_vectors(count, count, lanes):
+                            for r in loop(used_rows):
+                                target = y.at((image * row_count + first_row + r) * image_pixels + column + j)
+                                line = result.vec(r * width + (pixel - begin) + j, lanes, count=used)
+                                target.put(0, line, count=used)
+
+    return text, {"w": "bfloat16", "x": "bfloat16", "bias": "float32", "y": y_dtype, "workspace": "float32"}

@@ -1,0 +1,233 @@
+"""1-D windows side by side, few filters (what compresses a long sequence): weights are repeated along the row.
+
+Products on views must turn windows of 10 cells to lanes, a transpose for each 16, and multiply 4 filters with a tile of 8. Here
+x, dx and dy stay where they are: lanes are cells of a row, times the weights of their places in the windows. What belongs to
+one window is added up, or spread over its cells, once for all channels.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from konv.engine import memory, roofline
+from konv.engine.launch import Job, address
+from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.products.products_weights import add_sums
+from konv.engine.products.repeats_kernels import repeat_weights, spread_windows, sum_repeats, sum_windows
+from konv.engine.threads import get_threads, width
+from konv.geometry import Geometry
+
+if TYPE_CHECKING:
+    from konv.engine.plan import Problem
+
+NAME = "repeats"
+MOST_FILTERS, LEAST_CHANNELS = 8, 16
+MOST_SUMMED = 4  # filters, of a weight gradient
+MOST_VECTORS = 5  # of a period
+MOST_BYTES = 512 << 10  # of repeated weights: they stay in L2
+BLOCK_CELLS = 800  # of a row, or of several, that a weight gradient spreads dy over
+PIECE_WORK = 1 << 20  # multiply-adds
+STREAMED_BYTES = 16 << 20  # of dx: nobody finds that much in a cache
+PARTS = 8  # of a weight gradient
+TURNED = (2, 4, 8, 16)  # windows that products take apart by shuffles
+
+__all__ = ["NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_gradient", "workspace"]
+
+
+def declines(problem: Problem) -> str | None:
+    """Other windows than described above, and those that :mod:`konv.engine.products.products` is compiled for."""
+    g = problem.geometry
+    if problem.layout == "last" or g.axes > 1 or g.groups > 1 or not g.batch:
+        return "it computes layers of one axis and one group, channels first"
+    if any(g.padding[0]) or g.dilation[0] > 1 or g.kernel != g.stride or g.kernel[0] in (1, *TURNED):
+        return f"it computes kernels as long as their stride, without padding, other than {', '.join(map(str, TURNED))}"
+    if g.filters > MOST_FILTERS or g.channels < LEAST_CHANNELS:
+        return (
+            f"{g.filters} filters, {g.channels} channels; it computes at most {MOST_FILTERS}, at least {LEAST_CHANNELS}"
+        )
+    if problem.kind == "weight_gradient" and g.filters > MOST_SUMMED:
+        return f"{g.filters} filters; it computes weight gradients of at most {MOST_SUMMED}"
+    period, lanes = _period(g, problem.dtype)
+    least = 2 * period if problem.kind == "weight_gradient" else period
+    if g.output[0] * g.kernel[0] < least:
+        return f"rows of {g.output[0] * g.kernel[0]} cells; it computes at least {least}"
+    size = g.filters * g.channels * period * np.dtype(wide_type(problem.dtype)).itemsize
+    if period > lanes * MOST_VECTORS or size > MOST_BYTES:
+        return f"weights repeat after {period} cells, {size >> 10} KiB in all"
+    return None
+
+
+def _period(g: Geometry, dtype: str) -> tuple[int, int]:
+    lanes = machine().lanes(dtype)
+    return math.lcm(lanes, g.kernel[0]), lanes
+
+
+def _most_sums() -> int:
+    return 24 if machine().registers >= 32 else 12
+
+
+def workspace(problem: Problem) -> int:
+    """Bytes borrowed while it runs."""
+    return _prepare(problem).size
+
+
+def _prepare(problem: Problem) -> Prepared:
+    g, dtype, threads = problem.geometry, problem.dtype, get_threads()
+    if problem.kind == "input_gradient":
+        return _spreading(g, dtype, dtype, False, threads)
+    return (_forward if problem.kind == "forward" else _gradient)(g, dtype, threads)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A computation's job, and what goes before or after it: weights are repeated, or parts are added up.
+
+    Of the ``size`` bytes that it borrows the first ``before`` are these weights, or these parts.
+    """
+
+    job: Job
+    threads: int
+    other: Job
+    before: int
+    size: int
+
+
+@functools.lru_cache(maxsize=256)
+def _forward(g: Geometry, dtype: str, threads: int) -> Prepared:
+    (row,), (outputs,), (taps,), (period, lanes) = g.spatial, g.output, g.kernel, _period(g, dtype)
+    vectors = period // lanes
+    # More periods in a tile read each weight less often, fewer leave less of it behind the row's end
+    periods = min(
+        range(1, max(1, _most_sums() // vectors // min(g.filters, 2)) + 1),
+        key=lambda n: -(-outputs * taps // (n * period)) * n * (1 + 0.5 / n),
+    )
+    filters = max(1, min(g.filters, _most_sums() // (vectors * periods)))
+    cells = period * periods
+    tiles = -(-outputs * taps // cells)
+    work = cells * g.channels * g.filters
+    block_tiles = max(1, min(tiles, PIECE_WORK // work))
+    row_blocks = -(-tiles // block_tiles)
+    slot_size = cells + lanes
+    job = Job(
+        sum_windows(dtype, lanes, filters, vectors * periods, taps), g.batch * row_blocks, slot_size=slot_size,
+        channels=g.channels, all_filters=g.filters, filter_blocks=-(-g.filters // filters), period=period, row=row,
+        outputs=outputs, tiles=tiles, block_tiles=block_tiles, row_blocks=row_blocks,
+    )  # fmt: skip
+    used = width(job.pieces, g.flops // 2)
+    repeat, before = _repeating(g, dtype)
+    return Prepared(job, used, repeat, before, before + used * slot_size * np.dtype(wide_type(dtype)).itemsize)
+
+
+def _repeating(g: Geometry, dtype: str) -> tuple[Job, int]:
+    """The job, and the bytes that it fills."""
+    (period, lanes), rows = _period(g, dtype), g.filters * g.channels
+    job = Job(repeat_weights(dtype, lanes, g.kernel[0]), 1, rows=rows)
+    return job, (rows * period + lanes) * np.dtype(wide_type(dtype)).itemsize
+
+
+def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
+    """Write conv(x, w) + b into ``out`` (N, F, output)."""
+    x, w, dtype = np.ascontiguousarray(x), np.ascontiguousarray(w), dtype_name(x.dtype)
+    made = _forward(g, dtype, get_threads())
+    wide = wide_type(dtype)
+    bias = np.zeros(g.filters, wide) if b is None else np.ascontiguousarray(b, wide)
+    target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
+    with memory.workspace(made.size) as repeated:
+        made.other.run(1, w=address(w), repeated=repeated)
+        made.job.run(
+            made.threads, x=address(x), repeated=repeated, bias=address(bias), y=address(target),
+            workspace=repeated + made.before,
+        )  # fmt: skip
+    if target is not out:
+        out[...] = target
+
+
+@functools.lru_cache(maxsize=256)
+def _spreading(g: Geometry, dtype: str, x_dtype: str, streamed: bool, threads: int) -> Prepared:
+    (row,), (outputs,), (period, lanes) = g.spatial, g.output, _period(g, dtype)
+    periods = -(-outputs * g.kernel[0] // period)
+    block_periods = max(1, min(periods, PIECE_WORK // (period * g.channels * g.filters)))
+    row_blocks = -(-periods // block_periods)
+    job = Job(
+        spread_windows(dtype, x_dtype, lanes, g.filters, g.kernel[0], streamed), g.batch * row_blocks, channels=g.channels,
+        row=row, outputs=outputs, periods=periods, block_periods=block_periods, row_blocks=row_blocks,
+    )  # fmt: skip
+    repeat, before = _repeating(g, dtype)
+    return Prepared(job, width(job.pieces, g.flops // 2), repeat, before, before)
+
+
+def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dx (N, C, length) into ``out``, whose type may be wider than that of dy."""
+    dy, w, dtype = np.ascontiguousarray(dy), np.ascontiguousarray(w), dtype_name(dy.dtype)
+    target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
+    lines = not address(target) % memory.LINE and not g.spatial[0] * target.itemsize % memory.LINE
+    made = _spreading(g, dtype, dtype_name(out.dtype), lines and target.nbytes >= STREAMED_BYTES, get_threads())
+    with memory.workspace(made.size) as repeated:
+        made.other.run(1, w=address(w), repeated=repeated)
+        made.job.run(made.threads, dy=address(dy), repeated=repeated, x=address(target))
+    if target is not out:
+        out[...] = target
+
+
+@functools.lru_cache(maxsize=256)
+def _gradient(g: Geometry, dtype: str, threads: int) -> Prepared:
+    (row,), (outputs,), (taps,), (period, lanes) = g.spatial, g.output, g.kernel, _period(g, dtype)
+    filters = max(1, min(g.filters, _most_sums() // (period // lanes)))
+    filter_blocks = -(-g.filters // filters)
+    periods = -(-outputs * taps // period)
+    row_blocks = -(-periods * period // BLOCK_CELLS)
+    block_periods = -(-periods // row_blocks)
+    row_blocks = -(-periods // block_periods)
+    block_images = max(1, min(g.batch, BLOCK_CELLS // (block_periods * period)))
+    units = -(-g.batch // block_images) * row_blocks
+    parts, cells = min(PARTS, units), math.prod(g.w_shape)
+    wide = wide_type(dtype)
+    slot_size = filters * period * (filter_blocks * g.channels + block_images * block_periods)
+    job = Job(
+        sum_repeats(dtype, lanes, filters, taps), parts, slot_size=slot_size, parts=parts, units=units, images=g.batch,
+        block_images=block_images, channels=g.channels, all_filters=g.filters, filter_blocks=filter_blocks, row=row,
+        outputs=outputs, periods=periods, block_periods=block_periods, row_blocks=row_blocks,
+    )  # fmt: skip
+    add = Job(add_sums(wide, dtype, lanes), -(-cells // (1024 * lanes)), parts=parts, numbers=cells, chunk=1024 * lanes)
+    used, itemsize = width(parts, g.flops // 2), np.dtype(wide).itemsize
+    before = -(-parts * cells // lanes) * lanes * itemsize
+    return Prepared(job, used, add, before, before + used * slot_size * itemsize)
+
+
+def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dw (F, C, kernel) into ``out``."""
+    dy, x, dtype = np.ascontiguousarray(dy), np.ascontiguousarray(x), dtype_name(x.dtype)
+    made = _gradient(g, dtype, get_threads())
+    target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
+    with memory.workspace(made.size) as sums:
+        made.job.run(made.threads, dy=address(dy), x=address(x), sums=sums, workspace=sums + made.before)
+        made.other.run(1, sums=sums, out=address(target))
+    if target is not out:
+        out[...] = target
+
+
+def blocking(problem: Problem) -> str:
+    """Tile, blocks and pieces, in words."""
+    g, dtype = problem.geometry, problem.dtype
+    period, _ = _period(g, dtype)
+    made = _prepare(problem)
+    n = made.job.numbers
+    what = {
+        "forward": f"blocks of {n.get('block_tiles')} tiles of a row",
+        "input_gradient": f"blocks of {n.get('block_periods')} periods of a row",
+        "weight_gradient": f"summed over units of {n.get('block_images')} x {n.get('block_periods')} periods",
+    }[problem.kind]
+    return f"weights repeated over periods of {period} cells; {what}; {made.job.cut(made.threads)}"
+
+
+def share(problem: Problem) -> float:
+    """Of the limit; see :mod:`konv.engine.roofline`."""
+    g = problem.geometry
+    period, _ = _period(g, problem.dtype)
+    done = roofline.padding(g.output[0] * g.kernel[0], period)
+    return roofline.share(problem, done, speed=0.4, moving=1.5, storing=1)
