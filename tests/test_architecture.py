@@ -34,6 +34,7 @@ LADDER = [
     ["konv.segments"],
     ["konv.geometry"],
     ["konv.arguments"],
+    ["konv.names"],
 ]
 
 # Heavy, or not installed for everyone: the packages whose modules may import them when they are imported themselves.
@@ -264,3 +265,13 @@ def test_an_unknown_name_tells_the_near_ones(name, near):
         getattr(konv, name)
     with pytest.raises(AttributeError, match=r"no attribute '__wrapped__'$"):
         konv.__wrapped__  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("Conv2D", "Conv2d, conv2d"), ("Conv1D", "Conv1d, conv1d"), ("SegmentConv", "DownConv")]
+)
+def test_an_unknown_name_of_the_pytorch_face_tells_the_near_ones(name, near):
+    pytest.importorskip("torch")
+    with pytest.raises(AttributeError, match=f"module 'konv.torch' has no attribute '{name}'; near: .*{near}"):
+        getattr(konv.torch, name)
+    assert not hasattr(konv.torch, "__wrapped__")

@@ -63,13 +63,14 @@ def test_help(words):
     code, out, err = run(*words)
     assert code == 0 and not err
     assert "konv train" in out and all(re.search(rf"{name} +\w+", out) for name in COMMANDS)
-    assert "\x1b" not in out
+    assert "\x1b" not in out and "bool" not in out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command(command):
     code, out, _ = run(command, "--help")
     assert code == 0 and f"Usage: konv {command}" in out
+    assert "bool" not in out  # a flag takes no value
     assert out == run(command, "-h")[1]
 
 

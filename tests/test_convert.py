@@ -265,6 +265,16 @@ def test_the_report_is_not_the_model():
         convert(network())(IMAGES)
 
 
+def test_a_layer_without_weights_is_computed_from_its_first_input_on():
+    model = nn.Sequential(nn.LazyConv1d(4, 3))
+    conversion = convert(model)
+    assert "LazyConv1d(0, 4, kernel_size=(3,), stride=(1,)), from its first input on" in str(conversion)
+    model(torch.zeros(1, 2, 5))
+    assert type(model[0]) is konv.torch.Conv1d
+    conversion.undo()
+    assert type(model[0]) is nn.Conv1d
+
+
 def test_a_model_without_convolutions():
     assert str(convert(nn.Linear(2, 2))) == "0 of 0 convolutions computed by konv"
 

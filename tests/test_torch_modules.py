@@ -149,6 +149,22 @@ def test_refuses_what_pytorch_refuses(name):
         assert found[0] == found[1]
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        konv.torch.Conv2d(1, 1, 1),
+        konv.torch.ConvTranspose1d(1, 1, 1),
+        konv.torch.CausalConv1d(1, 1, 1),
+        konv.torch.DownConv(4, 16, 2, 2),
+        konv.torch.convert(nn.Conv1d(1, 1, 1)).model,
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_an_array_is_told_from_a_tensor(layer):
+    with pytest.raises(TypeError, match=r"must be a torch.Tensor, not a numpy.ndarray: pass torch.from_numpy\("):
+        layer(np.zeros((1, 1, 4), np.float32))
+
+
 def test_weight_norm_and_hooks_work():
     ours, theirs = pair("Conv2d", 4, 8, 3)
     seen = []

@@ -29,6 +29,7 @@ from konv.layers import (
     Sigmoid,
     SoftmaxWithLoss,
 )
+from konv.names import near as _near
 from konv.ops import conv, conv_backward, conv_transpose, conv_transpose_backward, fold, unfold
 from konv.pooling import avg_pool, avg_pool_backward, max_pool, max_pool_backward
 from konv.segments import SegmentWarning
@@ -83,17 +84,12 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return importlib.import_module("konv.torch")
-    near = "" if name.startswith("_") else _near(name)
-    raise AttributeError(f"module 'konv' has no attribute {name!r}{near}")
+    meant = "" if name.startswith("_") else _meant(name)
+    raise AttributeError(f"module 'konv' has no attribute {name!r}{meant}")
 
 
-def _near(name: str) -> str:
+def _meant(name: str) -> str:
     """The public names most like one that is not there, such as PyTorch's for the same thing."""
-    import difflib
-
-    public = {known.lower(): known for known in __all__}
-    core = name.lower()
     torch = name.startswith(("Conv", "conv")) and name.endswith(("1d", "2d", "3d"))
-    near = difflib.get_close_matches(core[:-2] if torch else core, public, cutoff=0.5)
-    told = f"; near: {', '.join(public[known] for known in near)}" if near else ""
-    return told + (f"; for PyTorch's tensors konv.torch.{name}" if torch else "")
+    told = _near(name[:-2] if torch else name, __all__)
+    return f"{told}; for PyTorch's tensors konv.torch.{name}" if torch else told

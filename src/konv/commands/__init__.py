@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from konv.commands.bench import bench
 from konv.commands.check import check
@@ -12,8 +13,28 @@ from konv.commands.machine import info, warmup
 from konv.commands.predict import predict
 from konv.commands.train import train
 
+
+class _PlainHelp:
+    """``--help`` takes no value, so its line in the table of options shows none, as with the flags of konv."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)  # type: ignore[misc]
+        if option is not None:
+            option.metavar = ""
+        return option
+
+
+class Group(_PlainHelp, typer.core.TyperGroup):
+    """``konv``."""
+
+
+class Command(_PlainHelp, typer.core.TyperCommand):
+    """``konv NAME``."""
+
+
 app = typer.Typer(
     name="konv",
+    cls=Group,
     add_completion=False,
     invoke_without_command=True,
     rich_markup_mode="markdown",
@@ -41,4 +62,4 @@ def konv(
 
 
 for command in (train, predict, check, bench, warmup, info):
-    app.command()(command)
+    app.command(cls=Command)(command)

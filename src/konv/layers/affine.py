@@ -8,6 +8,7 @@ import numpy as np
 
 from konv.arrays import accumulator, checked_floats
 from konv.layers.base import Layer
+from konv.names import names_told
 from konv.ops import conv
 
 
@@ -60,6 +61,7 @@ class Affine(Layer):
 
     parameter_names = ("W", "b")
 
+    @names_told
     def __init__(self, W: np.ndarray, b: np.ndarray | None) -> None:
         self.W = W
         self.b = b

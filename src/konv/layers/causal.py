@@ -9,6 +9,7 @@ from konv.arguments import IntOrAxes, per_axis
 from konv.arrays import check_upstream, checked_floats
 from konv.engine.plan import exactly
 from konv.layers.convolution import _Convolution
+from konv.names import names_told
 
 
 class CausalConv1d(_Convolution):
@@ -54,6 +55,7 @@ class CausalConv1d(_Convolution):
     (array([[[10., 21., 32.]]]), array([[[43.]]]))
     """
 
+    @names_told
     def __init__(
         self,
         W: np.ndarray,

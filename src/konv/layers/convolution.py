@@ -12,6 +12,7 @@ from konv.arguments import IntOrAxes, Padding, checked_integer, padding_pairs, p
 from konv.arrays import check_upstream, checked_array, checked_floats
 from konv.geometry import geometry
 from konv.layers.base import Layer
+from konv.names import names_told
 
 
 class _Convolution(Layer):
@@ -131,6 +132,7 @@ class Convolution(_Convolution):
     ((2, 8, 28, 28), (1568, 27), (2, 3, 28, 28), (8, 3, 3, 3), (8,))
     """
 
+    @names_told
     def __init__(
         self,
         W: np.ndarray,
@@ -245,6 +247,7 @@ class ConvolutionTranspose(_Convolution):
     ((1, 2, 8, 8), (1, 3, 4, 4))
     """
 
+    @names_told
     def __init__(
         self,
         W: np.ndarray,

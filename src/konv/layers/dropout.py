@@ -8,6 +8,7 @@ import numpy as np
 
 from konv.arrays import accumulator, checked_floats
 from konv.layers.base import Layer
+from konv.names import names_told
 
 
 class Dropout(Layer):
@@ -53,6 +54,7 @@ class Dropout(Layer):
     array([[0.5, 0.5, 0.5, 0.5, 0.5, 0.5]])
     """
 
+    @names_told
     def __init__(self, dropout_ratio: float = 0.5, rng: np.random.Generator | int | None = None) -> None:
         if isinstance(dropout_ratio, bool) or not isinstance(dropout_ratio, numbers.Real):
             raise TypeError(f"dropout_ratio must be a number, got {type(dropout_ratio).__name__}")

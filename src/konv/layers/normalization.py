@@ -9,6 +9,7 @@ import numpy as np
 
 from konv.arrays import accumulator, checked_floats
 from konv.layers.base import Layer
+from konv.names import names_told
 
 
 class BatchNormalization(Layer):
@@ -84,6 +85,7 @@ class BatchNormalization(Layer):
     buffer_names = ("running_mean", "running_var")
     epsilon = 10e-7
 
+    @names_told
     def __init__(
         self,
         gamma: np.ndarray,

@@ -8,6 +8,7 @@ from konv import pooling
 from konv.arguments import IntOrAxes, Padding, padding_pairs, per_axis
 from konv.arrays import check_flag, checked_floats
 from konv.layers.base import Layer
+from konv.names import names_told
 
 
 class _Pooling(Layer):
@@ -77,9 +78,8 @@ class Pooling(_Pooling):
              [10.,  0.]]]])
     """
 
-    def __init__(
-        self, pool_h: int, pool_w: int, stride: IntOrAxes = 2, pad: Padding = 0
-    ):  # errors of a call name Pooling
+    @names_told
+    def __init__(self, pool_h: int, pool_w: int, stride: IntOrAxes = 2, pad: Padding = 0):  # errors name Pooling
         super().__init__(pool_h, pool_w, stride, pad)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
@@ -125,6 +125,7 @@ class AveragePooling(_Pooling):
     array([[[[2.5]]]])
     """
 
+    @names_told
     def __init__(
         self, pool_h: int, pool_w: int, stride: IntOrAxes = 2, pad: Padding = 0, *, count_include_pad: bool = True
     ):

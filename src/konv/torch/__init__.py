@@ -7,6 +7,9 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError('konv.torch needs PyTorch, which is not installed: pip install "konv[torch]"') from error
 
+from typing import Any as _Any
+
+from konv.names import near as _near
 from konv.torch.causal import CausalConv1d
 from konv.torch.conversion import Conversion, convert
 from konv.torch.downconv import DownConv
@@ -50,3 +53,8 @@ __all__ = [
     "conv_transpose3d",
     "convert",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    meant = "" if name.startswith("_") else _near(name, __all__)
+    raise AttributeError(f"module 'konv.torch' has no attribute {name!r}{meant}")

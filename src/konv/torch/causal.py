@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from konv.torch.functional import autocast, exact_conv1d
+from konv.torch.modules import check_tensor
 
 
 class CausalConv1d(nn.Conv1d):
@@ -88,6 +89,7 @@ class CausalConv1d(nn.Conv1d):
         y : (N, out_channels, outputs), those at the times 0, stride, 2 * stride, ... of the whole that fall into this chunk
         present_state : (N, in_channels, history + phase), a new tensor
         """
+        check_tensor("x", x)
         (stride,), history = self.stride, self.history
         if x.dim() != 3 or x.shape[1] != self.in_channels:
             raise ValueError(

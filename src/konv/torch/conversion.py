@@ -192,4 +192,5 @@ def _become(module: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) 
 def _description(module: nn.Module) -> str:
     """What ``print`` shows of it, in a line."""
     base = next((cls for cls in type(module).__mro__ if cls in CLASSES), type(module))
-    return f"{base.__name__}({module.extra_repr()})"
+    lazy = isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params()
+    return f"{base.__name__}({module.extra_repr()})" + (", from its first input on" if lazy else "")

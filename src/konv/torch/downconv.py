@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from konv.segments import Segments, check_input, down_conv_segments, segments
 from konv.torch.down import down_conv
-from konv.torch.modules import Conv1d
+from konv.torch.modules import Conv1d, check_tensor
 
 
 class DownConv(nn.Module):
@@ -131,6 +131,7 @@ class DownConv(nn.Module):
         ValueError
             The shape is not the one that the module was built for.
         """
+        check_tensor("input_tensor", input_tensor)
         if not isinstance(input_tensor, Tensor):
             raise TypeError(f"input_tensor must be a torch.Tensor, not {type(input_tensor).__name__}")
         if not input_tensor.is_floating_point():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,12 +26,19 @@ __all__ = [
 ONLY_WHERE_FASTER = "_konv_only_where_faster"
 
 
+def check_tensor(name: str, value: Any) -> None:
+    """Refuse an array of NumPy's, for which PyTorch's error is a list of signatures; all else is PyTorch's to judge."""
+    if isinstance(value, np.ndarray):
+        raise TypeError(f"{name} must be a torch.Tensor, not a numpy.ndarray: pass torch.from_numpy({name})")
+
+
 class _Convolution:
     """Put in front of a convolution of PyTorch, which calls ``_conv_forward``."""
 
     _function: ClassVar[Callable[..., Tensor]]
 
     def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        check_tensor("input", input)
         left, asked = vars(self).get(ONLY_WHERE_FASTER), input
         if left and functional.kind_of_call(input, weight) in left:
             return super()._conv_forward(input, weight, bias)  # type: ignore[misc]
@@ -50,6 +58,7 @@ class _Transposed:
 
     def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(N, C, *spatial) or (C, *spatial) -> the result, of ``output_size`` where that is one of the sizes possible."""
+        check_tensor("input", input)
         stride, padding, kernel, dilation = (
             list(option) for option in (self.stride, self.padding, self.kernel_size, self.dilation)
         )
