@@ -335,6 +335,8 @@ def test_every_kernel_of_the_engine_is_run_here():
     # whose kernels test_grouped.py and others run
     elsewhere = (
         "pool_kernels",
+        "pool_gradients",
+        "pool_apart",
         "rectify",
         "channels",
         "depthwise_fixed_kernels",

@@ -1,4 +1,4 @@
-"""Pooling and its gradients on checked arrays, channels first or last, as jobs of the kernels of ``pool_kernels.py``."""
+"""Pooling and its gradients on checked arrays, channels first or last, as jobs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,9 @@ from konv.arrays import dtype_name, empty, laid_out, layout_of
 from konv.engine import memory
 from konv.engine.launch import Job, address
 from konv.engine.machine import machine, wide_type
-from konv.engine.pooling.pool_kernels import (
-    largest_gradient_first,
-    mean_gradient_first,
-    mean_of_planes,
-    mean_of_planes_gradient,
-    pool_first,
-    pool_last,
-    pool_last_gradient,
-    tiles,
-    tiles_gradient,
-)
+from konv.engine.pooling.pool_apart import mean_of_planes, mean_of_planes_gradient, tiles, tiles_gradient
+from konv.engine.pooling.pool_gradients import largest_gradient_first, mean_gradient_first, pool_last_gradient
+from konv.engine.pooling.pool_kernels import pool_first, pool_last
 from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
 from konv.textbook import window_sizes
