@@ -3,6 +3,7 @@
 ::
 
     grouped.py            pixels in lanes, channels first: its jobs    planes.py, planes_outer.py    their kernels
+    planes_tile.py        what these do with a tile
     axes.py               what an output reads, phase by phase, for these
     depthwise_fixed.py    2-D, planes of a size that is compiled in    depthwise_fixed_kernels.py    its kernels
     depthwise_paired.py   the same, two rows for three quarters        depthwise_paired_kernels.py   its kernels

@@ -18,8 +18,9 @@ from konv.engine import columns, roofline
 from konv.engine.direct import direct
 from konv.engine.groups import depthwise, depthwise_fixed, depthwise_long, depthwise_rows, depthwise_spread
 from konv.engine.groups.axes import FORWARD, Axis, forward_axes, gradient_axes, gradient_phases, leaves_cells
-from konv.engine.groups.planes import ANYWHERE, NEIGHBOURS, correlate_planes
+from konv.engine.groups.planes import correlate_planes
 from konv.engine.groups.planes_outer import accumulate_planes
+from konv.engine.groups.planes_tile import ANYWHERE, NEIGHBOURS
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type, widened
 from konv.engine.simd import ITEMSIZE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from konv.engine.compile import kernel
-from konv.engine.groups.planes import meetings, reader
+from konv.engine.groups.planes_tile import meetings, reader
 from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, bits, fma, loop, minimum, pick, shuffle, within
 
