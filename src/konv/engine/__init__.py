@@ -25,6 +25,7 @@
     simd/         the language that kernels are written in
     compile.py    texts to machine code             machine.py    for which CPU
     launch.py     a job's threads                   threads.py    how many      memory.py    workspaces
+    prepared.py   a job with what it borrows
 
 An algorithm is a module with a ``NAME``, ``declines(problem) -> reason or None``, ``workspace(problem) -> bytes``, for who
 reads plans ``blocking(problem) -> words`` and ``share(problem) -> of the machine's limit``, and the three computations

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from konv.engine import columns, memory, roofline
+from konv.engine import columns, roofline
 from konv.engine.groups.small_planes_kernels import accumulate_small_planes, correlate_small_planes
-from konv.engine.launch import Job, address
+from konv.engine.launch import Job
 from konv.engine.machine import dtype_name, machine, wide_type, widened
-from konv.engine.threads import get_threads, width
+from konv.engine.prepared import Prepared, prepared
+from konv.engine.threads import get_threads
 from konv.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def workspace(problem: Problem) -> int:
     """Bytes taken while it runs: sums of all parts; of half types, w is copied in float32."""
     g, dtype = problem.geometry, problem.dtype
     if problem.kind == "weight_gradient":
-        plan = _accumulation(g, dtype, get_threads())
-        return plan.size + plan.parts * math.prod(g.w_shape) * np.dtype(wide_type(dtype)).itemsize
+        plan, parts = _accumulation(g, dtype, get_threads())
+        return plan.size + parts * math.prod(g.w_shape) * np.dtype(wide_type(dtype)).itemsize
     return _correlation(g, problem.kind == "input_gradient", dtype, dtype, get_threads()).size + widened(
         g.w_shape, dtype
     )
@@ -90,39 +90,21 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
 
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
     """Write dL/dw (C, 1, *kernel) into ``out`` and dL/db (C,) into ``db``."""
-    plan = _accumulation(g, dtype_name(x.dtype), get_threads())
+    plan, parts = _accumulation(g, dtype_name(x.dtype), get_threads())
     wide = wide_type(dtype_name(x.dtype))
-    sums, biases = np.empty((plan.parts, *g.w_shape), wide), np.empty((plan.parts, g.channels), wide)
-    with memory.workspace(plan.size) as slots:
-        plan.job.run(
-            plan.threads, x=address(x), dy=address(dy), sums=address(sums), biases=address(biases), slots=slots
-        )
+    sums, biases = np.empty((parts, *g.w_shape), wide), np.empty((parts, g.channels), wide)
+    plan.run(x=x, dy=dy, sums=sums, biases=biases)
     db[...] = biases.sum(axis=0)
     if np.isfinite(biases).all():
-        out[...] = sums.sum(axis=0) if plan.parts > 1 else sums[0]
+        out[...] = sums.sum(axis=0) if parts > 1 else sums[0]
     else:  # nor is dy: taps in the padding, left out here, make NaN of it
         columns.weight_gradient(dy, x, g, out)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A job, the bytes that its threads borrow, zeros for its bias, and in how many parts its sums are."""
-
-    job: Job
-    threads: int
-    size: int
-    no_bias: np.ndarray
-    parts: int = 1
 
 
 def _correlate(
     x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, backwards: bool, out: np.ndarray
 ) -> None:
-    plan = _correlation(g, backwards, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
-    w = np.ascontiguousarray(w, plan.no_bias.dtype)
-    bias = plan.no_bias if b is None else np.ascontiguousarray(b, plan.no_bias.dtype)
-    with memory.workspace(plan.size) as slots:
-        plan.job.run(plan.threads, x=address(x), w=address(w), bias=address(bias), y=address(out), slots=slots)
+    _correlation(g, backwards, dtype_name(x.dtype), dtype_name(out.dtype), get_threads()).correlate(x, w, b, out)
 
 
 @functools.lru_cache(maxsize=256)
@@ -140,12 +122,12 @@ def _correlation(g: Geometry, backwards: bool, x_dtype: str, y_dtype: str, threa
         piece_images=piece_images, channels=g.channels, x_height=x_height, out_height=out_height,
         taps_high=taps_high, pad_high=pad_high,
     )  # fmt: skip
-    wide, used = wide_type(x_dtype), width(job.pieces, g.flops // 2)
-    return Prepared(job, used, used * slot_size * np.dtype(wide).itemsize, np.zeros(g.channels, wide))
+    return prepared(job, g.flops // 2, slot_size, x_dtype, g.channels)
 
 
 @functools.lru_cache(maxsize=256)
-def _accumulation(g: Geometry, dtype: str, threads: int) -> Prepared:
+def _accumulation(g: Geometry, dtype: str, threads: int) -> tuple[Prepared, int]:
+    """The job, and in how many parts its sums are."""
     lanes, (taps_high, taps) = machine().lanes(dtype), g.kernel
     (x_height, x_width), (out_height, out_width) = g.spatial, g.output
     blocks = -(-g.channels // lanes)
@@ -161,8 +143,7 @@ def _accumulation(g: Geometry, dtype: str, threads: int) -> Prepared:
         channels=g.channels, x_height=x_height, out_height=out_height, taps_high=taps_high, pad_high=g.padding[0][0],
         chunk_rows=max(1, PRODUCTS // max(1, out_width)),
     )  # fmt: skip
-    wide, used = wide_type(dtype), width(job.pieces, g.flops // 2)
-    return Prepared(job, used, used * slot_size * np.dtype(wide).itemsize, np.zeros(0, wide), parts)
+    return prepared(job, g.flops // 2, slot_size, dtype), parts
 
 
 def _vectors(cells: int, lanes: int) -> int:
@@ -174,7 +155,7 @@ def blocking(problem: Problem) -> str:
     """Lanes, planes and pieces, in words."""
     g, dtype, lanes = problem.geometry, problem.dtype, machine().lanes(problem.dtype)
     if problem.kind == "weight_gradient":
-        plan = _accumulation(g, dtype, get_threads())
+        plan, _ = _accumulation(g, dtype, get_threads())
         n = plan.job.numbers
         images = f"{n['part_images']} images a piece, summed over {n['chunk_rows']} rows at a time"
     else:

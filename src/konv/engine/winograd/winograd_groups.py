@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from konv.arrays import known_layout
-from konv.engine import memory, roofline
-from konv.engine.launch import Job, address
-from konv.engine.machine import dtype_name, machine, wide_type, widened
-from konv.engine.threads import get_threads, width
+from konv.engine import roofline
+from konv.engine.launch import Job
+from konv.engine.machine import dtype_name, machine, widened
+from konv.engine.prepared import Prepared, prepared
+from konv.engine.threads import get_threads
 from konv.engine.winograd.winograd_cuts import evenly
 from konv.engine.winograd.winograd_groups_kernels import OUTPUTS, POINTS, SPAN, TAPS, winograd_of_groups
 from konv.engine.winograd.winograd_kernels import SPREAD
@@ -75,19 +75,9 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
     _run(dy, w, None, g, True, out)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A job, the bytes that its threads borrow, and zeros for its bias."""
-
-    job: Job
-    threads: int
-    size: int
-    no_bias: np.ndarray
-
-
 @functools.lru_cache(maxsize=512)
 def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, layout: str, threads: int) -> Prepared:
-    wide, host = wide_type(dtype), machine()
+    host = machine()
     channels, filters = g.channels // g.groups, g.filters // g.groups
     if transposed:
         channels, filters = filters, channels
@@ -126,18 +116,13 @@ def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, layout: str, t
         filter_stride=tap * (1 if transposed else channels), channel_stride=tap * (filters if transposed else 1),
         input_plane=input_plane, sums_plane=sums_plane, filter_plane=filter_plane, pitch=pitch,
     )  # fmt: skip
-    used = width(job.pieces, g.flops // 8)
-    return Prepared(job, used, used * slot_size * np.dtype(wide).itemsize, np.zeros(g.groups * filters, wide))
+    return prepared(job, g.flops // 8, slot_size, dtype, g.groups * filters)
 
 
 def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transposed: bool, out: np.ndarray) -> None:
-    if out.size == 0:
-        return
-    plan = _prepare(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), known_layout(x, out), get_threads())
-    w = np.ascontiguousarray(w, plan.no_bias.dtype)
-    bias = plan.no_bias if b is None else np.ascontiguousarray(b, plan.no_bias.dtype)
-    with memory.workspace(plan.size) as slots:
-        plan.job.run(plan.threads, x=address(x), w=address(w), bias=address(bias), y=address(out), slots=slots)
+    if out.size:
+        names, layout = (dtype_name(x.dtype), dtype_name(out.dtype)), known_layout(x, out)
+        _prepare(g, transposed, *names, layout, get_threads()).correlate(x, w, b, out)
 
 
 def blocking(problem: Problem) -> str:

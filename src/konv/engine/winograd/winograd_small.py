@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from konv.engine import memory, roofline
-from konv.engine.launch import Job, address
+from konv.engine import roofline
+from konv.engine.launch import Job
 from konv.engine.machine import dtype_name, machine, wide_type, widened
-from konv.engine.threads import get_threads, width
+from konv.engine.prepared import Prepared, prepared
+from konv.engine.threads import get_threads
 from konv.engine.winograd.winograd_cuts import evenly
 from konv.engine.winograd.winograd_kernels import SPREAD
 from konv.engine.winograd.winograd_small_kernels import (
@@ -115,18 +116,12 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray)
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``: dy is read once."""
     plan = _prepare_weights(g, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
-    with memory.workspace(plan.size) as slots:
-        plan.job.run(plan.threads, x=address(x), dy=address(dy), dw=address(out), db=address(db), slots=slots)
+    plan.run(x=x, dy=dy, dw=out, db=db)
 
 
 def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transposed: bool, out: np.ndarray) -> None:
-    if out.size == 0:
-        return
-    plan = _prepare(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
-    w = np.ascontiguousarray(w, plan.no_bias.dtype)
-    bias = plan.no_bias if b is None else np.ascontiguousarray(b, plan.no_bias.dtype)
-    with memory.workspace(plan.size) as slots:
-        plan.job.run(plan.threads, x=address(x), w=address(w), bias=address(bias), y=address(out), slots=slots)
+    if out.size:
+        _prepare(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), get_threads()).correlate(x, w, b, out)
 
 
 @dataclass(frozen=True)
@@ -154,16 +149,6 @@ def _cut(g: Geometry, transposed: bool, lanes: int) -> Cut:
     return Cut(1, blocks, columns, g.batch * high * blocks)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A job, the bytes that its threads borrow, and zeros for its bias."""
-
-    job: Job
-    threads: int
-    size: int
-    no_bias: np.ndarray
-
-
 def _numbers(g: Geometry, transposed: bool, cut: Cut) -> dict[str, int]:
     """The kernels' arguments that tell shapes."""
     (x_height, x_width), cells = (g.output, g.spatial) if transposed else (g.spatial, g.output)
@@ -178,7 +163,7 @@ def _numbers(g: Geometry, transposed: bool, cut: Cut) -> dict[str, int]:
 
 @functools.lru_cache(maxsize=512)
 def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, threads: int) -> Prepared:
-    wide, host = wide_type(dtype), machine()
+    host = machine()
     channels, filters = g.channels // g.groups, g.filters // g.groups
     steps = (channels, 1)  # between filters, between channels that are summed: of w
     if transposed:
@@ -195,8 +180,7 @@ def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, threads: int) 
         piece_blocks=piece_blocks, parts=parts, filter_step=steps[0], channel_step=steps[1], input_plane=input_plane,
         sums_plane=sums_plane, **_numbers(g, transposed, cut),
     )  # fmt: skip
-    used = width(job.pieces, g.flops // 8)
-    return Prepared(job, used, used * slot_size * np.dtype(wide).itemsize, np.zeros(g.groups * filters, wide))
+    return prepared(job, g.flops // 8, slot_size, dtype, g.groups * filters)
 
 
 @functools.lru_cache(maxsize=256)
@@ -214,8 +198,7 @@ def _prepare_weights(g: Geometry, dtype: str, out: str, threads: int) -> Prepare
         sums_at=sums_at, bias_at=bias_at, channels=channels, filters=filters, vectors=vectors, input_plane=input_plane,
         upstream_plane=upstream_plane, **_numbers(g, False, cut),
     )  # fmt: skip
-    used = width(job.pieces, g.flops // 8)
-    return Prepared(job, used, used * slot_size * itemsize, np.zeros(0))
+    return prepared(job, g.flops // 8, slot_size, dtype)
 
 
 def blocking(problem: Problem) -> str:
