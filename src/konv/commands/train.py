@@ -3,91 +3,70 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from konv.commands.shell import fail, new_console, plain_errors, usage
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from konv.training.loop import Trainer
+
+
+def option(metavar: str, words: str, name: str | None = None) -> Any:
+    """An option that may be left out; its default, which may depend on others, is told in words."""
+    return typer.Option(*([name] if name else []), metavar=metavar, help=words, show_default=False)
+
+
+Images = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="DATASET", help="The images: digits (the default), mnist or fashion-mnist.", show_default=False
+    ),
+]
+Network = Annotated[str | None, option("NAME", "The network: simple (the default), deep or sequence.")]
+Epochs = Annotated[int | None, option("NUMBER", "Passes over the training images. Default: 60 for digits, else 6.")]
+BatchSize = Annotated[int | None, option("NUMBER", "Images per step. Default: 32 for digits, else 100.")]
+Optimizer = Annotated[str | None, option("NAME", "How weights are updated: adam (the default), momentum or sgd.")]
+LearningRate = Annotated[
+    float | None,
+    option("NUMBER", "Learning rate at the start. Default: 0.002 for adam, 0.02 for momentum, 0.1 for sgd."),
+]
+Seed = Annotated[
+    int | None, option("NUMBER", "Where all random numbers begin: the same seed, the same result. Default: 0.")
+]
+Augment = Annotated[
+    bool | None, option("", "Shift training images by a pixel or two. Default: yes.", "--augment/--no-augment")
+]
+Resume = Annotated[Path | None, option("FOLDER", "Go on with this run: its folder, or its checkpoint file.")]
+Output = Annotated[
+    Path | None,
+    option(
+        "FOLDER",
+        "Folder for checkpoint and report; must be new or empty. Default: runs/DATASET-MODEL, with a number behind it if that "
+        "is taken.",
+    ),
+]
+DataDir = Annotated[
+    Path | None, option("FOLDER", "Folder with the files of mnist or fashion-mnist. Default: $KONV_DATA.")
+]
+
 
 @plain_errors
 def train(
-    dataset: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="DATASET", help="The images: digits (the default), mnist or fashion-mnist.", show_default=False
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The network: simple (the default), deep or sequence.", show_default=False),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            metavar="NUMBER",
-            help="Passes over the training images. Default: 60 for digits, else 6.",
-            show_default=False,
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(metavar="NUMBER", help="Images per step. Default: 32 for digits, else 100.", show_default=False),
-    ] = None,
-    optimizer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="How weights are updated: adam (the default), momentum or sgd.", show_default=False
-        ),
-    ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(
-            metavar="NUMBER",
-            help="Learning rate at the start. Default: 0.002 for adam, 0.02 for momentum, 0.1 for sgd.",
-            show_default=False,
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            metavar="NUMBER",
-            help="Where all random numbers begin: the same seed, the same result. Default: 0.",
-            show_default=False,
-        ),
-    ] = None,
-    augment: Annotated[
-        bool | None,
-        typer.Option(
-            "--augment/--no-augment",
-            metavar="",
-            help="Shift training images by a pixel or two. Default: yes.",
-            show_default=False,
-        ),
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Go on with this run: its folder, or its checkpoint file.", show_default=False
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Folder for checkpoint and report; must be new or empty. Default: runs/DATASET-MODEL, with a number behind it "
-            "if that is taken.",
-            show_default=False,
-        ),
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Folder with the files of mnist or fashion-mnist. Default: $KONV_DATA.",
-            show_default=False,
-        ),
-    ] = None,
+    dataset: Images = None,
+    model: Network = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    optimizer: Optimizer = None,
+    lr: LearningRate = None,
+    seed: Seed = None,
+    augment: Augment = None,
+    resume: Resume = None,
+    output: Output = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Train a network on images and write a report.
 
@@ -112,7 +91,6 @@ def train(
     from konv.training.config import Config
     from konv.training.data import load
     from konv.training.loop import Trainer
-    from konv.training.page import duration
 
     given: dict[str, Any] = {
         "dataset": dataset,
@@ -129,26 +107,8 @@ def train(
         config = saved.config.resumed(len(saved.history), given) if saved else Config.create(**given)
         folder = checkpoints.run_folder(config, output, resume)
     console = new_console()
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    data = load(config.dataset, data_dir, console=console)
-    trainer = Trainer(config, data, saved)
-    height, width = data.image_shape
-    say(
-        f"{data.name}: {len(data.train_images):,} training and {len(data.test_images):,} test images "
-        f"of {height} x {width} pixels, {len(data.classes)} classes"
-    )
-    parameters = sum(array.size for array in trainer.model.params().values())
-    say(f"{config.model}: {parameters:,} parameters; {config.optimizer}, lr {config.lr:g}, seed {config.seed}")
-    if saved:
-        done = trainer.finished == config.epochs
-        say(
-            f"all {config.epochs} epochs are finished: only the report is written. To train further, give --epochs"
-            if done
-            else f"going on after epoch {trainer.finished} of {config.epochs}"
-        )
+    trainer = Trainer(config, load(config.dataset, data_dir, console=console), saved)
+    say(console, *before(trainer, resumed=saved is not None))
     try:
         trainer.run(folder, console)
     except KeyboardInterrupt:
@@ -158,11 +118,40 @@ def train(
         again = checkpoints.resume_command(place, epochs if saved else None)
         fail(f"interrupted after epoch {epoch} of {config.epochs}. Go on with: {again}", 130)
     page = report.write(trainer, folder, config.command())
-    last = trainer.history[-1]
-    wrong = round((1 - last["test_accuracy"]) * len(data.test_images))
-    say(
-        f"test accuracy {last['test_accuracy']:.2%} ({wrong:,} of {len(data.test_images):,} misread) after "
+    say(console, after(trainer), f"report: {page}", f"to read an image of your own: konv predict {folder} IMAGE")
+
+
+def say(console: Console, *lines: str) -> None:
+    """Print lines as they are, long ones too."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def before(trainer: Trainer, resumed: bool) -> list[str]:
+    """What is trained, on what, and where a resumed run goes on."""
+    config, data = trainer.config, trainer.dataset
+    height, width = data.image_shape
+    parameters = sum(array.size for array in trainer.model.params().values())
+    lines = [
+        f"{data.name}: {len(data.train_images):,} training and {len(data.test_images):,} test images "
+        f"of {height} x {width} pixels, {len(data.classes)} classes",
+        f"{config.model}: {parameters:,} parameters; {config.optimizer}, lr {config.lr:g}, seed {config.seed}",
+    ]
+    if resumed and trainer.finished == config.epochs:
+        lines.append(
+            f"all {config.epochs} epochs are finished: only the report is written. To train further, give --epochs"
+        )
+    elif resumed:
+        lines.append(f"going on after epoch {trainer.finished} of {config.epochs}")
+    return lines
+
+
+def after(trainer: Trainer) -> str:
+    """How well it reads the test images, and how long it trained."""
+    from konv.training.page import duration
+
+    images, accuracy = len(trainer.dataset.test_images), trainer.history[-1]["test_accuracy"]
+    return (
+        f"test accuracy {accuracy:.2%} ({round((1 - accuracy) * images):,} of {images:,} misread) after "
         f"{duration(sum(entry['seconds'] for entry in trainer.history))} of training"
     )
-    say(f"report: {page}")
-    say(f"to read an image of your own: konv predict {folder} IMAGE")
