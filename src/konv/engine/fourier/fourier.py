@@ -312,11 +312,16 @@ def _plan(kind: str, g: Geometry, dtype: str, out: str, source: str, target: str
             channels=g.channels, parts=parts, taps=g.kernel[0],
         )  # fmt: skip
 
-    regions, size, itemsize = {}, 0, np.dtype(wide).itemsize
+    return Plan(steps, *regions_of(sizes, np.dtype(wide).itemsize), notes, twiddles(radices, wide))
+
+
+def regions_of(sizes: dict[str, int], itemsize: int) -> tuple[dict[str, int], int]:
+    """Where in the workspace so many elements of each name lie, from a cache line on, and the bytes of all."""
+    regions, size = {}, 0
     for name, elements in sizes.items():
         regions[name] = size
         size += -(-elements * itemsize // 64) * 64
-    return Plan(steps, regions, size, notes, twiddles(radices, wide))
+    return regions, size
 
 
 def _strides(channels: int, length: int, layout: str) -> tuple[int, int, int]:

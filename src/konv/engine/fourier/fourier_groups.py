@@ -1,5 +1,13 @@
 """Long 1-D kernels in groups of many channels by Fourier transforms of blocks: forward and both gradients.
 
+A block is ``block`` outputs; F and F' are the transform of ``size`` >= block + taps - 1 points and its inverse, and two blocks
+are the real and the imaginary part of one sequence: ::
+
+    x of a group    |-- block --|-- block --|-- block --| ...       X[c] = F(x[c]), once
+                    |------- size ------|                           W[f, c] = F(w[f, c]), where it is used
+                                |------- size ------|
+    y[f] of a block, and the next  =  F'(sum over c of conjugate(W[f, c]) X[c])
+
 As :mod:`konv.engine.fourier.fourier`, whose error and whose care for what is not finite it shares; but the weights' spectra,
 which would be several times as large as the weights, are used at once and not kept (see
 :mod:`konv.engine.fourier.fourier_groups_kernels`).
@@ -22,7 +30,7 @@ import numpy as np
 from konv.engine import roofline
 from konv.engine.compile import Kernel
 from konv.engine.direct import direct
-from konv.engine.fourier.fourier import RADICES, Cut, Plan, Step, spoiled
+from konv.engine.fourier.fourier import RADICES, Cut, Plan, Step, regions_of, spoiled
 from konv.engine.fourier.fourier_groups_kernels import results_of_groups, weights_of_groups
 from konv.engine.fourier.fourier_kernels import spectra_of_blocks
 from konv.engine.fourier.fourier_passes import twiddles
@@ -222,11 +230,7 @@ def _plan(kind: str, g: Geometry, dtype: str, out: str, layout: str, threads: in
         )  # fmt: skip
     add(kernel, pieces, {"checks": "w_notes"}, slot, common | numbers)
     notes: dict[str, tuple[int, ...]] = {"x": (-(-rows // lanes) * lanes,), "w": (pieces * lanes,)}
-    regions, size = {}, 0
-    for name, elements in sizes.items():
-        regions[name] = size
-        size += -(-elements * itemsize // 64) * 64
-    return Plan(steps_done, regions, size, notes, twiddles(radices, wide))
+    return Plan(steps_done, *regions_of(sizes, itemsize), notes, twiddles(radices, wide))
 
 
 def blocking(problem: Problem) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 
 from konv.engine.compile import kernel
-from konv.engine.fourier.fourier_kernels import blocks_first, blocks_last, transformed
+from konv.engine.fourier.fourier_kernels import blocks_first, blocks_last, put_rows, transformed
 from konv.engine.fourier.fourier_passes import first_of_inverse, inverse, last_of, rows_to_points, transform
 from konv.engine.machine import wide_type
-from konv.engine.simd import Variable, fma, loop, minimum, splat, transpose, within
+from konv.engine.simd import Variable, fma, loop, minimum, splat, within
 
 
 @kernel
@@ -74,12 +74,11 @@ def results_of_groups(dtype, out, lanes, radices, conjugate, scale, layout):
                 count = minimum(block, length - at)
                 target = y.at(image * y_image + (group * filters + f) * y_filter + at * y_cell)
                 if layout == "first":
-                    for q in loop((count + (lanes - 1)) // lanes):
-                        cell = first + q * lanes
-                        cells = [points.vec(((cell + i) * 2 + half) * lanes, lanes) + start for i in range(lanes)]
-                        for i, row in enumerate(transpose(cells)):
-                            used = (count - q * lanes) * within(f + i, filters)
-                            target.put(i * y_filter + q * lanes, row, count=used)
+
+                    def outputs(k, points=points, half=half):
+                        return points.vec(((first + k) * 2 + half) * lanes, lanes) + start
+
+                    put_rows(target, y_filter, outputs, count, filters - f, lanes)
                 else:
                     for q in loop(count):
                         row = points.vec(((first + q) * 2 + half) * lanes, lanes) + start
@@ -126,11 +125,8 @@ def weights_of_groups(dtype, out, lanes, radices, layout):
                         imaginary.set(fma(-im, a, fma(re, d, imaginary.get())))
                 first_of_inverse(z, n * radix, [(real.get(), imaginary.get()) for real, imaginary in sums], lanes)
             inverse(z, roots, radices, lanes)
-            for q in loop((taps + (lanes - 1)) // lanes):
-                cells = [z.vec((q * lanes + i) * 2 * lanes, lanes) for i in range(lanes)]
-                for i, row in enumerate(transpose(cells)):
-                    place = ((group * filters + f + i) * channels + c) * taps + q * lanes
-                    dw.put(place, row, count=(taps - q * lanes) * within(f + i, filters))
+            target = dw.at(((group * filters + f) * channels + c) * taps)
+            put_rows(target, channels * taps, lambda k: z.vec(2 * k * lanes, lanes), taps, filters - f, lanes)
 
     pointers = dict.fromkeys(("blocks", "space", "roots", "checks"), wide)
     return text, pointers | {"dy": dtype, "dw": out, "db": out}

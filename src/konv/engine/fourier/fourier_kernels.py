@@ -117,11 +117,11 @@ def outputs_of_spectra(dtype, lanes, radices, layout):
                 count = minimum(block, length - first)
                 start = bias.vec(group * filters + f, lanes, count=filters - f)
                 target = y.at(image * y_image + (group * filters + f) * y_filter + first)
-                for q in loop((count + (lanes - 1)) // lanes):
-                    cells = [points.vec(((q * lanes + i) * 2 + half) * lanes, lanes) + start for i in range(lanes)]
-                    for i, row in enumerate(transpose(cells)):
-                        used = (count - q * lanes) * within(f + i, filters)
-                        target.put(i * y_filter + q * lanes, row, count=used)
+
+                def outputs(k, points=points, half=half, start=start):
+                    return points.vec((k * 2 + half) * lanes, lanes) + start
+
+                put_rows(target, y_filter, outputs, count, filters - f, lanes)
         for half in range(2 * (layout == "last")):  # all filters of a cell, which are neighbours
             first = (2 * pair + half) * block
             for cell in loop(minimum(block, length - first)):
@@ -275,11 +275,9 @@ def taps_of_sums(dtype, lanes, radices, stride):
             inverse(z, roots, radices, lanes)
             for n in loop((taps - phase + (stride - 1)) // stride):
                 cells.put((n * stride + phase) * lanes, z.vec(2 * n * lanes, lanes))
-        for q in loop((taps + (lanes - 1)) // lanes):
-            for i, row in enumerate(transpose([cells.vec((q * lanes + i) * lanes, lanes) for i in range(lanes)])):
-                f = vector * lanes + i
-                place = ((group * filters + f) * channels + channel) * taps + q * lanes
-                dw.put(place, row, count=(taps - q * lanes) * within(f, filters))
+        f = vector * lanes
+        target = dw.at(((group * filters + f) * channels + channel) * taps)
+        put_rows(target, channels * taps, lambda k: cells.vec(k * lanes, lanes), taps, filters - f, lanes)
 
     return text, dict.fromkeys(("sums", "space", "roots"), wide) | {"dw": dtype}
 
@@ -289,6 +287,13 @@ def _add_conjugate(total, a, b):
     real, imaginary = total
     real.set(fma(a[1], b[1], fma(a[0], b[0], real.get())))
     imaginary.set(fma(-a[1], b[0], fma(a[0], b[1], imaginary.get())))
+
+
+def put_rows(target, pitch, cell, count, rows, lanes):
+    """Write the first ``count`` cells of so many rows, ``pitch`` apart; ``cell(k)`` has cell k of all of them in its lanes."""
+    for q in loop((count + (lanes - 1)) // lanes):
+        for i, row in enumerate(transpose([cell(q * lanes + k) for k in range(lanes)])):
+            target.put(i * pitch + q * lanes, row, count=(count - q * lanes) * within(i, rows))
 
 
 def transformed(z, roots, radices, lanes):

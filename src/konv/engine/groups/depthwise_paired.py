@@ -1,13 +1,18 @@
 """Depthwise layers with two axes, channels first, kernels of 5 to 7 rows: jobs of
 :mod:`konv.engine.groups.depthwise_paired_kernels`.
 
+Two rows of outputs are computed together, and rows a, b of the kernel with them: four products become three. ::
+
+    rows of x     x     y     z           even = a x + b y = a (x - y) + (a + b) y
+    even          a     b                 odd  = a y + b z = (a + b) y - b (y - z)
+    odd                 a     b                              ^^^^^^^^^ of both
+
 One core of an AMD Zen 4 is bound by its multiply-adds here, of which a fifth is saved. Against the same planes row by row
 (:mod:`konv.engine.groups.depthwise_fixed`), milliseconds: 7 x 7 on 96@56 1.04/1.11, 192@28 .49/.60, 384@14 .24/.28, 768@7
 .12/.14; 5 x 5 on 384@14 .12/.15. Its error on normal numbers is the same, 2 to 3e-7 of the largest output: sums are shorter.
 
-``(x - y) a`` and ``y (a + b)`` stand for products of neighbouring rows x and y with neighbouring rows of taps a and b, as in
-Winograd's algorithm F(2, 2): an output has the rounding of the largest input of its own and of the next row's window, even where
-its taps are zero, and infinities of either row become NaN in both.
+This is Winograd's algorithm F(2, 2): an output has the rounding of the largest input of its own and of the next row's window,
+even where its taps are zero, and infinities of either row become NaN in both.
 
 Four rows together, as F(4, 4) of two groups of taps, would leave half of the products; but its seven points would have to be
 written and read again at every column of the kernel, and loads that cross a line are as slow as two multiply-adds.
