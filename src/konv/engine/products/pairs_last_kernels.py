@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from konv.engine.compile import kernel
 from konv.engine.products.pairs_kernels import LINE, multiply_tile
-from konv.engine.simd import Variable, loop, minimum, pair, transpose, within
+from konv.engine.simd import loop, minimum, pair, transpose, within
 from konv.engine.windows import in_vectors
 
 
 @kernel
-def multiply_pairs_last(y_dtype, lanes, vectors, rows, turned):
+def multiply_pairs_last(y_dtype, lanes, vectors, rows, turned, once):
     """Forward, or (``turned``) input gradient: y = x @ w.T + bias. A piece is (block of pixels, part of the panels of w).
 
     x is (pixels, reduction), y (pixels, filters), w (filters, reduction), turned (reduction, filters). Of odd lengths a pair
@@ -60,14 +60,17 @@ def multiply_pairs_last(y_dtype, lanes, vectors, rows, turned):
                     for target in targets:  # while the tile is computed
                         for j in range(0, width, LINE):
                             target.prefetch(j, write=True)
-                    totals = [Variable(bias.vec(f + lanes * j, lanes)) for _ in range(rows) for j in range(vectors)]
-                    multiply_tile(lines, 1, panels.at(p * pairs * width), width, pairs, lanes, totals)
+
+                    def start(i, j, f=f):
+                        return bias.vec(f + lanes * j, lanes)
+
+                    totals = multiply_tile(lines, 1, panels.at(p * pairs * width), pairs, lanes, vectors, once, start)
                     for j in range(vectors):
                         used = filters - f - lanes * j
                         full = within(lanes - 1, used)
                         for count, times in ((None, full), (used, within(0, used) * (1 - full))):
                             for _ in loop(times):
                                 for i, target in enumerate(targets):
-                                    target.put(lanes * j, totals[vectors * i + j].get(), count=count)
+                                    target.put(lanes * j, totals[vectors * i + j], count=count)
 
     return text, {"w": "bfloat16", "x": "bfloat16", "bias": "float32", "y": y_dtype, "workspace": "float32"}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from konv.engine.compile import kernel
 from konv.engine.products.pairs_kernels import multiply_tile
-from konv.engine.simd import Variable, loop, minimum, pair, transpose, within
+from konv.engine.simd import loop, minimum, pair, transpose, within
 from konv.engine.windows import in_vectors
 
 
 @kernel
-def sum_pairs(out_dtype, lanes, vectors, rows, last):
+def sum_pairs(out_dtype, lanes, vectors, rows, last, once):
     """``out[f, c] = sum over pixels of dy[f, pixel] * x[c, pixel]``, with ``last`` of x[pixel, c] and dy[pixel, f].
 
     A piece is (part of the pixels, group, region of filters, region of channels). Block by block of pixels, x is turned into
@@ -89,15 +89,18 @@ def sum_pairs(out_dtype, lanes, vectors, rows, last):
                 for tile in loop((used_rows + (rows - 1)) // rows):
                     places = [minimum(tile * rows + i, used_rows - 1) for i in range(rows)]
                     targets = [sums.at(r * region_columns + panel * width) for r in places]
-                    totals = [Variable(target.vec(lanes * j, lanes)) for target in targets for j in range(vectors)]
                     if last:
                         lines = [numbers.at(r // lanes * lanes * pairs + r % lanes) for r in places]
                     else:
                         lines = [numbers.at(r * all_pairs) for r in places]
-                    multiply_tile(lines, lanes if last else 1, packed, width, all_pairs, lanes, totals)
+
+                    def start(i, j, targets=targets):
+                        return targets[i].vec(lanes * j, lanes)
+
+                    totals = multiply_tile(lines, lanes if last else 1, packed, all_pairs, lanes, vectors, once, start)
                     for i, target in enumerate(targets):
                         for j in range(vectors):
-                            target.put(lanes * j, totals[vectors * i + j].get())
+                            target.put(lanes * j, totals[vectors * i + j])
 
         for r in loop(used_rows):
             target = out.at(((part * groups + group) * row_count + first_row + r) * reduction + first_column)

@@ -180,6 +180,22 @@ def _lines(g: Geometry, lanes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return segments, lines, np.ascontiguousarray(in_order)
 
 
+def _tile(run: int, lanes: int) -> tuple[int, int]:
+    """Vectors of filters and pixels of the tile that leaves the fewest lanes empty."""
+    shapes = _shapes()
+    vectors = min(shapes, key=lambda n: -(-run // (lanes * n)) * n)
+    return vectors, shapes[vectors]
+
+
+def _blocks(pixels: int, rows: int, panels: int, panel_bytes: int, threads: int) -> tuple[int, int]:
+    """Panels of a part, and pixels of a block: panels stay in L2, and there are four pieces a thread if that many can be."""
+    part_panels = max(1, min(panels, BLOCK_BYTES // panel_bytes))
+    parts = -(-panels // part_panels)
+    blocks = max(-(-pixels // BLOCK_PIXELS), min(-(-4 * threads // parts), pixels // LEAST_PIXELS), 1)
+    parts = max(parts, min(-(-4 * threads // blocks), panels))
+    return -(-panels // parts), max(1, -(-pixels // (blocks * rows))) * rows
+
+
 @functools.lru_cache(maxsize=512)
 def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads: int) -> Product:
     host, wide = machine(), wide_type(x_dtype)
@@ -196,19 +212,12 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
         reduction, run, window_lines = window * len(segments), g.filters, len(lines)
         all_segments, pixel_size = 1, g.filters
     copied = x_dtype != wide or (padded and not transposed)
-    shapes = _shapes()
-    vectors = min(shapes, key=lambda n: -(-run // (lanes * n)) * n)
-    rows, panel_width = shapes[vectors], lanes * vectors
+    vectors, rows = _tile(run, lanes)
+    panel_width = lanes * vectors
     run_panels = -(-run // panel_width)
     all_panels, pixels = run_panels * all_segments, g.batch * math.prod(output)
-    part_panels = max(1, min(all_panels, BLOCK_BYTES // (reduction * panel_width * itemsize)))
-    parts = -(-all_panels // part_panels)
-    blocks = max(-(-pixels // BLOCK_PIXELS), min(-(-4 * threads // parts), pixels // LEAST_PIXELS), 1)
-    parts = max(parts, min(-(-4 * threads // blocks), all_panels))
-    part_panels = -(-all_panels // parts)
-    parts = -(-all_panels // part_panels)
-    block_pixels = max(1, -(-pixels // (blocks * rows))) * rows
-    blocks = -(-pixels // block_pixels)
+    part_panels, block_pixels = _blocks(pixels, rows, all_panels, reduction * panel_width * itemsize, threads)
+    parts, blocks = -(-all_panels // part_panels), -(-pixels // block_pixels)
     pitch = (window_lines + 1) * lanes
     slot_size = -(-((part_panels * reduction + rows) * panel_width + rows * pitch * copied) // lanes) * lanes
     scattered = not transposed and (math.prod(kernel) > 1 or bool(copied and window % lanes))

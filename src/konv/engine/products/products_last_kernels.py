@@ -119,7 +119,12 @@ def multiply_rows(x_dtype, y_dtype, lanes, vectors, rows, turned, plain, scatter
         copies = kept.at(rows * width)
         first_panel = part * part_panels
         used_panels = minimum(part_panels, all_panels - first_panel)
-        for _ in loop(1 - within(laid[slot] - part - 1, 1)):  # once for all blocks of this thread
+        sums = used_panels * ((reduction + (BLOCK_SUM - 1)) // BLOCK_SUM)  # of a tile
+        share = (window_lines + (sums - 1)) // sums
+        walk = Walk(first, (line_pixels, depth_lines, image_lines), (image, depth, row, pixel_step))
+
+        def lay_panels():
+            """The part's panels of w."""
             for p in loop(used_panels):
                 panel, out = first_panel + p, panels.at(p * reduction * width)
                 columns = panel % run_panels * width
@@ -128,16 +133,9 @@ def multiply_rows(x_dtype, y_dtype, lanes, vectors, rows, turned, plain, scatter
                     lay_windows(segment, out, columns, reduction, size, run, lanes, vectors)
                 else:
                     lay_filters(w, out, columns, run, reduction, lanes, vectors)
-            laid[slot] = part + 1
 
-        def inside(window, line):
-            """Lanes of a line of a window that lie in the array, from its first cell on: from, to."""
-            d, h, cells = window
-            there = within(d + lines[line + 1], depths) * within(h + lines[line + 2], heights)
-            return -cells - lines[line + 3], (row_cells - cells - lines[line + 3]) * there
-
-        walk = Walk(first, (line_pixels, depth_lines, image_lines), (image, depth, row, pixel_step))
-        for tile in loop((last - first + (rows - 1)) // rows):
+        def next_pixels(tile):
+            """What a tile reads and writes: of each pixel a pointer to either, and the window's depth, height and first cell."""
             sources, targets, windows = [], [], []
             for i in range(rows):  # pixels past the last are the last again
                 pixel = minimum(first + tile * rows + i, last - 1)
@@ -149,55 +147,78 @@ def multiply_rows(x_dtype, y_dtype, lanes, vectors, rows, turned, plain, scatter
                     walk.advance(within(pixel + 1, last))
                 sources.append(x.at(pixel * pixel_size if turned else start))
                 targets.append(y.at(start if turned else pixel * pixel_size))
+            return sources, targets, windows
+
+        def inside(window, line):
+            """Lanes of a line of a window that lie in the array, from its first cell on: from, to."""
+            d, h, cells = window
+            there = within(d + lines[line + 1], depths) * within(h + lines[line + 2], heights)
+            return -cells - lines[line + 3], (row_cells - cells - lines[line + 3]) * there
+
+        def copy_windows(sources, windows, ahead):
+            """What a tile reads, widened, with zeros for padding; a later tile's is asked for."""
+            copied_to = [copies.at(i * pitch) for i in range(rows)]
+            for i in loop(window_lines):
+                at = i * lanes if turned else lines[i * 4]
+                for n, (source, copy) in enumerate(zip(sources, copied_to)):
+                    start, count = inside(windows[n], i * 4) if padded and not turned else (None, line_count)
+                    count = reduction - at if turned else minimum(count, line_count)
+                    ahead[n].prefetch(at, later=True)
+                    copy.put(i * lanes, source.vec(at, lanes, count, start))
+            return copied_to
+
+        def ask_for_some(ahead, nth):
+            """The ``nth`` share of what a later tile reads is asked for."""
+            for i in loop(share):
+                at = minimum(nth * share + i, window_lines - 1)
+                for source in ahead:
+                    source.prefetch(at * lanes if turned else lines[at * 4], later=True)
+
+        def multiply_panel(p, numbers, columns, targets, beside):
+            """The tile's sums; what ``targets`` tell will be written is asked for meanwhile."""
+            totals = [Variable(bias.vec(columns + lanes * j, lanes)) for _ in range(rows) for j in range(vectors)]
+            for target in targets:
+                for j in range(vectors):
+                    target.prefetch(lanes * j, write=True)
+            block = panel_columns(panels.at(p * reduction * width), width, lanes, vectors)
+            multiply_tile(numbers, 1, block, reduction, lanes, totals, kept, beside=beside)
+            return [total.get() for total in totals]
+
+        def write_panel(totals, columns, line, targets, windows):
+            """The sums in their places: as they are, or those that lie in the run and in the array."""
+            whole = 0 if turned and padded else within(columns + (width - 1), run)
+            for _ in loop(whole):
+                for i, target in enumerate(targets):
+                    for j in range(vectors):
+                        target.put(lanes * j, totals[vectors * i + j])
+            for _ in loop(1 - whole):
+                for i, target in enumerate(targets):
+                    start, count = inside(windows[i], line) if turned and padded else (None, run)
+                    count = minimum(count, run)
+                    for j in range(vectors):
+                        at = columns + lanes * j
+                        from_ = None if start is None else start - at
+                        target.put(lanes * j, totals[vectors * i + j], count - at, from_)
+
+        for _ in loop(1 - within(laid[slot] - part - 1, 1)):  # once for all blocks of this thread
+            lay_panels()
+            laid[slot] = part + 1
+        for tile in loop((last - first + (rows - 1)) // rows):
+            sources, targets, windows = next_pixels(tile)
             ahead = [source.at(AHEAD * rows * (pixel_size if turned else pixel_step)) for source in sources]
-            numbers = sources
-            if copied:
-                numbers = [copies.at(i * pitch) for i in range(rows)]
-                for i in loop(window_lines):
-                    at = i * lanes if turned else lines[i * 4]
-                    for n, (source, copy) in enumerate(zip(sources, numbers)):
-                        start, count = inside(windows[n], i * 4) if padded and not turned else (None, line_count)
-                        count = reduction - at if turned else minimum(count, line_count)
-                        ahead[n].prefetch(at, later=True)
-                        copy.put(i * lanes, source.vec(at, lanes, count, start))
+            numbers = copy_windows(sources, windows, ahead) if copied else sources
             if scattered:
                 numbers = [Scattered(window, places) for window in numbers]
-
-            sums = used_panels * ((reduction + (BLOCK_SUM - 1)) // BLOCK_SUM)
-            share = (window_lines + (sums - 1)) // sums
             for p in loop(used_panels):
                 panel = first_panel + p
-                columns = panel % run_panels * width
-                line = panel // run_panels * 4
-                to = columns + (lines[line] if turned else 0)
-                totals = [Variable(bias.vec(columns + lanes * j, lanes)) for _ in range(rows) for j in range(vectors)]
-                for target in targets:
-                    for j in range(vectors):
-                        target.prefetch(to + lanes * j, write=True)
+                columns, line = panel % run_panels * width, panel // run_panels * 4
+                to = [target.at(columns + (lines[line] if turned else 0)) for target in targets]
 
-                def look_ahead(block, p=p, share=share, ahead=ahead, sums=sums, used_panels=used_panels):
-                    """Some lines of a later tile's pixels are asked for."""
-                    for i in loop(share):
-                        at = minimum((block * used_panels + p) * share + i, window_lines - 1)
-                        for source in ahead:
-                            source.prefetch(at * lanes if turned else lines[at * 4], later=True)
+                def look_ahead(block, ahead=ahead, p=p):
+                    ask_for_some(ahead, block * used_panels + p)
 
-                block = panel_columns(panels.at(p * reduction * width), width, lanes, vectors)
-                beside = None if copied else look_ahead
-                multiply_tile(numbers, 1, block, reduction, lanes, totals, kept, beside=beside)
-                whole = 0 if turned and padded else within(columns + (width - 1), run)
-                for _ in loop(whole):
-                    for i, target in enumerate(targets):
-                        for j in range(vectors):
-                            target.put(to + lanes * j, totals[vectors * i + j].get())
-                for _ in loop(1 - whole):
-                    for i, target in enumerate(targets):
-                        start, count = inside(windows[i], line) if turned and padded else (None, run)
-                        count = minimum(count, run)
-                        for j in range(vectors):
-                            at = columns + lanes * j
-                            from_ = None if start is None else start - at
-                            target.put(to + lanes * j, totals[vectors * i + j].get(), count - at, from_)
+                totals = multiply_panel(p, numbers, columns, to, None if copied else look_ahead)
+                write_panel(totals, columns, line, to, windows)
 
     pointers = {"w": x_dtype, "x": x_dtype, "bias": wide, "y": y_dtype, "workspace": wide}
     return text, {**pointers, "laid": "int64", "places": "int64", "lines": "int64"}
