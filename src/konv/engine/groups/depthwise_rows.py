@@ -16,7 +16,7 @@ import numpy as np
 from konv.arrays import all_finite
 from konv.engine import columns, memory
 from konv.engine.groups.axes import gradient_phases
-from konv.engine.groups.depthwise_rows_kernels import accumulate_rows, correlate_rows
+from konv.engine.groups.depthwise_rows_kernels import accumulate_rows, correlate_rows, lay_taps
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.simd import ITEMSIZE
@@ -45,14 +45,28 @@ def takes(g: Geometry) -> bool:
 
 @dataclass(frozen=True)
 class Rows:
-    """A prepared job, its threads, lanes and rows of a tile, zeros for its bias, and the shape of its sums."""
+    """A prepared job, its threads, lanes and rows of a tile."""
 
     job: Job
     threads: int
     lanes: int
     tile: int
+
+
+@dataclass(frozen=True)
+class Correlation(Rows):
+    """With zeros for its bias, and the job that lays w out, into so many bytes."""
+
     no_bias: np.ndarray
-    sums: tuple[int, ...] = ()
+    lay: Job
+    size: int
+
+
+@dataclass(frozen=True)
+class Accumulation(Rows):
+    """With the shape of its sums."""
+
+    sums: tuple[int, ...]
 
 
 def correlate(
@@ -60,9 +74,10 @@ def correlate(
 ) -> None:
     """Forward, or with ``backwards`` the input gradient."""
     plan = correlation(g, backwards, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
-    weights = _packed(w, plan.no_bias.dtype, plan.lanes)
     bias = plan.no_bias if b is None else np.ascontiguousarray(b, plan.no_bias.dtype)
-    plan.job.run(plan.threads, x=address(x), weights=address(weights), bias=address(bias), y=address(out))
+    with memory.workspace(plan.size) as weights:
+        plan.lay.run(1, w=address(w), out=weights)
+        plan.job.run(plan.threads, x=address(x), weights=weights, bias=address(bias), y=address(out))
 
 
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
@@ -80,7 +95,7 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
 
 
 @functools.lru_cache(maxsize=512)
-def correlation(g: Geometry, backwards: bool, x_dtype: str, y_dtype: str, threads: int) -> Rows:
+def correlation(g: Geometry, backwards: bool, x_dtype: str, y_dtype: str, threads: int) -> Correlation:
     """The job of a correlation."""
     (x_height, x_width), (out_height, out_width) = (g.output, g.spatial) if backwards else (g.spatial, g.output)
     lanes, stride = machine().lanes(x_dtype), g.stride[0]
@@ -101,11 +116,14 @@ def correlation(g: Geometry, backwards: bool, x_dtype: str, y_dtype: str, thread
         x_height=x_height, x_width=x_width, out_height=out_height, out_width=out_width,
         last=-(-(out_height - tile) // period) * period, zeros=_zeros(x_width * g.channels, x_dtype), columns=table,
     )  # fmt: skip
-    return Rows(job, width(job.pieces, g.flops // 2), lanes, tile, np.zeros(g.channels, wide_type(x_dtype)))
+    wide, taps = wide_type(x_dtype), math.prod(g.kernel)
+    size = -(-g.channels // lanes) * lanes * taps * ITEMSIZE[wide]
+    lay = Job(lay_taps(x_dtype, lanes), 1, channels=g.channels, taps=taps)
+    return Correlation(job, width(job.pieces, g.flops // 2), lanes, tile, np.zeros(g.channels, wide), lay, size)
 
 
 @functools.lru_cache(maxsize=256)
-def accumulation(g: Geometry, dtype: str, threads: int) -> Rows:
+def accumulation(g: Geometry, dtype: str, threads: int) -> Accumulation:
     """The job of the weight gradient; how it is cut does not depend on ``threads``."""
     lanes, out_height = machine().lanes(dtype), g.output[0]
     tile = _tile(out_height, 1)
@@ -123,15 +141,14 @@ def accumulation(g: Geometry, dtype: str, threads: int) -> Rows:
         zeros=_zeros(g.spatial[1] * g.channels, dtype), columns=table,
     )  # fmt: skip
     sums = parts, -(-g.channels // lanes), math.prod(g.kernel), lanes
-    return Rows(job, width(job.pieces, g.flops // 2), lanes, tile, np.zeros(0), sums)
+    return Accumulation(job, width(job.pieces, g.flops // 2), lanes, tile, sums)
 
 
 def workspace(g: Geometry, dtype: str, kind: str) -> int:
-    """Bytes of the packed weights, or of partial sums."""
-    lanes, wide = machine().lanes(dtype), ITEMSIZE[wide_type(dtype)]
+    """Bytes of the weights as they are laid out, or of partial sums."""
     if kind == "weight_gradient":
-        return math.prod(accumulation(g, dtype, get_threads()).sums) * wide
-    return -(-g.channels // lanes) * lanes * math.prod(g.kernel) * wide
+        return math.prod(accumulation(g, dtype, get_threads()).sums) * ITEMSIZE[wide_type(dtype)]
+    return correlation(g, kind == "input_gradient", dtype, dtype, get_threads()).size
 
 
 def blocking(g: Geometry, dtype: str, kind: str) -> str:
@@ -139,7 +156,8 @@ def blocking(g: Geometry, dtype: str, kind: str) -> str:
     if kind == "input_gradient" and not gradient_phases(g):
         return "nothing to compute"
     if kind == "weight_gradient":
-        plan, what = accumulation(g, dtype, get_threads()), "summed over"
+        plan: Rows = accumulation(g, dtype, get_threads())
+        what = "summed over"
     else:
         plan, what = correlation(g, kind == "input_gradient", dtype, dtype, get_threads()), "computed in"
     n = plan.job.numbers
@@ -147,18 +165,6 @@ def blocking(g: Geometry, dtype: str, kind: str) -> str:
         f"{plan.lanes} channels in a vector, {plan.tile} rows together; {what} {n['chunk']} of {n['tiles']} such tiles, "
         f"{min(n['span'], g.channels)} channels a piece; {plan.job.cut(plan.threads)}"
     )
-
-
-def _packed(w: np.ndarray, wide: np.dtype, lanes: int) -> np.ndarray:
-    """[vector of channels][tap][lane]: a vector's are neighbours, or they would evict each other where channels are many."""
-    channels, vectors = len(w), -(-len(w) // lanes)
-    packed = memory.aligned((vectors, w[0].size, lanes), wide)
-    whole = channels // lanes
-    packed[:whole] = w[: whole * lanes].reshape(whole, lanes, w[0].size).transpose(0, 2, 1)
-    if whole < vectors:
-        packed[whole] = 0
-        packed[whole, :, : channels - whole * lanes] = w[whole * lanes :].reshape(channels - whole * lanes, -1).T
-    return packed
 
 
 def _zeros(cells: int, dtype: str) -> np.ndarray:

@@ -16,7 +16,29 @@ from typing import Any
 
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
-from konv.engine.simd import Variable, bits, fma, loop, minimum, pick, pinned, within
+from konv.engine.simd import Variable, bits, fma, loop, minimum, pick, pinned, transpose, within
+from konv.engine.windows import in_vectors
+
+
+@kernel
+def lay_taps(dtype, lanes):
+    """``out[vector of channels, tap, lane]`` of w (channels, taps), zeros past the last channel: one piece.
+
+    A vector's are neighbours, or they would evict each other where channels are many. By NumPy 768 channels of 7 x 7 took 17 us
+    instead of 7.
+    """
+
+    def text(piece, slot, w, out, channels, taps):
+        for v in loop((channels + (lanes - 1)) // lanes):
+            for t, used in in_vectors(taps, taps, lanes):
+                first = v * lanes
+                count = lanes if used is None else used
+                rows = [w.vec((first + i) * taps + t, lanes, count * within(first + i, channels)) for i in range(lanes)]
+                for i, row in enumerate(transpose(rows)):
+                    for _ in loop(1 if used is None else within(i, used)):
+                        out.put((v * taps + t + i) * lanes, row)
+
+    return text, {"w": dtype, "out": wide_type(dtype)}
 
 
 @kernel
