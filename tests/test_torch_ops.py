@@ -18,6 +18,7 @@ import konv  # noqa: E402
 import konv.torch as kt  # noqa: E402
 from compare import assert_close  # noqa: E402
 from konv.engine import threads  # noqa: E402
+from konv.engine.plan import on_addresses  # noqa: E402
 from konv.torch import functional, ops, tensors  # noqa: E402
 
 NAMES = [f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3)]
@@ -554,3 +555,31 @@ def test_op_info_error_inputs(name, op_infos):
         sample = wrong.sample_input
         with pytest.raises(wrong.error_type, match=wrong.error_regex):
             ours(sample.input, *sample.args, **sample.kwargs)
+
+
+@pytest.mark.parametrize("infinite", [False, True])
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "options"),
+    [
+        ((2, 24, 7, 7), (40, 24, 1, 1), {}),
+        ((2, 3, 8, 8), (16, 3, 4, 4), {"stride": 4}),
+        ((2, 64, 7, 7), (64, 1, 3, 3), {"padding": 1, "groups": 64}),
+    ],
+    ids=["1x1", "patches", "depthwise"],
+)
+def test_what_is_run_on_addresses_has_the_bits_of_what_is_run_on_arrays(x_shape, w_shape, options, infinite):
+    rng = np.random.default_rng(0)
+    x, w, b = (rng.standard_normal(shape).astype(np.float32) for shape in (x_shape, w_shape, w_shape[0]))
+    if infinite:
+        w[-1, 0, 0, 0] = np.inf
+    g = konv.geometry(x_shape, w_shape, dtype=np.float32, **options)
+    assert on_addresses("forward", g, "float32", "first", 2) is not None
+    assert on_addresses("input_gradient", g, "float32", "first", 2) is not None
+    dy = rng.standard_normal(g.output_shape).astype(np.float32)
+    leaves = [torch.from_numpy(a).requires_grad_() for a in (x, w, b)]
+    with np.errstate(all="ignore"):
+        y, gradients = konv.conv(x, w, b, **options), konv.conv_backward(dy, x, w, **options)
+        found = kt.conv2d(*leaves, **options)
+        found.backward(torch.from_numpy(dy))
+    for expected, result in zip((y, *gradients), (found.detach(), *(t.grad for t in leaves))):
+        np.testing.assert_array_equal(result.numpy(), expected)

@@ -26,6 +26,7 @@
     compile.py    texts to machine code             machine.py    for which CPU
     launch.py     a job's threads                   threads.py    how many      memory.py    workspaces
     prepared.py   a job with what it borrows
+    addresses.py  what is run again and again, without arrays
 
 An algorithm is a module with a ``NAME``, ``declines(problem) -> reason or None``, ``workspace(problem) -> bytes``, for who
 reads plans ``blocking(problem) -> words`` and ``share(problem) -> of the machine's limit``, and the three computations
@@ -33,5 +34,6 @@ reads plans ``blocking(problem) -> words`` and ``share(problem) -> of the machin
 for the last it may also offer ``weight_and_bias_gradient``, which reads it once for both, and where it writes dx
 ``input_gradient_and_bias``, for transposed layers. It sees native arrays of checked shapes with zero padding and writes into
 the output it is given: w is C-contiguous, x, y and their gradients are all contiguous in the problem's layout, "first"
-(N, C, *spatial) or "last" (N, *spatial, C in memory). It never validates and knows no layer.
+(N, C, *spatial) or "last" (N, *spatial, C in memory). It never validates and knows no layer. What it computes without
+looking at arrays it may offer as a run on addresses: ``on_addresses(problem) -> OnAddresses or None``.
 """

@@ -13,6 +13,8 @@ import numpy as np
 
 from konv.arguments import IntOrAxes, Padding
 from konv.arrays import FLOAT_TYPES
+from konv.engine.addresses import OnAddresses
+from konv.engine.threads import using
 from konv.geometry import Geometry, geometry
 
 KINDS = ("forward", "input_gradient", "weight_gradient")
@@ -219,6 +221,11 @@ def algorithm_for(kind: str, g: Geometry, dtype: str, layout: str) -> Algorithm:
     return _algorithm_for(kind, g, dtype, layout, exact(), _preferred)
 
 
+def on_addresses(kind: str, g: Geometry, dtype: str, layout: str, threads: int) -> OnAddresses | None:
+    """The computation by who computes a problem, on so many threads; None where that looks at arrays."""
+    return _on_addresses(kind, g, dtype, layout, exact(), _preferred, threads)
+
+
 def choose(problem: Problem) -> Plan:
     """The plan for ``problem``: deterministic, nothing is timed.
 
@@ -260,6 +267,7 @@ def forget() -> None:
     """Plan anew: after a change of :func:`algorithms`."""
     _choose.cache_clear()
     _algorithm_for.cache_clear()
+    _on_addresses.cache_clear()
 
 
 _preferred: str | None = None
@@ -268,6 +276,17 @@ _preferred: str | None = None
 @functools.lru_cache(maxsize=1024)
 def _algorithm_for(kind: str, g: Geometry, dtype: str, layout: str, exact: bool, preferred: str | None) -> Algorithm:
     return _choose(Problem(kind, g, dtype, exact, layout), preferred).algorithm
+
+
+@functools.lru_cache(maxsize=1024)
+def _on_addresses(
+    kind: str, g: Geometry, dtype: str, layout: str, exact: bool, preferred: str | None, threads: int
+) -> OnAddresses | None:
+    make = getattr(_algorithm_for(kind, g, dtype, layout, exact, preferred), "on_addresses", None)
+    if make is None or not g.batch:
+        return None
+    with using(threads):
+        return make(Problem(kind, g, dtype, exact, layout))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from konv import arrays
-from konv.engine.plan import Algorithm, Problem, algorithm_for, choose
+from konv.engine.plan import Algorithm, Problem, algorithm_for, choose, on_addresses
 from konv.engine.threads import using
 from konv.geometry import Geometry, geometry, transposed_geometry
 from konv.lending import LENT_BYTES
@@ -51,10 +51,12 @@ class Options(NamedTuple):
 def forward(x: Tensor, w: Tensor, b: Tensor | None, known: Call) -> Tensor:
     """x (N, C, *spatial), w (F, C // groups, *kernel), or transposed (C, F // groups, *kernel) -> y (N, F, *output)."""
     options, g, layout = known.options, known.geometry, known.layout
+    if not options.transposed and (y := _quickly("forward", known, x, w, b, known.y)) is not None:
+        return y
     source, weights = array_of(x, layout), array_of(w, _FIRST)
     with using(torch.get_num_threads()):
         if not options.transposed:
-            y, target = empty(g.output_shape, x.dtype, layout)
+            y, target = _result(x, known.y)
             bias = None if b is None else array_of(b, _FIRST)
             algorithm("forward", known).forward(source, weights, bias, g, target)
             return y
@@ -66,24 +68,58 @@ def forward(x: Tensor, w: Tensor, b: Tensor | None, known: Call) -> Tensor:
     return y
 
 
+def _quickly(kind: str, known: Call, x: Tensor, w: Tensor, b: Tensor | None, blank: Blank) -> Tensor | None:
+    """A result of an algorithm that asks for addresses alone, which takes half the time outside of kernels; else None."""
+    if known.options.exact:
+        return None
+    prepared = on_addresses(kind, known.geometry, known.dtype, known.where, torch.get_num_threads())
+    if prepared is None:
+        return None
+    x = x.contiguous(memory_format=known.layout)
+    w = w.contiguous(memory_format=known.layout if kind == "weight_gradient" else _FIRST)
+    for t in (x, w) if b is None else (x, w, b):
+        if t._is_zerotensor() or t.is_neg():
+            return None
+    if b is not None and not b.is_contiguous():
+        return None
+    if prepared.finite_weights and not arrays.all_finite(view_of(w)):
+        return None
+    if blank.stride is None:
+        out, _ = empty(blank.shape, x.dtype, blank.layout)
+    else:
+        out = x.new_empty_strided(blank.shape, blank.stride)
+    prepared.run(x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), out.data_ptr())
+    return out
+
+
 def gradients(dy: Tensor, x: Tensor, w: Tensor, known: Call, mask: list[bool]) -> list[Tensor | None]:
     """dL/dx, dL/dw, dL/db from dy = dL/dy, None where ``mask`` is False."""
     options, g, layout = known.options, known.geometry, known.layout
     dtype = x.dtype
-    upstream = array_of(dy, layout)
     dx = dw = db = None
+    if mask[0]:
+        dx = _quickly("forward" if options.transposed else "input_gradient", known, dy, w, None, known.x)
+    if mask[1] and options.transposed:
+        dw = _quickly("weight_gradient", known, x, dy, None, known.w)
+    elif mask[1]:
+        db = x.new_empty(g.filters) if mask[2] else None
+        dw = _quickly("weight_gradient", known, dy, x, db, known.w)
+        db = None if dw is None else db
+    if [t is not None for t in (dx, dw, db)] == mask:
+        return [dx, dw if dw is None else dw.contiguous(memory_format=known.weights), db]
+    upstream = array_of(dy, layout)
     with using(torch.get_num_threads()):
-        if mask[0]:
-            dx, target = empty(x.shape, dtype, layout)
+        if mask[0] and dx is None:
+            dx, target = _result(x, known.x)
             chosen = algorithm("forward" if options.transposed else "input_gradient", known)
             weights = array_of(w, known.weights if getattr(chosen, "WEIGHTS_LAST", False) else _FIRST)
             if options.transposed:
                 chosen.forward(upstream, weights, None, g, target)
             else:
                 chosen.input_gradient(upstream, weights, g, target)
-        if mask[1]:
+        if mask[1] and dw is None:
             chosen = algorithm("weight_gradient", known)
-            dw, target = empty(w.shape, dtype, known.weights if getattr(chosen, "WEIGHTS_LAST", False) else _FIRST)
+            dw, target = _result(x, known.w_last if getattr(chosen, "WEIGHTS_LAST", False) else known.w)
             source = array_of(x, layout)
             both = getattr(chosen, "weight_and_bias_gradient", None)
             if options.transposed:
@@ -93,11 +129,36 @@ def gradients(dy: Tensor, x: Tensor, w: Tensor, known: Call, mask: list[bool]) -
                 both(upstream, source, g, target, view_of(db))
             else:
                 chosen.weight_gradient(upstream, source, g, target)
-            # As w: where a gradient lies otherwise than its parameter, PyTorch copies it once more.
-            dw = dw.contiguous(memory_format=known.weights)
         if mask[2] and db is None:
             db = _bias_gradient(upstream, dtype)
-    return [dx, dw, db]
+    # As w: where a gradient lies otherwise than its parameter, PyTorch copies it once more.
+    return [dx, dw if dw is None else dw.contiguous(memory_format=known.weights), db]
+
+
+class Blank(NamedTuple):
+    """A result that is not made yet; ``stride`` is None of one whose memory is lent."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...] | None
+    layout: torch.memory_format
+
+
+def _blank(shape: Sequence[int], dtype: str, layout: torch.memory_format) -> Blank:
+    if math.prod(shape) * _numpy_dtype(dtype).itemsize >= LENT_BYTES:
+        return Blank(tuple(shape), None, layout)
+    inner = range(len(shape) - 1, 0, -1) if layout is _FIRST else (1, *range(len(shape) - 1, 1, -1))
+    stride, step = [1] * len(shape), 1
+    for axis in (*inner, 0):
+        stride[axis], step = step, step * max(1, shape[axis])
+    return Blank(tuple(shape), tuple(stride), layout)
+
+
+def _result(x: Tensor, blank: Blank) -> tuple[Tensor, np.ndarray]:
+    """:func:`empty` of the type of x."""
+    if blank.stride is None:
+        return empty(blank.shape, x.dtype, blank.layout)
+    t = x.new_empty_strided(blank.shape, blank.stride)
+    return t, view_of(t)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, layout: torch.memory_format = _FIRST) -> tuple[Tensor, np.ndarray]:
@@ -148,6 +209,27 @@ class Call:
     weights: torch.memory_format
     where: str
     dtype: str
+
+    @functools.cached_property
+    def y(self) -> Blank:
+        """Of a convolution that is no transposed one."""
+        return _blank(self.geometry.output_shape, self.dtype, self.layout)
+
+    @functools.cached_property
+    def x(self) -> Blank:
+        """Of dx."""
+        g = self.geometry
+        return _blank(g.output_shape if self.options.transposed else g.x_shape, self.dtype, self.layout)
+
+    @functools.cached_property
+    def w(self) -> Blank:
+        """Of dw, as most algorithms write it."""
+        return _blank(self.geometry.w_shape, self.dtype, _FIRST)
+
+    @functools.cached_property
+    def w_last(self) -> Blank:
+        """Of dw, as those with ``WEIGHTS_LAST`` do."""
+        return _blank(self.geometry.w_shape, self.dtype, self.weights)
 
 
 def call(x: Tensor, w: Tensor, options: Options) -> Call:

@@ -71,7 +71,12 @@ def run(plan: Fixed, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> N
     """Run a correlation's job."""
     weights = np.ascontiguousarray(w, x.dtype)
     bias = plan.no_bias if b is None else np.ascontiguousarray(b, x.dtype)
-    plan.job.run(plan.threads, x=address(x), w=address(weights), bias=address(bias), y=address(out))
+    launch(plan, address(x), address(weights), address(bias), address(out))
+
+
+def launch(plan: Fixed, x: int, w: int, b: int, out: int) -> None:
+    """The same of addresses, b may be 0."""
+    plan.job.run(plan.threads, x=x, w=w, bias=b or address(plan.no_bias), y=out)
 
 
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:

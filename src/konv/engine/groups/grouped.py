@@ -15,6 +15,7 @@ import numpy as np
 
 from konv.arrays import all_finite, known_layout
 from konv.engine import columns, roofline
+from konv.engine.addresses import OnAddresses
 from konv.engine.direct import direct
 from konv.engine.groups import depthwise, depthwise_fixed, depthwise_long, depthwise_rows, depthwise_spread
 from konv.engine.groups.axes import FORWARD, Axis, forward_axes, gradient_axes, gradient_phases, leaves_cells
@@ -136,6 +137,19 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
             depthwise.correlate(g, phase, dy, w, None, out)
     else:
         _run(g, dy, w, None, out, True)
+
+
+def on_addresses(problem: Problem) -> OnAddresses | None:
+    """See :func:`konv.engine.plan.on_addresses`: what is compiled for the size of its planes."""
+    g, dtype, backwards = problem.geometry, problem.dtype, problem.kind == "input_gradient"
+    if (
+        problem.layout == "last"
+        or problem.kind == "weight_gradient"
+        or not depthwise_fixed.takes(g, dtype, problem.kind)
+    ):
+        return None
+    plan = depthwise_fixed.correlation(g, backwards, dtype, dtype, get_threads())
+    return OnAddresses(functools.partial(depthwise_fixed.launch, plan), finite_weights=True)
 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:

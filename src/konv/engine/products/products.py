@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from konv.engine import memory, roofline
+from konv.engine.addresses import OnAddresses
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.products.products_kernels import multiply_pixels
@@ -140,6 +141,20 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
         _run(g, True, dy, w, None, target)
 
     _in_place(out, run)
+
+
+def on_addresses(problem: Problem) -> OnAddresses | None:
+    """See :func:`konv.engine.plan.on_addresses`."""
+    g, dtype, transposed = problem.geometry, problem.dtype, problem.kind == "input_gradient"
+    threads = get_threads()
+    if dtype != wide_type(dtype) or problem.layout == "last":  # of half types a bias is copied
+        return None
+    if problem.kind == "weight_gradient":
+        plans = [_gradient(g, dtype, dtype, biased, threads) for biased in (False, True)]
+        return OnAddresses(lambda dy, x, db, out: _sum(plans[db != 0], dy, x, db, out))
+    if transposed and (any(map(any, g.padding)) or _leaves_cells(g, machine().lanes(dtype))):
+        return None
+    return OnAddresses(functools.partial(_multiply, _product(g, transposed, dtype, dtype, threads)))
 
 
 def _crop_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
@@ -339,8 +354,12 @@ def _run(g: Geometry, transposed: bool, x: np.ndarray, w: np.ndarray, b: Any, ou
     x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
     job = _product(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
     bias = job.no_bias if b is None else np.ascontiguousarray(b, job.no_bias.dtype)
-    with memory.workspace(job.size) as space:
-        job.multiply.run(job.threads, w=address(w), x=address(x), bias=address(bias), y=address(out), workspace=space)
+    _multiply(job, address(x), address(w), address(bias), address(out))
+
+
+def _multiply(plan: Product, x: int, w: int, b: int, out: int) -> None:
+    with memory.workspace(plan.size) as space:
+        plan.multiply.run(plan.threads, w=w, x=x, bias=b or address(plan.no_bias), y=out, workspace=space)
 
 
 @dataclass(frozen=True)
@@ -353,7 +372,9 @@ class Gradient:
     part_cells: int
     part_biases: int
     threads: int
+    add_threads: int
     size: int
+    itemsize: int
 
 
 @functools.lru_cache(maxsize=512)
@@ -408,8 +429,9 @@ def _gradient(g: Geometry, dtype: str, out_dtype: str, biased: bool, threads: in
         )
         part_cells, part_biases = (-(-parts * n // lanes) * lanes for n in (cells, filters))
     used = width(sums.pieces, _work(x, g.batch * pixels, row_count * reduction))
+    adding = width(add.pieces, part_cells) if add else 1
     size = (part_cells + part_biases + used * slot_size) * itemsize
-    return Gradient(sums, add, add_biases, part_cells, part_biases, used, size)
+    return Gradient(sums, add, add_biases, part_cells, part_biases, used, adding, size, itemsize)
 
 
 def parts_bytes(g: Geometry, itemsize: int) -> int:
@@ -431,18 +453,20 @@ def even(count: int, most: int, unit: int) -> tuple[int, int]:
 def _run_gradient(g: Geometry, dy: np.ndarray, x: np.ndarray, out: np.ndarray, db: np.ndarray | None) -> None:
     x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
     job = _gradient(g, dtype_name(x.dtype), dtype_name(out.dtype), db is not None, get_threads())
-    itemsize = np.dtype(wide_type(dtype_name(x.dtype))).itemsize
-    with memory.workspace(job.size) as space:
-        part_biases = space + job.part_cells * itemsize
-        biases = part_biases if db is None or job.add else address(db)
-        job.sums.run(
-            job.threads, dy=address(dy), x=address(x), out=space if job.add else address(out), bias=biases,
-            workspace=part_biases + job.part_biases * itemsize,
+    _sum(job, address(dy), address(x), 0 if db is None else address(db), address(out))
+
+
+def _sum(plan: Gradient, dy: int, x: int, db: int, out: int) -> None:
+    with memory.workspace(plan.size) as space:
+        part_biases = space + plan.part_cells * plan.itemsize
+        plan.sums.run(
+            plan.threads, dy=dy, x=x, out=space if plan.add else out, bias=part_biases if plan.add or not db else db,
+            workspace=part_biases + plan.part_biases * plan.itemsize,
         )  # fmt: skip
-        if job.add:
-            job.add.run(width(job.add.pieces, job.part_cells), sums=space, out=address(out))
-        if job.add_biases and db is not None:
-            job.add_biases.run(1, sums=part_biases, out=address(db))
+        if plan.add:
+            plan.add.run(plan.add_threads, sums=space, out=out)
+        if plan.add_biases and db:
+            plan.add_biases.run(1, sums=part_biases, out=db)
 
 
 def blocking(problem: Problem) -> str:
