@@ -110,7 +110,8 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
     """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``."""
     plan = _prepare(g, dtype_name(x.dtype), known_layout(x, dy), get_threads())
     wide, group = wide_type(dtype_name(x.dtype)), g.channels // g.groups
-    sums = np.empty((plan.parts, *g.kernel, group, g.groups, group), wide)
+    together = machine().lanes(dtype_name(x.dtype)) // group  # groups in a vector
+    sums = np.empty((plan.parts, *g.kernel, group, g.groups // together, group, together), wide)
     biases = np.empty((plan.parts, g.filters), wide)
     with memory.workspace(plan.size) as slots:
         plan.job.run(
@@ -121,7 +122,7 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
         columns.weight_gradient(dy, x, g, out)
         return
     total = sums.sum(axis=0) if plan.parts > 1 else sums[0]
-    out.reshape(g.groups, group, group, *g.kernel)[...] = total.transpose(3, 2, 4, 0, 1)
+    out.reshape(g.groups // together, together, group, group, *g.kernel)[...] = total.transpose(3, 5, 2, 4, 0, 1)
 
 
 def _correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, back: bool, out: np.ndarray) -> None:
@@ -129,7 +130,7 @@ def _correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, 
     wide, group, lanes = wide_type(dtype_name(x.dtype)), g.channels // g.groups, machine().lanes(dtype_name(x.dtype))
     parts = w.reshape(g.channels // lanes, lanes // group, group, group, *g.kernel)
     weights = np.ascontiguousarray(
-        parts.transpose(0, 4, 5, 2, 1, 3) if back else parts.transpose(0, 4, 5, 3, 1, 2), wide
+        parts.transpose(0, 4, 5, 2, 3, 1) if back else parts.transpose(0, 4, 5, 3, 2, 1), wide
     )
     bias = np.zeros(g.channels, wide) if b is None else np.ascontiguousarray(b, wide)
     with memory.workspace(plan.size) as slots:

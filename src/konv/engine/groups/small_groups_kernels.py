@@ -22,7 +22,7 @@ def correlate_groups(x_dtype, y_dtype, lanes, group, taps, down, up, pad, x_widt
     Output o of a row and tap t meet cell c where ``down * o + t - pad == up * c``, of a gradient ``o - t + pad == up * c``.
     At most so many outputs are summed together; ``rows`` tells the rows of x that a row of outputs meets, and of the kernel.
     """
-    parts = -(-out_width // most)
+    parts, order = -(-out_width // most), order_of(group, lanes)
     tiles = [(out_width * i // parts, out_width * (i + 1) // parts) for i in range(parts)]
 
     def meetings(begin, end):
@@ -42,16 +42,14 @@ def correlate_groups(x_dtype, y_dtype, lanes, group, taps, down, up, pad, x_widt
         image, block = piece // blocks, piece % blocks
         channel = block * lanes
         source = slots.at(slot * slot_size)
-        results, start = source.at(y_at), bias.vec(channel, lanes)
+        results, start = source.at(y_at), ordered(bias.vec(channel, lanes), order)
         planes = image * channels + channel, (image + 1) * channels
         for chunk in loop((out_height + (chunk_rows - 1)) // chunk_rows):
             row = chunk * chunk_rows
             own_rows = minimum(chunk_rows, out_height - row)
             first, cells = chunks[chunk * 2], chunks[chunk * 2 + 1] * x_width
-            if layout == "first":
-                plane_in(x.at(first * x_width), *planes, x_height * x_width, cells, source, lanes, cells)
-            else:
-                gather(x.at((image * x_height + first) * x_width * channels + channel), channels, cells, source, lanes)
+            place = image, channel, channels, x_height * x_width
+            rows_in(x, layout, place, first * x_width, cells, source, order, cells)
             for r in loop(own_rows):
                 for begin, end in tiles:
                     sums = [Variable(start) for _ in range(begin, end)]
@@ -63,28 +61,19 @@ def correlate_groups(x_dtype, y_dtype, lanes, group, taps, down, up, pad, x_widt
                         for i in range(group):
                             row_of_taps = [factors.vec((t * group + i) * lanes, lanes) for t in range(taps)]
                             for cell, met in meetings(begin, end).items():
-                                at = line.at(cell * lanes)
-                                pixel = (
-                                    splat(at[i], lanes) if group == lanes else spread(at.vec(0, lanes), i, group, lanes)
-                                )
+                                pixel = spread(line.at(cell * lanes), i, group, lanes)
                                 for t, o in met:
                                     sums[o].set(pinned(fma(row_of_taps[t], pixel, sums[o].get())))
                     for o, total in enumerate(sums):
                         results.put((r * out_width + begin + o) * lanes, total.get())
+            cells = own_rows * out_width
             if layout == "first":
-                plane_out(
-                    results,
-                    y.at(row * out_width),
-                    *planes,
-                    out_height * out_width,
-                    own_rows * out_width,
-                    lanes,
-                    chunk_rows * out_width,
-                )
+                size, ahead = out_height * out_width, chunk_rows * out_width
+                plane_out(results, y.at(row * out_width), *planes, size, cells, lanes, ahead, order)
             else:
                 to = y.at((image * out_height + row) * out_width * channels + channel)
-                for p in loop(own_rows * out_width):
-                    to.put(p * channels, results.vec(p * lanes, lanes))
+                for p in loop(cells):
+                    to.put(p * channels, ordered(results.vec(p * lanes, lanes), inverse(order)))
 
     wide = wide_type(x_dtype)
     pointers = {"x": x_dtype, "weights": wide, "bias": wide, "y": y_dtype, "slots": wide}
@@ -98,7 +87,7 @@ def accumulate_groups(dtype, lanes, group, together, taps, stride, pad, edges, l
     A piece is (part, ``lanes`` channels). So many filters of each group are summed ``together``. ``edges``: the outputs of a
     row that meet cells before its first, those that meet cells behind its last, and how many cells the last output does.
     """
-    left, right, over = edges
+    (left, right, over), order = edges, order_of(group, lanes)
 
     def text(
         piece, slot, x, dy, sums, biases, slots, slot_size, dy_at, sums_at,
@@ -116,9 +105,8 @@ def accumulate_groups(dtype, lanes, group, together, taps, stride, pad, edges, l
             """Add the products of output q with the taps that it meets inside the row."""
             at = upstream.at(q * step)
             pixels = {t: line.vec((q * stride + (t - pad)) * step, lanes) for t in met}
-            gradients = at.vec(0, lanes)
             for f in filters:
-                gradient = splat(at[f], lanes) if group == lanes else spread(gradients, f, group, lanes)
+                gradient = spread(at, f, group, lanes)
                 for t in met:
                     products[t, f].set(pinned(fma(gradient, pixels[t], products[t, f].get())))
 
@@ -131,35 +119,9 @@ def accumulate_groups(dtype, lanes, group, together, taps, stride, pad, edges, l
                 first = maximum(top, 0)
                 lines = minimum(top + (rows - 1) * stride_high + taps_high, x_height) - first
                 source, upstream, step = space, space.at(dy_at), lanes
-                if layout == "first":
-                    plane, size, dy_size = image * channels, x_height * x_width, out_height * out_width
-                    plane_in(
-                        x.at(first * x_width), plane + channel, plane + channels, size, lines * x_width, source, lanes
-                    )
-                    plane_in(
-                        dy.at(row * out_width),
-                        plane + channel,
-                        plane + channels,
-                        dy_size,
-                        rows * out_width,
-                        upstream,
-                        lanes,
-                    )
-                else:
-                    gather(
-                        x.at((image * x_height + first) * x_width * channels + channel),
-                        channels,
-                        lines * x_width,
-                        source,
-                        lanes,
-                    )
-                    gather(
-                        dy.at((image * out_height + row) * out_width * channels + channel),
-                        channels,
-                        rows * out_width,
-                        upstream,
-                        lanes,
-                    )
+                place = image, channel, channels
+                rows_in(x, layout, (*place, x_height * x_width), first * x_width, lines * x_width, source, order)
+                rows_in(dy, layout, (*place, out_height * out_width), row * out_width, rows * out_width, upstream, order)
                 own = Variable(totals.zero(lanes))
                 for p in loop(rows * out_width):
                     own.set(own.get() + upstream.vec(p * step, lanes))
@@ -187,18 +149,47 @@ def accumulate_groups(dtype, lanes, group, together, taps, stride, pad, edges, l
                             totals.put(at, totals.vec(at, lanes) + products[t, f].get())
         for k in loop(numbers):
             sums.put((part * numbers + k) * channels + channel, totals.vec(k * lanes, lanes))
-        biases.put(part * channels + channel, bias.get())
+        biases.put(part * channels + channel, ordered(bias.get(), inverse(order)))
 
     wide = wide_type(dtype)
     return text, {"x": dtype, "dy": dtype, "sums": wide, "biases": wide, "slots": wide}
 
 
-def spread(vector, i, group, lanes):
-    """Number i of every group in all of its lanes."""
-    return shuffle(vector, vector, [lane // group * group + i for lane in range(lanes)])
+def order_of(group, lanes):
+    """The channel, of those of a vector, in each lane: the first of all groups, the second of all, ..."""
+    groups = lanes // group
+    return [lane % groups * group + lane // groups for lane in range(lanes)]
 
 
-def gather(array, channels, cells, to, lanes):
-    """``to[cell, lane] = array[cell, lane]`` of cells ``channels`` apart: read there again and again they evict each other."""
+def spread(cell, i, group, lanes):
+    """Number i of every group in all of its lanes: read as one number of so many bytes, which costs no shuffle."""
+    groups = lanes // group
+    if groups == 1:
+        return splat(cell[i], lanes)
+    numbers = cell.vec(i * groups, groups)
+    return shuffle(numbers, numbers, [lane % groups for lane in range(lanes)])
+
+
+def rows_in(array, layout, place, first, cells, to, order, ahead=None):
+    """``to[cell, lane] = channel order[lane]`` of cells ``first`` and on. ``place``: image, channel, all channels, cells of a plane.
+
+    Of channels last too: read there again and again, cells ``channels`` apart evict each other.
+    """
+    (image, channel, channels, size), lanes = place, len(order)
+    if layout == "first":
+        planes = image * channels + channel, (image + 1) * channels
+        plane_in(array.at(first), *planes, size, cells, to, lanes, ahead, order)
+        return
+    source = array.at((image * size + first) * channels + channel)
     for p in loop(cells):
-        to.put(p * lanes, array.vec(p * channels, lanes))
+        to.put(p * lanes, ordered(source.vec(p * channels, lanes), order))
+
+
+def ordered(vector, order):
+    """Its lanes in another order."""
+    return vector if order == sorted(order) else shuffle(vector, vector, order)
+
+
+def inverse(order):
+    """The order that undoes another."""
+    return [order.index(lane) for lane in range(len(order))]

@@ -126,9 +126,14 @@ def cut(width, lanes):
     return [(width * i // parts, width * (i + 1) // parts) for i in range(parts)]
 
 
-def plane_in(array: Any, first: Any, end: Any, plane: Any, cells: Any, to: Any, lanes: int, ahead: Any = None) -> None:
-    """``to[cell, lane] = array[first + lane, cell]``, ``plane`` from row to row; for ``end`` and later rows the last again."""
-    rows = [array.at(minimum(first + i, end - 1) * plane) for i in range(lanes)]
+def plane_in(
+    array: Any, first: Any, end: Any, plane: Any, cells: Any, to: Any, lanes: int, ahead: Any = None, order: Any = None
+) -> None:
+    """``to[cell, lane] = array[first + lane, cell]``, ``plane`` from row to row; for ``end`` and later rows the last again.
+
+    ``order`` : which row is in a lane, if not its own; ``ahead`` : so many cells on are asked for
+    """
+    rows = [array.at(minimum(first + i, end - 1) * plane) for i in order or range(lanes)]
     for q in loop(cells // lanes):
         if ahead is not None:
             for row in rows:
@@ -142,12 +147,13 @@ def plane_in(array: Any, first: Any, end: Any, plane: Any, cells: Any, to: Any, 
 
 
 def plane_out(
-    source: Any, array: Any, first: Any, end: Any, plane: Any, cells: Any, lanes: int, ahead: Any = None
+    source: Any, array: Any, first: Any, end: Any, plane: Any, cells: Any, lanes: int, ahead: Any = None, order: Any = None
 ) -> None:
-    """``array[first + lane, cell] = source[cell, lane]``, ``plane`` from row to row, for rows before ``end``."""
+    """``array[first + lane, cell] = source[cell, lane]``, ``plane`` from row to row, for rows before ``end``; see above."""
     for q in loop((cells + (lanes - 1)) // lanes):
         if ahead is not None:
             for i in range(lanes):
                 array.prefetch((first + i) * plane + q * lanes + ahead, write=True)
-        for i, row in enumerate(transpose([source.vec((q * lanes + k) * lanes, lanes) for k in range(lanes)])):
+        rows = transpose([source.vec((q * lanes + k) * lanes, lanes) for k in range(lanes)])
+        for i, row in zip(order or range(lanes), rows):
             array.put((first + i) * plane + q * lanes, row, (cells - q * lanes) * within(first + i, end))
