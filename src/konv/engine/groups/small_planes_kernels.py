@@ -147,7 +147,15 @@ def plane_in(
 
 
 def plane_out(
-    source: Any, array: Any, first: Any, end: Any, plane: Any, cells: Any, lanes: int, ahead: Any = None, order: Any = None
+    source: Any,
+    array: Any,
+    first: Any,
+    end: Any,
+    plane: Any,
+    cells: Any,
+    lanes: int,
+    ahead: Any = None,
+    order: Any = None,
 ) -> None:
     """``array[first + lane, cell] = source[cell, lane]``, ``plane`` from row to row, for rows before ``end``; see above."""
     for q in loop((cells + (lanes - 1)) // lanes):
