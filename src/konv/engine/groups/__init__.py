@@ -2,7 +2,9 @@
 
 ::
 
-    grouped.py            pixels in lanes, channels first: its jobs    planes.py, planes_outer.py    their kernels
+    grouped.py            who computes what, of layers that are not for the plan's other entries
+    planes_jobs.py        pixels in lanes, channels first              planes.py                     their kernel
+    planes_weights.py     the same, the weight gradient                planes_outer.py               its kernel
     planes_tile.py        what these do with a tile
     axes.py               what an output reads, phase by phase, for these
     depthwise_fixed.py    2-D, planes of a size that is compiled in    depthwise_fixed_kernels.py    its kernels

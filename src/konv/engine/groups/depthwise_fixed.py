@@ -29,7 +29,7 @@ SIDES = {side << times for side in (5, 6, 7, 8) for times in range(5) if side <<
 MOST_TAPS, MOST_TAPS_OF_WEIGHTS = 7, 5  # of a row and of a column; sums of weights are in registers together
 MOST_LINES = 3000  # rows by taps, all of which are text: 49 taps on 56 x 56 compile in 1.5 s, on 112 x 112 in 5
 ASKED_BYTES = 4 << 20  # of x and y: the nearer caches do not hold them
-FAR_BYTES, FAR_TAPS = 32 << 20, 5  # as in :mod:`konv.engine.groups.grouped`
+FAR_BYTES, FAR_TAPS = 32 << 20, 5  # as in :mod:`konv.engine.groups.planes_jobs`
 PRODUCTS = 192  # summed in one accumulator before they are added to another
 LEAST_PIECES = 32  # of a weight gradient, each of which is summed by itself
 
@@ -177,5 +177,5 @@ def _rows(height: int, most: int, apart: bool = False) -> int:
 
 
 def woven(row: int, stride: int, x_dtype: str, y_dtype: str) -> bool:
-    """Whether even and odd columns are apart, as in :mod:`konv.engine.groups.grouped`."""
+    """Whether even and odd columns are apart, as in :mod:`konv.engine.groups.planes_jobs`."""
     return x_dtype == y_dtype == "bfloat16" and machine().dots and stride == 1 and row > machine().lanes(x_dtype)
