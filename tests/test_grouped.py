@@ -10,7 +10,7 @@ import konv
 from compare import assert_equal, assert_same_bits
 from konv import textbook
 from konv.engine import threads
-from konv.engine.groups import depthwise, depthwise_fixed, grouped
+from konv.engine.groups import depthwise, depthwise_fixed, grouped, planes_jobs, planes_weights
 from konv.engine.machine import machine
 from konv.engine.plan import KINDS, Problem, prefer
 from konv.engine.simd import bits, pick, within
@@ -171,8 +171,8 @@ def test_woven_has_the_bits_of_others_with_nan_and_infinities(case, layout, monk
 
     with np.errstate(invalid="ignore"):
         woven = check(case, layout, draw=draw)
-        for module in (grouped, depthwise):
-            monkeypatch.setattr(module, "_woven", lambda *problem: False)
+        for module, name in ((planes_jobs, "woven_row"), (planes_weights, "woven_row"), (depthwise, "_woven")):
+            monkeypatch.setattr(module, name, lambda *problem: False)
         with engine():
             apart = check(case, layout, draw=draw)
     assert np.isnan(apart["forward"]).any()
@@ -255,7 +255,8 @@ def test_planes_of_a_known_size_compiled(host, cases):
 @pytest.mark.usefixtures("fixed")
 @pytest.mark.parametrize("end", [True, False], ids=["page after", "page before"])
 def test_planes_of_a_known_size_beside_a_forbidden_page_and_beside_infinities(end, monkeypatch):
-    monkeypatch.setattr(depthwise_fixed, "ASKED_BYTES", 0)
+    for name in ("FAR_BYTES", "FAR_ROW_BYTES"):  # as of large planes: two rows together
+        monkeypatch.setattr(depthwise_fixed, name, 0)
     for case in ("7 x 7", "28 x 22", "28 x 28 / 2"):
         x_shape, w_shape, options = FIXED[case]
         options = options | {"groups": x_shape[1]}

@@ -15,11 +15,10 @@ from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, bits, fma, loop, minimum, pinned, shuffle, splat
 
 KEPT_FACTORS = 9  # stay in registers for a plane
-AHEAD = 2048  # elements: what lies so far on is asked for, where planes come from far
 
 
 @kernel
-def correlate_fixed(x_dtype, y_dtype, columns, rows, taps, stride, pad, x_size, y_size, backwards, asked):
+def correlate_fixed(x_dtype, y_dtype, columns, rows, taps, stride, pad, x_size, y_size, backwards):
     """Forward, or with ``backwards`` the input gradient of stride 1: taps in reverse order. A piece is some planes.
 
     Parameters
@@ -28,7 +27,6 @@ def correlate_fixed(x_dtype, y_dtype, columns, rows, taps, stride, pad, x_size, 
         the other in turns (``woven`` in :mod:`konv.engine.groups.planes`)
     rows : of outputs, whose sums are in registers together; the last tile of a plane may begin within the one before
     taps, stride, pad, x_size, y_size : (rows, columns), ``pad`` that before the first
-    asked : whether to ask for what comes next
     """
     (height, width), (out_height, out_width), (taps_high, taps_wide) = x_size, y_size, taps
     count = taps_high * taps_wide
@@ -38,12 +36,6 @@ def correlate_fixed(x_dtype, y_dtype, columns, rows, taps, stride, pad, x_size, 
         def tile(source, to, start, factors, low, column, lanes, sets):
             """``rows`` rows of outputs from ``low`` on, the vectors at one place of each."""
             sums = {(r, s): Variable(splat(start, lanes)) for r in range(low, low + rows) for s in range(sets)}
-            if asked:
-                cells = range(column * stride[1], (column + lanes * sets) * stride[1], lanes)
-                for line, cell in itertools.product(range(low * stride[0], (low + rows) * stride[0]), cells):
-                    source.prefetch(line * width + cell + AHEAD)
-                for r, s in sums:
-                    to.prefetch(r * out_width + column + s * lanes + AHEAD, write=True)
             left, first_cell = out_width - column, column * stride[1] - pad[1]
             for together in shared_reads(taps_wide, stride[1], sets, lanes, left):
                 pairs = [(t, s, t - s) for t in together for s in range(sets) if 0 <= t - s < taps_wide]
