@@ -30,6 +30,7 @@ LADDER = [
     ["konv.engine"],  # one file per algorithm
     ["konv.textbook"],
     ["konv.gradcheck", "konv.info", "konv.arrays"],
+    ["konv.gradcheck_result", "konv.gradcheck_parameters"],
     ["konv.lending"],
     ["konv.segments"],
     ["konv.geometry"],

@@ -17,103 +17,15 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from konv.gradcheck_parameters import float64_parameters, gradients_of, is_float
+from konv.gradcheck_result import ArrayResult, Element, GradcheckResult
+
 EPSILON = float(np.finfo(np.float64).eps)
 STEP = EPSILON ** (1 / 3)
-
-
-@dataclass(frozen=True)
-class Element:
-    """One compared element; or, with ``problem``, an array that could not be compared."""
-
-    array: str
-    index: tuple[int, ...]
-    numerical: float
-    analytical: float
-    difference: float
-    tolerance: float
-    problem: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Both numbers finite, and not further apart than the tolerance."""
-        finite = math.isfinite(self.numerical) and math.isfinite(self.analytical)
-        return finite and not self.problem and self.difference <= self.tolerance
-
-    @property
-    def excess(self) -> float:
-        """``difference / tolerance``, at most 1 where it passed; infinite where no number can tell."""
-        if self.difference == 0:
-            return 0.0
-        ratio = self.difference / self.tolerance if self.tolerance else math.inf
-        return ratio if math.isfinite(ratio) else math.inf
-
-    def __str__(self) -> str:
-        place = f"{self.array}[{', '.join(map(str, self.index))}]" if self.index else self.array
-        if self.problem:
-            return f"{place}: {self.problem}"
-        return (
-            f"{place}: numerical {self.numerical:.10g}, analytical {self.analytical:.10g}, "
-            f"difference {self.difference:.3g}, tolerance {self.tolerance:.3g}"
-        )
-
-
-@dataclass(frozen=True)
-class ArrayResult:
-    """The check of one array: ``checked`` of its ``size`` elements, its largest numerical gradient, its worst element."""
-
-    name: str
-    shape: tuple[int, ...]
-    checked: int
-    size: int
-    largest: float
-    worst: Element
-
-    @property
-    def passed(self) -> bool:
-        """Every checked element passed."""
-        return self.worst.passed
-
-
-@dataclass(frozen=True)
-class GradcheckResult:
-    """What :func:`gradcheck` found. It is true exactly if ``passed``; as text it is a table with a row for each array.
-
-    Attributes
-    ----------
-    passed : bool
-    worst : Element
-        That with the largest difference / tolerance over all arrays, a NaN or infinity before any number.
-    elements : int
-        How many elements were compared.
-    arrays : tuple of ArrayResult
-        Inputs first, then parameters.
-    """
-
-    passed: bool
-    worst: Element
-    elements: int
-    arrays: tuple[ArrayResult, ...]
-
-    def __bool__(self) -> bool:
-        return self.passed
-
-    def __str__(self) -> str:
-        head = ("array", "shape", "checked", "largest gradient", "worst difference", "tolerance", "")
-        rows = [head]
-        for a in self.arrays:
-            worst = ("-", "-") if a.worst.problem else (f"{a.worst.difference:.2e}", f"{a.worst.tolerance:.2e}")
-            largest = "-" if a.worst.problem else f"{a.largest:.3g}"
-            verdict = "ok" if a.passed else "WRONG"
-            rows.append((a.name, str(a.shape), f"{a.checked} of {a.size}", largest, *worst, verdict))
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-        verdict = "gradients agree" if self.passed else "gradients differ"
-        return "\n".join([*table, f"{verdict} ({self.elements} elements); worst: {self.worst}"])
 
 
 def gradcheck(
@@ -195,7 +107,7 @@ def gradcheck(
     names = _input_names(forward, len(inputs))
     values = [_float64_copy(name, value) for name, value in zip(names, inputs)]
     before = copy.deepcopy(values)
-    parameters = _float64_parameters(layer)
+    parameters = float64_parameters(layer)
     rng = np.random.default_rng(seed)
 
     outputs = _outputs(forward(*values))
@@ -203,14 +115,14 @@ def gradcheck(
     dys = [rng.choice([-1.0, 1.0], y.shape) * rng.uniform(0.5, 1.5, y.shape) for y in outputs]
     returned = run_backward([dy.copy() if dy.ndim else float(dy) for dy in dys], values)
     for name, value, was in zip(names, values, before):
-        if _is_float(value) and not np.array_equal(value, was, equal_nan=True):
+        if is_float(value) and not np.array_equal(value, was, equal_nan=True):
             raise ValueError(f"forward or backward writes into its input {name}, so its gradient there has no meaning")
     pairs = [
         (name, value, gradient)
         for name, value, gradient in zip(names, values, _one_per_input(returned, values, names, layer is not None))
-        if _is_float(value) and gradient is not None
+        if is_float(value) and gradient is not None
     ]
-    found = _gradients(layer)
+    found = gradients_of(layer)
     for array, tied in parameters:
         parts = [found.get(name) for name in tied]
         pairs.append((" = ".join(tied), array, _total(parts, array.shape)))
@@ -303,14 +215,10 @@ def _input_names(forward: Callable, count: int) -> list[str]:
     return names + [f"input {i}" for i in range(len(names), count)]
 
 
-def _is_float(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and (value.dtype.kind == "f" or value.dtype.name == "bfloat16")
-
-
 def _float64_copy(name: str, value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.kind == "c":
         raise TypeError(f"{name} is {value.dtype}; only real gradients are checked")
-    return np.array(value, np.float64) if _is_float(value) else value
+    return np.array(value, np.float64) if is_float(value) else value
 
 
 def _outputs(y: Any) -> list[np.ndarray]:
@@ -342,7 +250,7 @@ def _one_per_input(returned: Any, values: list[Any], names: list[str], is_layer:
     given = list(returned) if isinstance(returned, tuple) else [returned]
     if len(given) == len(values) or (is_layer and len(given) > len(values)):
         return given[: len(values)]
-    floats = [_is_float(value) for value in values]
+    floats = [is_float(value) for value in values]
     if len(given) == sum(floats):
         return [given.pop(0) if checked else None for checked in floats]
     raise ValueError(
@@ -357,57 +265,6 @@ def _total(parts: list[Any], shape: tuple[int, ...]) -> Any:
         if len(parts) == 1 or part is None or np.shape(part) != shape:
             return part
     return np.sum(parts, axis=0)
-
-
-def _named_parameters(layer: Any) -> dict[str, Any]:
-    """By ``params()``, else every float array that has a sibling ``d<name>``."""
-    if callable(getattr(layer, "params", None)):
-        return dict(layer.params())
-    attributes = {name: value for name, value in getattr(layer, "__dict__", {}).items() if hasattr(layer, "d" + name)}
-    return {name: value for name, value in attributes.items() if _is_float(value) and name not in ("x", "y", "out")}
-
-
-def _gradients(layer: Any) -> dict[str, Any]:
-    if callable(getattr(layer, "grads", None)):
-        return dict(layer.grads())
-    return {name: getattr(layer, "d" + name) for name in _named_parameters(layer)}
-
-
-def _float64_parameters(layer: Any) -> list[tuple[np.ndarray, list[str]]]:
-    """The parameters of ``layer``, replaced in it by float64 ones, each with its names: several where it is shared."""
-    originals = _named_parameters(layer)
-    for name, array in originals.items():
-        if not _is_float(array):
-            raise TypeError(f"parameter {name!r} is no float array")
-    replacements = {id(array): np.array(array, np.float64) for array in originals.values()}
-    _replace(layer, replacements, set())
-    shared: dict[int, tuple[np.ndarray, list[str]]] = {}
-    for name, array in _named_parameters(layer).items():
-        if array is not replacements[id(originals[name])]:
-            raise TypeError(f"parameter {name!r} could not be put in float64: no attribute, list or dict holds it")
-        shared.setdefault(id(array), (array, []))[1].append(name)
-    return list(shared.values())
-
-
-def _replace(holder: Any, replacements: dict[int, np.ndarray], seen: set[int]) -> None:
-    """Put ``replacements[id(a)]`` where array a stands, in all attributes, lists and dicts that ``holder`` leads to."""
-    if id(holder) in seen:
-        return
-    seen.add(id(holder))
-    if isinstance(holder, dict):
-        places = list(holder.items())
-    elif isinstance(holder, (list, tuple)):
-        places = list(enumerate(holder))
-    elif hasattr(holder, "__dict__") and not isinstance(holder, type) and not inspect.ismodule(holder):
-        holder = vars(holder)
-        places = list(holder.items())
-    else:
-        return
-    for key, value in places:
-        if not isinstance(value, np.ndarray):
-            _replace(value, replacements, seen)
-        elif id(value) in replacements and not isinstance(holder, tuple):
-            holder[key] = replacements[id(value)]
 
 
 def _check_settings(rtol: float, atol: float, eps: float, max_elements: int) -> None:
