@@ -21,6 +21,7 @@ from konv.engine.winograd import winograd_cuts
 from konv.engine.winograd.winograd_axes import Axes
 from konv.engine.winograd.winograd_formulas import MOST_POINTS, Scheme, both_axes
 from konv.engine.winograd.winograd_kernels import filters_to_points, winograd
+from konv.engine.winograd.winograd_tiles import Block
 from konv.geometry import geometry
 from strategies import BFLOAT16, seeds
 from test_guard_page import guarded
@@ -305,6 +306,32 @@ def test_float64(layout):
     for actual, expected in zip([konv.conv(x, w, b, padding=1), *konv.conv_backward(dy, x, w, padding=1)], right):
         assert actual.dtype == np.float64
         assert (np.abs(actual - expected) <= 1e-14 * np.abs(expected).max()).all()
+
+
+@pytest.mark.parametrize("first_row, rows", [(0, 6), (2, 8), (1, 1), (2, 1)])
+@pytest.mark.parametrize("columns", [1, 4])
+@pytest.mark.parametrize("short", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_tiles_that_ask_for_infinity_are_neighbours(first_row, rows, columns, short):
+    tile_rows = 3
+    block = Block(first_row, rows, tile_rows, columns, *short)
+    tiles = [(r, c) for r in range(rows) for c in range(columns)]
+    at = {(r, c): block.places(r)(c) for r, c in tiles}
+    assert sorted(at.values()) == list(range(len(tiles)))
+    for row in (0, 1):
+        for column in (0, 1):
+            first, count = block.range(row, column)
+            asked = {
+                at[r, c]
+                for r, c in tiles
+                if not (row and short[0] and (first_row + r) % tile_rows == tile_rows - 1)
+                and not (column and short[1] and c == columns - 1)
+            }
+            assert asked == set(range(first, first + count))
+
+
+def test_short_axes_need_fewer_products():
+    axes = Axes.of(geometry((1, 16, 7, 14), (16, 16, 3, 3), padding=1), False)
+    assert (axes.rows.needed, axes.columns.needed, axes.needed) == (6 + 5, 3 * 6 + 5, 11 * 23)
 
 
 @pytest.mark.parametrize("shape, filters", [((3, 130, 7, 9), 70), ((2, 20, 14, 18), 33)])

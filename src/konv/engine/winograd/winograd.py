@@ -3,7 +3,8 @@
 Along each axis a scheme F(m, r) of :mod:`konv.engine.winograd.winograd_formulas`: of few products for the outputs that there
 are. A dilated convolution is one of each phase: tiles of cells that lie ``dilation`` apart. A 3-D one sums planes as it sums
 channels, a strided or a long kernel the short ones that it is cut into (:mod:`konv.engine.winograd.winograd_axes`): 100 products
-instead of 256 for 4 x 4 with stride 2, 81 instead of 144 for 3 x 3, 121 instead of 400 for 5 x 5.
+instead of 256 for 4 x 4 with stride 2, 81 instead of 144 for 3 x 3, 121 instead of 400 for 5 x 5. An image's last tile takes
+no product at infinity where it lacks its last output: 121 instead of 144 for 7 x 7 outputs, 3 x 3.
 
 The input gradient is the same computation on dy, with the taps in reverse order, filters and channels exchanged; with a
 stride each phase of dx has a kernel of its own. The weight gradient is F(r, m), in :mod:`konv.engine.winograd.winograd_weights`.
@@ -232,7 +233,7 @@ def share(problem: Problem) -> float:
     """Of the limit; see :mod:`konv.engine.roofline`. Above 1, for few products stand for many of the formula's."""
     g, transposed = problem.geometry, problem.kind == "input_gradient"
     axes, lanes = Axes.of(g, transposed), machine().lanes(problem.dtype)
-    done = axes.products * axes.tiles / (math.prod(g.output) * math.prod(g.kernel))
+    done = axes.needed / (math.prod(g.output) * math.prod(g.kernel))
     done *= roofline.padding(g.channels if transposed else g.filters, lanes)
     if problem.kind == "weight_gradient":
         return roofline.share(problem, done, speed=0.5, moving=0.75, storing=0)

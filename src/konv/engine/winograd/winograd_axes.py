@@ -11,8 +11,10 @@ In the input gradient each *phase* of the result is a correlation of dy with tap
     dx[i]            = sum over j  w[j] dy[i + low - d j]           (dilation d)
 
 An axis of which nothing is gained has the scheme F(1, 1), each of its taps a section: so the planes of a 3-D kernel.
-Of 7 outputs with stride 2 (3 x 3) only F(7, 2) along one axis alone saves: 0.71 of the products. It took 0.82-1.0 of direct's
-time for 512 channels, 1.0-1.2 for 128 and 256, 1.2 for one image, and its error is six times as large: it is not asked.
+Of 7 outputs with stride 2 (3 x 3) F(7, 2) along one axis alone took 0.82-1.0 of direct's time for 512 channels, 1.0-1.2 for
+128 and 256, 1.2 for one image, and its error is six times as large: it is not asked. F(4, 2) along both, 0.66 of the products,
+took 1.05-1.25 of direct's time for 512 channels and 8 images, its gradient 0.95-1.05: its 32 tiles are too few for its filters'
+transform, which takes a quarter of the time.
 """
 
 from __future__ import annotations
@@ -78,6 +80,22 @@ class Axis:
         count = max(phase.count for phase in self.phases)
         return -(-count // (self.scheme.outputs * self.dilation)) * self.dilation
 
+    @property
+    def short(self) -> bool:
+        """Whether no phase has the last output of the last tile, the only one that asks for the product at infinity."""
+        return self.dilation == 1 and max(phase.count for phase in self.phases) < self.tiles * self.scheme.outputs
+
+    @property
+    def infinities(self) -> int:
+        """Those of :attr:`points` that are infinity."""
+        full = self.scheme != PLAIN
+        return full * sum(s.taps == self.scheme.taps for phase in self.phases for s in phase.sections)
+
+    @property
+    def needed(self) -> int:
+        """Products of all its tiles."""
+        return self.points * self.tiles - self.short * self.infinities
+
     def points_of(self, section: Section) -> int:
         """Points at which its products are not all zero."""
         return self.scheme.points - (section.taps < self.scheme.taps)
@@ -106,14 +124,19 @@ class Axis:
 
     @staticmethod
     def of(g: Geometry, axis: int, transposed: bool, most_points: int) -> Axis:
-        """The axis with the scheme of the fewest products, to which one is added for each section's transform of a tile."""
+        """The axis with the scheme of the fewest products, to which one is added for each section's transform of a tile.
+
+        Of two alike that of fewer points, which errs less.
+        """
         axes = []
         for taps in TAPS:
             longest = max(section.taps for phase in _phases(g, axis, transposed, taps) for section in phase.sections)
             if longest == taps:
                 axes += [_axis(g, axis, transposed, n, taps) for n in range(most_points + 1 - taps, 1, -1)]
         axes.append(_axis(g, axis, transposed, 1, 1))
-        return min(axes, key=lambda axis: (axis.points + (axis.scheme != PLAIN) * axis.transforms) * axis.tiles)
+        return min(
+            axes, key=lambda axis: (axis.needed + (axis.scheme != PLAIN) * axis.transforms * axis.tiles, axis.points)
+        )
 
 
 @dataclass(frozen=True)
@@ -165,6 +188,11 @@ class Axes:
     def products(self) -> int:
         """Of a channel, a filter and the tiles at one place of all phases."""
         return self.depth.points * self.rows.points * self.columns.points
+
+    @property
+    def needed(self) -> int:
+        """Of a channel, a filter and an image."""
+        return math.prod(axis.needed for axis in self.all)
 
     @property
     def phases(self) -> list[tuple[Phase, ...]]:

@@ -54,6 +54,8 @@ def rows_and_columns(axes: Axes, batch: int, most_tiles: int) -> dict[str, int]:
         "block_rows": block_rows,
         "block_columns": wholes * step,
         "column_blocks": column_blocks,
+        "short_rows": int(axes.rows.short),
+        "short_columns": int(axes.columns.short),
     }
 
 
@@ -196,7 +198,8 @@ def _cut(
     alike, panels = axes.phases_alike, axes.phases_alike * s.panels
     apart = len(axes.phases) // alike
     blocks = -(-tiled["all_rows"] // block_rows) * tiled["column_blocks"]
-    group = _group(block_rows * block_columns, machine().tile[1])
+    counts = _tiles_at_points(axes, block_rows, block_columns, tiled["column_blocks"])
+    group = _group(counts, machine().tile[1])
     tiles = -(-block_rows * block_columns // group) * group
     while ahead and apart * blocks * -(-panels // share_panels) < 2 * threads and share_panels > 1:
         share_panels = -(-share_panels // 2)
@@ -216,7 +219,7 @@ def _cut(
     filter_cells = s.panels * sum(sections) * s.channel_chunks * points * filter_plane if ahead else 0
 
     itemsize, pairs = np.dtype(s.wide).itemsize, s.channels * s.filters
-    products = blocks * tiles * axes.products * pairs
+    products = blocks * pairs * axes.depth.points * sum(n * -(-own // group) * group for n, own in counts)
     used = width(pieces, products)
     alone = max(sections) == alike == 1
     read_again = slot_size - (0 if ahead or not alone else share_panels * points * sums_plane)
@@ -244,18 +247,36 @@ def _cut(
     )  # fmt: skip
 
 
-def _group(tiles: int, most: int) -> int:
+def _tiles_at_points(axes: Axes, block_rows: int, block_columns: int, column_blocks: int) -> list[tuple[int, int]]:
+    """(number of points, tiles of a block that ask for each of them): for all, then without last rows, columns, both."""
+    rows, columns = axes.rows, axes.columns
+    short_rows = rows.short * (block_rows // rows.tiles)
+    short_columns = int(columns.short and column_blocks == 1)
+    return [
+        (m * n, tile_rows * tile_columns)
+        for m, tile_rows in ((rows.points - rows.infinities, block_rows), (rows.infinities, block_rows - short_rows))
+        for n, tile_columns in (
+            (columns.points - columns.infinities, block_columns),
+            (columns.infinities, block_columns - short_columns),
+        )
+    ]
+
+
+def _group(counts: list[tuple[int, int]], most: int) -> int:
     """Tiles in registers at once: few values, each is a kernel to compile, and little waste in a block's last group.
 
-    One step of a group takes about as many cycles as it has tiles, and one more.
+    One step of a group takes about as many cycles as it has tiles, and one more. ``counts`` : see :func:`_tiles_at_points`
     """
-    if tiles <= most * 2 // 7:
+    if counts[0][1] <= most * 2 // 7:
         return most * 2 // 7
-    return min((most, most * 4 // 5, most * 4 // 7), key=lambda group: -(-tiles // group) * (group + 1))
+    groups = (most, most * 4 // 5, most * 4 // 7)
+    return min(groups, key=lambda group: sum(n * -(-tiles // group) * (group + 1) for n, tiles in counts))
 
 
 def gain(axes: Axes, channels: int, filters: int, kept: int, moving: float) -> float:
     """About how many times faster than a sum of all products this is, by the times above; of any batch.
+
+    What short axes save is not counted: where that would decide, 512@14 with stride 2 and weights of 256@28, it is no faster.
 
     ``kept`` : see :func:`kept_taps`; ``moving`` : of the times of a tile's inputs and outputs, what the sum does not spend too
     """

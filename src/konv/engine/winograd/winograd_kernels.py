@@ -6,9 +6,10 @@ from typing import Any
 
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
-from konv.engine.simd import Variable, fma, loop, minimum, splat, transpose, within
+from konv.engine.simd import Variable, fma, loop, maximum, minimum, splat, transpose, within
 from konv.engine.winograd.winograd_formulas import Scheme, both_axes
 from konv.engine.winograd.winograd_tiles import (
+    Block,
     Images,
     Strip,
     Tiling,
@@ -76,7 +77,8 @@ def winograd(
         piece, slot, x, w, bias, y, points, slots, sections, phases, slot_size, strip_at, sums_at, filters_at, kept_at,
         channels, x_depth, x_height, x_width, filters, out_depth, out_height, out_width,
         depth_in_step, depth_out_step, row_dilation, column_dilation, planes, tile_rows, tile_columns,
-        all_rows, block_rows, block_columns, column_blocks, share_panels, panels, shares, turns, turn_phases, phase_panels,
+        all_rows, block_rows, block_columns, column_blocks, short_rows, short_columns,
+        share_panels, panels, shares, turns, turn_phases, phase_panels,
         section_count, channel_chunks, chunk_channels, input_plane, sums_plane, filter_plane, pitch, filter_stride,
         channel_stride,
     ):  # fmt: skip
@@ -84,6 +86,8 @@ def winograd(
         first_row, first_column = block // column_blocks * block_rows, block % column_blocks * block_columns
         own_rows = minimum(block_rows, all_rows - first_row)
         own_columns = minimum(block_columns, tile_columns - first_column)
+        at_end = 1 - minimum(tile_columns - first_column - own_columns, 1)
+        tiles = Block(first_row, own_rows, tile_rows, own_columns, short_rows, short_columns * at_end)
         first_panel = share * share_panels
         own_panels = minimum(share_panels, panels * phase_panels - first_panel)
         inputs = slots.at(slot * slot_size)
@@ -123,7 +127,7 @@ def winograd(
                 (first, count), section = channels_of(chunk), sections.at(section_of(0, chunk) * SECTION)
                 left = strip.columns.first(first_column) * in_steps[1] + section[2]
                 for r in loop(own_rows):
-                    image, plane, row = place(r)
+                    (image, plane, row), places_of_row = place(r), tiles.places(r)
                     for v in loop((count + (lanes - 1)) // lanes):
                         read_strip(
                             source, strip, lanes, row_scheme.points, image, plane * depth_in_step + section[0],
@@ -131,8 +135,9 @@ def winograd(
                             strip.columns.cells(own_columns, column_scheme.points), in_steps,
                         )  # fmt: skip
                         strip_to_points(
-                            strip, to.at(r * own_columns * depth + v * lanes), lanes, (row_scheme.inputs, column_scheme.inputs),
+                            strip, to.at(v * lanes), lanes, (row_scheme.inputs, column_scheme.inputs),
                             (row_scheme.points, column_scheme.points), own_columns, depth, input_plane, number,
+                            places=places_of_row,
                         )  # fmt: skip
 
             def transform_filters(p, chunk):
@@ -155,14 +160,19 @@ def winograd(
             def multiply(p, chunk, values, taps, sums):
                 """A matrix product (tiles, channels) @ (channels, filters) for each point; of those left out zero, once."""
                 count, section = channels_of(chunk)[1], sections.at(section_of(p, chunk) * SECTION)
-                groups = (own_rows * own_columns + (group - 1)) // group
                 for point in loop(cells):
                     row, column = point // column_scheme.points, point % column_scheme.points
                     inside = within(row, section[5]) * within(column, section[6])
+                    first, own = tiles.range(
+                        row // maximum(row_scheme.points - 1, 1), column // maximum(column_scheme.points - 1, 1)
+                    )
+                    groups = (own + (group - 1)) // group
+                    first = maximum(first + own - groups * group, 0)  # whole groups, not beyond the block
                     for g in loop(groups * (1 - minimum(chunk, 1) * (1 - inside))):
+                        at = first + g * group
                         _add_products(
-                            values.at(point * input_plane + g * (group * depth)), taps.at(point * filter_plane), filter_plane,
-                            sums.at(point * sums_plane + g * (group * width)), count * inside, depth, group, lanes, vectors,
+                            values.at(point * input_plane + at * depth), taps.at(point * filter_plane), filter_plane,
+                            sums.at(point * sums_plane + at * width), count * inside, depth, group, lanes, vectors,
                             chunk * lanes,
                         )  # fmt: skip
 
@@ -172,8 +182,10 @@ def winograd(
                     first = panel * width + lanes * j
                     offset = bias.vec(first, lanes)
                     for r in loop(own_rows):
-                        tiles = sums.at(r * own_columns * width + lanes * j)
-                        points_to_strip(tiles, strip, lanes, schemes, own_columns, width, sums_plane, offset, number)
+                        points_to_strip(
+                            sums.at(lanes * j), strip, lanes, schemes, own_columns, width, sums_plane, offset, number,
+                            tiles.places(r),
+                        )  # fmt: skip
                         image, plane, row = place(r)
                         write_strip(
                             target, strip, lanes, image, plane * depth_out_step + phase[0], first,

@@ -13,6 +13,7 @@ from konv.engine.simd import Variable, fma, loop, maximum, minimum, splat, trans
 from konv.engine.winograd.winograd_formulas import Scheme, both_axes
 from konv.engine.winograd.winograd_kernels import SECTION, Taps
 from konv.engine.winograd.winograd_tiles import (
+    Block,
     Images,
     Strip,
     Tiling,
@@ -45,7 +46,8 @@ def tiles_to_weights(dtype, lanes, vectors, rows, row_axis, column_axis, taps, k
         piece, slot, x, dy, dw, db, slots, sections, slot_size, upstream_at, sums_at, strip_at, taps_at,
         channels, x_depth, x_height, x_width, filters, out_depth, out_height, out_width,
         depth_in_step, row_dilation, column_dilation, planes,
-        tile_rows, tile_columns, all_rows, block_rows, block_columns, column_blocks, blocks, part_blocks, parts, section_count,
+        tile_rows, tile_columns, all_rows, block_rows, block_columns, column_blocks, short_rows, short_columns,
+        blocks, part_blocks, parts, section_count,
         channel_blocks, piece_blocks, channel_pieces, kept_upstream, block_channels, block_filters, sum_rows,
         input_plane, upstream_plane, sums_plane, taps_plane, pitch, bias_filters,
     ):  # fmt: skip
@@ -69,9 +71,11 @@ def tiles_to_weights(dtype, lanes, vectors, rows, row_axis, column_axis, taps, k
             first_row, first_column = block // column_blocks * block_rows, block % column_blocks * block_columns
             own_rows = minimum(block_rows, all_rows - first_row)
             columns = minimum(block_columns, tile_columns - first_column)
+            at_end = 1 - minimum(tile_columns - first_column - columns, 1)
+            tiles = Block(first_row, own_rows, tile_rows, columns, short_rows, short_columns * at_end)
             left = strip.columns.first(first_column)
             for r in loop(own_rows):
-                plane, tile = (first_row + r) // tile_rows, r * columns
+                plane, places = (first_row + r) // tile_rows, tiles.places(r)
                 image, plane = plane // planes, plane % planes
                 top = strip.rows.first((first_row + r) % tile_rows)
                 for v in loop(channel_vectors):
@@ -79,32 +83,37 @@ def tiles_to_weights(dtype, lanes, vectors, rows, row_axis, column_axis, taps, k
                         x_images, strip, lanes, read[0], image, plane * depth_in_step + section[0], first_channel + v * lanes,
                         top * steps[0] + section[1], left * steps[1] + section[2], strip.columns.cells(columns, read[1]), steps,
                     )  # fmt: skip
-                    to = inputs.at(tile * block_channels + v * lanes)
-                    strip_to_points(strip, to, lanes, inputs_of, read, columns, block_channels, input_plane, number)
+                    strip_to_points(
+                        strip, inputs.at(v * lanes), lanes, inputs_of, read, columns, block_channels, input_plane, number,
+                        places=places,
+                    )  # fmt: skip
                 for v in loop(filter_vectors):
                     read_strip(
                         dy_images, strip, lanes, written[0], image, plane, first_filter + v * lanes, top, left,
                         columns * written[1],
                     )  # fmt: skip
-                    to, total = upstream.at(tile * block_filters + v * lanes), Variable(slots.zero(lanes))
+                    to, total = upstream.at(v * lanes), Variable(slots.zero(lanes))
                     strip_to_points(
-                        strip, to, lanes, upstream_of, written, columns, block_filters, upstream_plane, number, total
-                    )
+                        strip, to, lanes, upstream_of, written, columns, block_filters, upstream_plane, number, total, places
+                    )  # fmt: skip
                     sums_of_dy = db.at(part * bias_filters + first_filter + v * lanes)
                     before = sums_of_dy.vec(0, lanes, count=minimum(kept + r, 1) * first * lanes)
                     sums_of_dy.put(0, before + total.get(), count=first * lanes)
-            return own_rows * columns
+            return tiles
 
         def multiply(section, groups, tiles, kept):
-            """The products at the points that the section has."""
+            """The products at the points that the section has. At infinity a short tile's gradient is zero."""
             for point in loop(cells):
-                inside = within(point // read[1], section[5]) * within(point % read[1], section[6])
-                a, d = inputs.at(point * input_plane), upstream.at(point * upstream_plane)
+                row, column = point // read[1], point % read[1]
+                inside = within(row, section[5]) * within(column, section[6])
+                first, own = tiles.range(row // maximum(read[0] - 1, 1), column // maximum(read[1] - 1, 1))
+                a = inputs.at(point * input_plane + first * block_channels)
+                d = upstream.at(point * upstream_plane + first * block_filters)
                 for panel in loop(panels * inside):
                     for g in loop(groups):
                         _add_outer_products(
                             a.at(g * rows), block_channels, input_plane, d.at(panel * width), block_filters, upstream_plane,
-                            sums.at(point * sums_plane + (panel * sum_rows + g * rows) * width), tiles, rows, lanes,
+                            sums.at(point * sums_plane + (panel * sum_rows + g * rows) * width), own, rows, lanes,
                             vectors, kept,
                         )  # fmt: skip
 

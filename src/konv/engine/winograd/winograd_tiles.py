@@ -17,7 +17,7 @@ import functools
 import operator
 from typing import Any, NamedTuple
 
-from konv.engine.simd import bits, deinterleave, interleave, loop, minimum, transpose, within
+from konv.engine.simd import bits, deinterleave, interleave, loop, maximum, minimum, transpose, within
 from konv.engine.winograd.winograd_formulas import both_axes
 
 
@@ -60,6 +60,42 @@ class Strip(NamedTuple):
     def place(self, tile: Any, i: int, k: int) -> Any:
         """Where cell (i, k) of a tile lies, in vectors."""
         return i * self.pitch + self.columns.first(tile) + k * self.columns.dilation
+
+
+class Block:
+    """How the tiles of a block lie in a workspace: those that ask for products at infinity are neighbours.
+
+    Only the last output of a tile asks for them. Where an axis is ``short``, its last tile lacks that output: so of 7 outputs
+    tiles of 4 take 121 products instead of 144 (3 x 3). Tiles of the last column come first, then the others, and behind them
+    in the same order reversed those of the last row of an image.
+    """
+
+    def __init__(self, first_row, rows, tile_rows, columns, short_rows, short_columns):
+        self.first_row, self.rows, self.tile_rows, self.short_rows = first_row, rows, tile_rows, short_rows
+        self.whole_rows = rows - self._short_before(rows)
+        self.whole_columns = columns - short_columns
+        self.first = short_columns * self.whole_rows  # behind the last column's
+        self.tiles, self.short_columns = rows * columns, short_columns
+
+    def _short_before(self, r):
+        """How many of the first r rows are the last of an image."""
+        return self.short_rows * ((self.first_row + r) // self.tile_rows - self.first_row // self.tile_rows)
+
+    def places(self, r):
+        """Of the tiles of a row: a function of their column."""
+        before, short = self._short_before(r), self._short_before(r + 1)
+        q = r - before + (short - before) * (self.whole_rows + 2 * before - r)
+        start = self.first + q * self.whole_columns
+        last = q + (short - before) * (self.rows * self.whole_columns)
+        jump = last - start - self.whole_columns
+        return lambda column: start + column + maximum(column - self.whole_columns + 1, 0) * jump
+
+    def range(self, row, column):
+        """The first place and the number of the tiles that ask for a point; ``row``, ``column`` : 1 where it is infinity."""
+        first = column * self.first
+        inner = (self.whole_rows * row + self.rows * (1 - row)) * self.whole_columns
+        outer = (1 - row) * (1 - column) * self.short_columns * (self.rows - self.whole_rows)
+        return first, self.first - first + inner + outer
 
 
 def constants(zero):
@@ -139,8 +175,15 @@ def _put_apart(array, place, vector, count, step, lanes):
             array.put(place + i * lanes, cells, bits=bits(0, count * step - i * lanes) & used)
 
 
-def strip_to_points(strip, points, lanes, formulas, size, columns, step, plane, number, total=None):
-    """Tiles of ``size[0]`` x ``size[1]`` cells to their points: ``points[point, tile, lane]``. Cells are added to ``total``."""
+def _neighbours(tile):
+    return tile
+
+
+def strip_to_points(strip, points, lanes, formulas, size, columns, step, plane, number, total=None, places=_neighbours):
+    """Tiles of ``size[0]`` x ``size[1]`` cells to their points: ``points[point, places(tile), lane]``.
+
+    Cells are added to ``total``.
+    """
     for tile in loop(columns):
         cells = [
             [strip.cells.vec(strip.place(tile, i, k) * lanes, lanes) for k in range(size[1])] for i in range(size[0])
@@ -151,13 +194,13 @@ def strip_to_points(strip, points, lanes, formulas, size, columns, step, plane, 
             )
         values = both_axes(formulas, cells, number)
         for i, value in enumerate(value for row in values for value in row):
-            points.put(i * plane + tile * step, value)
+            points.put(i * plane + places(tile) * step, value)
 
 
-def points_to_strip(points, strip, lanes, schemes, tiles, step, plane, offset, number):
+def points_to_strip(points, strip, lanes, schemes, tiles, step, plane, offset, number, places=_neighbours):
     """Points of each tile to its outputs: ``strip[i, q, lane]``."""
     for tile in loop(tiles):
-        values = points_of_tile(points, lanes, schemes, tile * step, plane)
+        values = points_of_tile(points, lanes, schemes, places(tile) * step, plane)
         for i, row in enumerate(both_axes([scheme.output for scheme in schemes], values, number)):
             for k, value in enumerate(row):
                 strip.cells.put(strip.place(tile, i, k) * lanes, value + offset)

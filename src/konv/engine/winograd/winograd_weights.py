@@ -156,7 +156,7 @@ def _cut(
     part_cells = parts * math.prod(g.w_shape) if parts > 1 else 0
     pairs = channel_blocks * block_channels * filter_blocks * block_filters
     spilled = min(1.0, max(0.0, slot_size * itemsize / FAST_BYTES - 1))
-    cost = axes.products * pairs * (all_tiles * PRODUCT + blocks * SUM * (1 + spilled))
+    cost = pairs * (g.batch * axes.needed * PRODUCT + axes.products * blocks * SUM * (1 + spilled))
     upstream = 1 if blocks == 1 else sections * channel_pieces
     inputs = sections * g.channels * filter_blocks * INPUT + g.filters * upstream * UPSTREAM
     cost += all_tiles * inputs * points / MANY_POINTS + pairs * parts * sections * END
