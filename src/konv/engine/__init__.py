@@ -27,6 +27,7 @@
     launch.py     a job's threads                   threads.py    how many      memory.py    workspaces
     prepared.py   a job with what it borrows
     addresses.py  what is run again and again, without arrays
+    contention.py fewer, where other programs want the cores
 
 An algorithm is a module with a ``NAME``, ``declines(problem) -> reason or None``, ``workspace(problem) -> bytes``, for who
 reads plans ``blocking(problem) -> words`` and ``share(problem) -> of the machine's limit``, and the three computations

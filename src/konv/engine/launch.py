@@ -6,8 +6,10 @@ result, so neither has their number. With one counter for all, threads took turn
 of what a core had written lay in the other's cache, and lines between two pieces went to and fro (7x7 at 384@14, channels
 last, .40-.80 ms instead of .27).
 
-The workers run on OpenMP's pool (libgomp; 1.5 us for an empty job) where there is one, PyTorch's if it is loaded.
+The workers run on OpenMP's pool (libgomp; 2 us for an empty job) where there is one, PyTorch's if it is loaded.
 In a process made by ``fork`` that pool is dead, and where there is no libgomp there is none: there Python threads do it.
+How long the calling thread waited for one that another program keeps from its core is told to
+:mod:`konv.engine.contention`, which decides how many threads the next jobs get.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ import functools
 import os
 import queue
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
 
+from konv.engine import contention
 from konv.engine.compile import Kernel, compile_ir, compiling, load, stored
 from konv.engine.memory import address
 from konv.engine.simd.values import INT64
@@ -31,8 +34,10 @@ from konv.engine.simd.values import INT64
 __all__ = ["Job", "address"]
 
 HEADER = 8  # int64 cells before the arguments, a cache line:
-SLOT, PIECES, KERNEL, SHARES, COUNTS = range(5)  # next slot, ..., where the counts of taken pieces are: a line a share
+# Next slot, ..., where the counts of taken pieces are (a line a share); in the pool also: functions, when the caller was done.
+SLOT, PIECES, KERNEL, SHARES, COUNTS, MEMBER, CLOCK, DONE = range(HEADER)
 LINE_CELLS = 8
+CLOCK_MONOTONIC = 1  # of Linux
 
 
 class Job:
@@ -88,13 +93,15 @@ class Job:
             raise TypeError(f"{self.kernel.name} needs {sorted(self.pointers)}, got {sorted(pointers)}")
         if threads > self.pieces:
             threads = self.pieces
+        if threads > 1:
+            threads = contention.allowed(threads)
         cells[1] = shares = threads or 1
         # The workers count in these bytes, which nobody else has seen.
         job = self._pack(*cells) + bytes(8 * LINE_CELLS * (shares + 1))
         if threads <= 1:
             _worker()(job)
-        elif os.getpid() == _pool_process and (parallel := _gomp()) is not None:
-            parallel(_worker_address(), job, threads, 0)
+        elif os.getpid() == _pool_process and (pool := _gomp()) is not None:
+            contention.lost(_in_pool()(job, threads, *pool))
         else:
             _in_python_threads(job, threads)
 
@@ -143,9 +150,17 @@ def _process_of_the_pool() -> int | None:
     return None if forked and _loaded_libgomp() else os.getpid()
 
 
+class Pool(NamedTuple):
+    """Addresses of functions: two of libgomp's, one of the C library's."""
+
+    parallel: int
+    member: int
+    clock: int
+
+
 @functools.cache
-def _gomp() -> Any:
-    """``GOMP_parallel`` of the libgomp in this process, or of the system's; None where there is none."""
+def _gomp() -> Pool | None:
+    """What is called of the libgomp in this process, or of the system's; None where there is none."""
     loaded = _loaded_libgomp()
     # On a busy machine longer spinning costs 24-60 ms where this costs 6. Read when the library is loaded, and by it alone.
     patient = not loaded and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
@@ -154,10 +169,9 @@ def _gomp() -> Any:
     try:
         for path in [*loaded, "libgomp.so.1"]:
             with contextlib.suppress(OSError, AttributeError):
-                parallel = ctypes.CDLL(path).GOMP_parallel
-                parallel.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint]
-                parallel.restype = None
-                return parallel
+                library = ctypes.CDLL(path)
+                functions = library.GOMP_parallel, library.omp_get_thread_num, ctypes.CDLL(None).clock_gettime
+                return Pool(*(ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions))
         return None
     finally:
         if patient:
@@ -174,14 +188,20 @@ def _loaded_libgomp() -> list[str]:
 
 
 @functools.cache
-def _worker_address() -> int:
+def _code(function: str) -> int:
+    """The address of a compiled function, "worker" or "in_pool"."""
     with compiling:
-        return load(stored("worker", __name__, lambda: compile_ir(_worker_ir())), "worker")
+        return load(stored("worker", __name__, lambda: compile_ir(_worker_ir())), function)
 
 
 @functools.cache
 def _worker() -> Any:
-    return ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_worker_address())
+    return ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_code("worker"))
+
+
+@functools.cache
+def _in_pool() -> Any:
+    return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p, *[ctypes.c_int64] * 4)(_code("in_pool"))
 
 
 def _worker_ir() -> str:
@@ -223,7 +243,52 @@ def _worker_ir() -> str:
     builder.branch(share)
     builder.position_at_end(done)
     builder.ret_void()
+    _add_in_pool(module, function)
     return str(module)
+
+
+def _add_in_pool(module: ir.Module, worker: ir.Function) -> None:
+    """``in_pool(job, threads, *Pool)``: for how many nanoseconds the caller waited at the end, less those of two of its pieces.
+
+    So long it may have to wait for the others' last pieces; longer than both take, it would have done better without them.
+    """
+    pointer, void, int32 = ir.PointerType(), ir.VoidType(), ir.IntType(32)
+
+    def cell(job: ir.Value, i: int) -> ir.Value:
+        return builder.gep(job, [INT64(i)], source_etype=INT64)
+
+    def function_in(number: ir.Value, returns: ir.Type, *arguments: ir.Type) -> ir.Value:
+        return builder.inttoptr(number, ir.FunctionType(returns, arguments).as_pointer())
+
+    def nanoseconds(clock: ir.Value) -> ir.Value:
+        with builder.goto_entry_block():
+            spec = builder.alloca(ir.LiteralStructType([INT64, INT64]))
+        builder.call(function_in(clock, int32, int32, pointer), [int32(CLOCK_MONOTONIC), spec])
+        seconds, rest = (builder.load(cell(spec, i), typ=INT64) for i in range(2))
+        return builder.add(builder.mul(seconds, INT64(10**9)), rest)
+
+    member = ir.Function(module, ir.FunctionType(void, [pointer]), "member")
+    builder = ir.IRBuilder(member.append_basic_block("entry"))
+    (job,) = member.args
+    builder.call(worker, [job])
+    number = builder.call(function_in(builder.load(cell(job, MEMBER), typ=INT64), int32), [])
+    with builder.if_then(builder.icmp_signed("==", number, int32(0))):  # in OpenMP the caller is number 0
+        builder.store(nanoseconds(builder.load(cell(job, CLOCK), typ=INT64)), cell(job, DONE))
+    builder.ret_void()
+
+    function = ir.Function(module, ir.FunctionType(INT64, [pointer, *[INT64] * 4]), "in_pool")
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    job, threads, parallel, thread_number, clock = function.args
+    builder.store(thread_number, cell(job, MEMBER))
+    builder.store(clock, cell(job, CLOCK))
+    begun = nanoseconds(clock)
+    parallel = function_in(parallel, void, pointer, pointer, int32, int32)
+    builder.call(parallel, [member, job, builder.trunc(threads, int32), int32(0)])
+    done = builder.load(cell(job, DONE), typ=INT64)
+    waited = builder.sub(nanoseconds(clock), done)
+    own = builder.mul(builder.sub(done, begun), threads)
+    piece = builder.sdiv(own, builder.load(cell(job, PIECES), typ=INT64))
+    builder.ret(builder.sub(waited, builder.mul(piece, INT64(2))))
 
 
 _pool_process = _process_of_the_pool()
