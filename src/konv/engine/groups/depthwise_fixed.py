@@ -17,6 +17,7 @@ import numpy as np
 from konv.arrays import all_finite
 from konv.engine import columns
 from konv.engine.groups.depthwise_fixed_kernels import accumulate_fixed, correlate_fixed
+from konv.engine.groups.planes_jobs import FAR_BYTES, FAR_ROW_BYTES, FAR_TAPS
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.simd import ITEMSIZE
@@ -28,10 +29,6 @@ MOST_CELLS = 112  # of a row and of a column
 SIDES = {side << times for side in (5, 6, 7, 8) for times in range(5) if side << times <= MOST_CELLS}  # of planes
 MOST_TAPS, MOST_TAPS_OF_WEIGHTS = 7, 5  # of a row and of a column; sums of weights are in registers together
 MOST_LINES = 3000  # rows by taps, all of which are text: 49 taps on 56 x 56 compile in 1.5 s, on 112 x 112 in 5
-# Wide planes of x and y that L3 does not hold, or shares, are read nearly in the order of memory: two rows together, of stride 2
-# one. 144@56 0.42 ms instead of 0.52 of four rows, 32@112 0.48 instead of 0.79; of 13 MB and less more rows are 1.1 to 1.2
-# times as fast. Asking for what comes next, inputs and outputs, cost 1.1 to 1.3 times as long wherever memory binds.
-FAR_BYTES, FAR_TAPS, FAR_ROW_BYTES = 16 << 20, 5, 128
 PRODUCTS = 192  # summed in one accumulator before they are added to another
 LEAST_PIECES = 32  # of a weight gradient, each of which is summed by itself
 

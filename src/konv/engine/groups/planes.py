@@ -16,9 +16,6 @@ from konv.engine.groups.planes_tile import Row, Tile, add_source
 from konv.engine.machine import wide_type
 from konv.engine.simd import Variable, loop, minimum, pick, splat, within
 
-# Elements: what lies so far on is asked for, hundreds of cycles before it is needed. Without it half as fast.
-AHEAD = 2048
-
 
 @kernel
 def correlate_planes(x_dtype, y_dtype, lanes, tile, taps_high, taps_wide, stride, contiguous, single, woven, near):
@@ -91,14 +88,10 @@ def correlate_planes(x_dtype, y_dtype, lanes, tile, taps_high, taps_wide, stride
                         ]
                         place, first_cell = Row(shifts, columns, step, x_width, column), column * tile.wide_step
                         if single:
-                            if not tile.long:
-                                planes.fetch_ahead(plane, depth, row, first_cell)
-                                if tile.kept:
-                                    results.fetch(to_row, column, AHEAD)
                             add_source(tile, sums, place, factor, lines_read)
                         else:
                             for f in range(filters):
-                                results.fetch(to_row + f * y_filter + rows * y_row, column, 0)
+                                results.fetch(to_row + f * y_filter + rows * y_row, column)
                             for source in loop(source_count):
                                 planes.fetch_below(plane, depth, row, source, first_cell)
                                 lines_read = planes.lines(plane, depth, row, source)
@@ -141,17 +134,9 @@ class Planes(NamedTuple):
             pick(within(h + u, height), self.x.at((start + u) * self.width), self.zeros) for u in range(self.tile.lines)
         ]
 
-    def fetch_ahead(self, plane, depth, row, first_cell):
-        """Ask for what the only source of some later tile reads."""
-        at = ((plane * self.depth + depth) * self.height + row * self.tile.stride_high) * self.width + first_cell
-        self._fetch(at + AHEAD)
-
     def fetch_below(self, plane, depth, row, source, first_cell):
         """Ask for what a source of the next tile of rows reads."""
-        self._fetch((self.first(plane, depth, row, source) + self.tile.lines) * self.width + first_cell)
-
-    def _fetch(self, first):
-        tile = self.tile
+        tile, first = self.tile, (self.first(plane, depth, row, source) + self.tile.lines) * self.width + first_cell
         fetch(self.x, first, self.width, tile.rows * tile.stride_high, tile.columns * tile.wide_step, tile.lanes, False)
 
 
@@ -177,10 +162,10 @@ class Results(NamedTuple):
             else:
                 y.scatter(to + first * self.step, self.step, sums[0][f, r, v].get(), self.width - first)
 
-    def fetch(self, to_row, column, ahead):
-        """Ask for where a tile will be written that lies so far ``ahead``."""
+    def fetch(self, to_row, column):
+        """Ask for where a tile will be written."""
         tile, sets = self.tile, len(self.tile.sets)
-        fetch(self.y, to_row + column * sets + ahead, self.row_pitch, tile.rows, tile.columns * sets, tile.lanes, True)
+        fetch(self.y, to_row + column * sets, self.row_pitch, tile.rows, tile.columns * sets, tile.lanes, True)
 
 
 def fetch(array, first, row_size, count, cells, lanes, write):

@@ -26,10 +26,12 @@ from konv.geometry import Geometry
 MOST_ROWS, MOST_COLUMNS = 7, 32  # of a kernel whose taps are unrolled
 MOST_NEIGHBOURS = 32  # columns whose masks are made together
 PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one plane
-# Depthwise arrays that L3 does not hold are read nearly in the order of memory, or its prefetcher gives up: tiles of one row
-# where a stride is 2 and the kernel small, else of two. 96@112, 3 x 3: 2.5 ms instead of 3.7, of stride 2 1.1 instead of 2.0,
-# weight gradients 2.6 instead of 3.6, 1.7 instead of 2.4. Of arrays that L3 holds two rows cost up to 1.2 times as much.
-FAR_BYTES, FAR_TAPS = 32 << 20, 5
+# Wide depthwise planes, where x and y are not held by L3 or are half of it, are read nearly in the order of memory, or its
+# prefetcher gives up: two rows together, one where a stride is 2 and the kernel small. On two cores of an AMD Zen 4: 144@56
+# 0.42 ms instead of 0.52 of four rows, 32@112 0.48 instead of 0.79; of 13 MB and less more rows are 1.1 to 1.2 times as fast.
+# To ask for what comes next, of x and of y, took 1.1 to 1.3 times as long wherever memory binds; of small groups, whose planes
+# are read several times, and in weight gradients it still gains a tenth.
+FAR_BYTES, FAR_TAPS, FAR_ROW_BYTES = 16 << 20, 5, 128
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype
     lanes = lanes_of(x_dtype, columns_of_set)
     shared = rows_shared(height)
     rows, vectors = _tile(height.out, columns_of_set // lanes, tile_filters * len(row))
-    if channels == filters == 1 and len(height.taps) <= FAR_TAPS and array_bytes(g, x_dtype) > FAR_BYTES:
+    wide_rows = sum(a.out for a in row) * ITEMSIZE[y_dtype] > FAR_ROW_BYTES
+    if channels == filters == 1 and len(height.taps) <= FAR_TAPS and wide_rows and array_bytes(g, x_dtype) > FAR_BYTES:
         rows = min(rows, 1 if height.stride * height.step == 2 and len(height.taps) <= 3 else 2)
     sources = np.array(
         [

@@ -64,7 +64,7 @@ def accumulation(g: Geometry, dtype: str, threads: int) -> Accumulation:
     tile_filters = 2 if filters % 2 == 0 and shared * columns <= 9 and machine().registers >= 32 else 1
     heights = (7, 4, 1) if tile_filters == 1 and (not woven or shared * columns <= 9) else (4, 1)
     rows = min((n for n in heights if n <= height.out), key=lambda n: height.out // n * (n + 2) + height.out % n * 3)
-    if channels == filters == 1 and len(height.taps) <= FAR_TAPS and 3 * array_bytes(g, dtype) > 2 * FAR_BYTES:
+    if channels == filters == 1 and len(height.taps) <= FAR_TAPS and 3 * array_bytes(g, dtype) > 4 * FAR_BYTES:
         rows = min(rows, 2)  # x and dy, and commonly dx was written just before
     sources = np.array(
         [
