@@ -16,7 +16,7 @@ import numpy as np
 from konv.arrays import all_finite
 from konv.engine import columns, memory
 from konv.engine.groups.axes import gradient_phases
-from konv.engine.groups.depthwise_rows_kernels import accumulate_rows, correlate_rows, lay_taps
+from konv.engine.groups.depthwise_rows_kernels import accumulate_rows, add_taps, correlate_rows, lay_taps
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.simd import ITEMSIZE
@@ -64,9 +64,11 @@ class Correlation(Rows):
 
 @dataclass(frozen=True)
 class Accumulation(Rows):
-    """With the shape of its sums."""
+    """With how many sums it leaves, the job that adds them, and their bytes."""
 
-    sums: tuple[int, ...]
+    parts: int
+    add: Job
+    size: int
 
 
 def correlate(
@@ -84,13 +86,12 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
     """Write dL/dw (C, 1, *kernel) into ``out`` and dL/db (C,) into ``db``."""
     plan = accumulation(g, dtype_name(x.dtype), get_threads())
     wide = wide_type(dtype_name(x.dtype))
-    sums, biases = memory.aligned(plan.sums, wide), np.empty((plan.sums[0], g.channels), wide)
-    plan.job.run(plan.threads, x=address(x), dy=address(dy), sums=address(sums), biases=address(biases))
-    db[...] = biases.sum(axis=0) if len(biases) > 1 else biases[0]
-    if all_finite(biases):
-        total = sums.sum(axis=0) if len(sums) > 1 else sums[0]
-        out[...] = total.transpose(0, 2, 1).reshape(-1, *g.w_shape[1:])[: g.channels]
-    else:  # nor is dy: cells in the padding, left out here, make NaN of it
+    biases = np.empty((plan.parts, g.channels), wide)
+    with memory.workspace(plan.size) as sums:
+        plan.job.run(plan.threads, x=address(x), dy=address(dy), sums=sums, biases=address(biases))
+        plan.add.run(1, sums=sums, out=address(out))
+    db[...] = biases.sum(axis=0) if plan.parts > 1 else biases[0]
+    if not all_finite(biases):  # nor is dy: cells in the padding, left out here, make NaN of it
         columns.weight_gradient(dy, x, g, out)
 
 
@@ -140,14 +141,16 @@ def accumulation(g: Geometry, dtype: str, threads: int) -> Accumulation:
         x_height=g.spatial[0], x_width=g.spatial[1], out_height=out_height, out_width=g.output[1],
         zeros=_zeros(g.spatial[1] * g.channels, dtype), columns=table,
     )  # fmt: skip
-    sums = parts, -(-g.channels // lanes), math.prod(g.kernel), lanes
-    return Accumulation(job, width(job.pieces, g.flops // 2), lanes, tile, sums)
+    wide, taps = wide_type(dtype), math.prod(g.kernel)
+    add = Job(add_taps(wide, dtype, lanes), 1, parts=parts, channels=g.channels, taps=taps)
+    size = parts * -(-g.channels // lanes) * lanes * taps * ITEMSIZE[wide]
+    return Accumulation(job, width(job.pieces, g.flops // 2), lanes, tile, parts, add, size)
 
 
 def workspace(g: Geometry, dtype: str, kind: str) -> int:
     """Bytes of the weights as they are laid out, or of partial sums."""
     if kind == "weight_gradient":
-        return math.prod(accumulation(g, dtype, get_threads()).sums) * ITEMSIZE[wide_type(dtype)]
+        return accumulation(g, dtype, get_threads()).size
     return correlation(g, kind == "input_gradient", dtype, dtype, get_threads()).size
 
 

@@ -42,6 +42,28 @@ def lay_taps(dtype, lanes):
 
 
 @kernel
+def add_taps(dtype, out_dtype, lanes):
+    """``out[channel, tap] = sum over parts of sums[part, vector of channels, tap, lane]``: one piece."""
+
+    def text(piece, slot, sums, out, parts, channels, taps):
+        vectors = (channels + (lanes - 1)) // lanes
+        for v in loop(vectors):
+            for t, used in in_vectors(taps, taps, lanes):
+                counts = [None if used is None else lanes * within(i, used) for i in range(lanes)]
+                totals = [Variable(sums.zero(lanes)) for _ in range(lanes)]
+                for part in loop(parts):
+                    first = ((part * vectors + v) * taps + t) * lanes
+                    for i, (total, count) in enumerate(zip(totals, counts)):
+                        sums.prefetch(first + (taps + i) * lanes)  # of the next vector
+                        total.set(total.get() + sums.vec(first + i * lanes, lanes, count))
+                for i, row in enumerate(transpose([total.get() for total in totals])):
+                    channel = v * lanes + i
+                    out.put(channel * taps + t, row, (lanes if used is None else used) * within(channel, channels))
+
+    return text, {"sums": dtype, "out": out_dtype}
+
+
+@kernel
 def correlate_rows(x_dtype, y_dtype, lanes, tile, meets, taps_high, taps, advance, even, fixed):
     """Forward, or the input gradient of any stride. A piece is (some tiles of rows, a span of channels).
 
