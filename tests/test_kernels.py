@@ -42,6 +42,7 @@ CASES = {
     "depthwise, stride 2": ((2, 4, 5, 6), (8, 1, 2, 3), dict(groups=4, padding=1, stride=2)),
     "4 groups": ((1, 8, 20), (12, 2, 3), dict(groups=4, padding=2, dilation=2)),
     "1x1": ((1, 4, 3, 4), (5, 4, 1, 1), {}),
+    "1x1, 64 channels": ((2, 64, 3, 2), (32, 64, 1, 1), {}),  # x is read in place for dw, dy turned
     "1x1, stride 2": ((1, 3, 4, 5), (4, 3, 1, 1), dict(stride=2)),
     "3-D": ((1, 2, 3, 4, 5), (2, 2, 2, 3, 2), dict(stride=(1, 2, 1), padding=(1, 0, 1), dilation=(2, 1, 1))),
     "3x3": ((2, 9, 5, 6), (11, 9, 3, 3), dict(padding=((1, 1), (0, 2)))),
