@@ -13,7 +13,7 @@ In the input gradient each *phase* of the result is a correlation of dy with tap
 An axis of which nothing is gained has the scheme F(1, 1), each of its taps a section: so the planes of a 3-D kernel.
 Of 7 outputs with stride 2 (3 x 3) F(7, 2) along one axis alone took 0.82-1.0 of direct's time for 512 channels, 1.0-1.2 for
 128 and 256, 1.2 for one image, and its error is six times as large: it is not asked. F(4, 2) along both, 0.66 of the products,
-took 1.05-1.25 of direct's time for 512 channels and 8 images, its gradient 0.95-1.05: its 32 tiles are too few for its filters'
+took 1.05-1.3 of direct's time for 512 channels and 8 images, its gradients 0.93-1.2: its 32 tiles are too few for its filters'
 transform, which takes a quarter of the time.
 """
 
