@@ -128,6 +128,25 @@ def test_a_finaliser_that_asks_while_the_lock_is_held_gets_an_array():
     assert array.sum() == 2 * MIB and lending.lent() == 0
 
 
+def test_a_finaliser_that_releases_while_memory_is_lent_does_not_wait(monkeypatch):
+    """Python's collector may run it on the thread that is in the midst of the accounts."""
+    take, held = lending._take, []
+
+    def interrupted(size):
+        lending.release()
+        held.append(lending._lock.locked())
+        return take(size)
+
+    array = lent(2)
+    del array
+    monkeypatch.setattr(lending, "_take", interrupted)
+    assert lent(2).nbytes == 2 * MIB and held == [True]
+    monkeypatch.undo()
+    assert kept() >= 2 * MIB
+    lending.release()  # and again it does
+    assert kept() == 0
+
+
 def test_many_threads():
     """Every array keeps what its own thread wrote."""
     wrong = []

@@ -51,15 +51,23 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     # Who finds the accounts in use does not wait: a finaliser may ask, on a thread that is in the midst of them.
     if size < LENT_BYTES or not _lock.acquire(blocking=False):
         return np.empty(shape, dtype)
+    global _in_accounts
+    _in_accounts = threading.get_ident()
     try:
         return np.ndarray(shape, dtype, *_take(size + LINE))
     finally:
+        _in_accounts = None
         _lock.release()
 
 
 def release() -> None:
-    """Give what is kept back to the system. What is lent stays lent."""
+    """Give what is kept back to the system. What is lent stays lent.
+
+    Nothing is done where a finaliser asks on a thread that is just being lent memory.
+    """
     global _most
+    if _in_accounts == threading.get_ident():
+        return  # the lock is this thread's own: it would wait for ever
     with _lock:
         _most = 0
         _forget()
@@ -133,5 +141,6 @@ _most = 0  # bytes that were lent at one time
 _nobodys = Block(np.empty(0), 0)
 _UNUSED = _holders(_nobodys)
 _lock = threading.Lock()
+_in_accounts: int | None = None  # the thread that holds it to lend
 if hasattr(os, "register_at_fork"):  # a child must not inherit the lock as another thread held it
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
