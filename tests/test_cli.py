@@ -432,6 +432,7 @@ def test_warmup(monkeypatch, tmp_path):
         out,
         err,
     )
+    assert err.strip() == "0 of 12: small"  # no terminal: a line for every twentieth
 
 
 def test_info():

@@ -29,10 +29,13 @@ def warmup() -> None:
     folder, began = cache_folder(), time.monotonic()
     before = _kernels(folder)
     work = list(calls())
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True) as progress:
         task = progress.add_task("compiling", total=len(work))
-        for name, call in work:
+        for done, (name, call) in enumerate(work):
             progress.update(task, description=name)
+            if not console.is_terminal and done % 20 == 0:  # no bar there: a line now and then
+                console.print(f"{done} of {len(work)}: {name}", markup=False, highlight=False, soft_wrap=True)
             call()
             progress.advance(task)
     now = _kernels(folder)
