@@ -12,7 +12,9 @@ Groups of 16 gain as much, but their weights channels first nothing; groups of 4
 for memory: chunks of a half or twice as many cells change nothing, asking for the next chunk's 5 %, of pixels apart nothing.
 
 Of 256@56 / 2 products take 1.3 to 1.5 ms, of 1.0 at the limit, and the copies 1.0 to 1.3, of data in the nearer caches too: they
-are half of the time left, and what asking for the next chunk of weight gradients does not change.
+are half of the time left. Lost: asking for the next chunk of weight gradients (nothing changed); not asking for x or y in the
+input gradient (1.05 to 1.17 times as long). Weight gradients of 256@28 in 0.85 to 0.92 of the time of Winograd's tiles in lanes
+at the median, but 1.1 to 1.25 at the best of both: not taken.
 
 Lost, 256@56 of stride 2: outputs in lanes, from a copy of even and of odd cells, tiles of 8 filters by 2 vectors: products alone
 take 0.65 of the time, with the copy as long as this, input gradients 0.9.
