@@ -7,8 +7,8 @@ longer than it should the next ones leave a thread out, for four times as long a
 that was not enough, twice as long where time is lost again at once. So at most a quarter of the time is lost, soon much
 less, and a hiccup of a quiet machine costs as little as it was. Results do not depend on the number of threads.
 
-With 1, 2, 4, 8 busy processes on two cores a training step of the digits' net took 3.1, 2.4, 2.9, 2.8 times as long in two
-threads as in one; now 1.0, 1.0, 1.1, 1.1 times. Losing: a pool of our own, whose jobs wait only for who is in the midst of a
+With 1, 2, 4, 8 busy processes on two cores a training step of the digits' net took 3.1, 3.1, 3.3, 3.8 times as long in two
+threads as in one; now 1.0, 1.1, 1.1, 1.2 times. Losing: a pool of our own, whose jobs wait only for who is in the midst of a
 piece (1.4, 1.7, 1.0, 1.4: threads that spin until the next job cost the caller its share of the machine, and those that
 sleep were woken on the caller's own core, which left it alone on a quiet machine, too). The thread's CPU time instead of the
 wall's, which also sees that the caller itself lost its core (0.9, 1.2, 1.0, 1.0): reading that clock twice costs 1.3 us a job,
