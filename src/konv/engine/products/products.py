@@ -8,8 +8,8 @@ still one: a few padded images of it are computed, and their middles copied.
 One level of Strassen's algorithm, as seven products of half the size, took 1.04 to 1.1 times as long as the whole on the deepest
 1x1 layers, before its additions: more is lost at the edges of small products than the eighth that is saved.
 
-On deep 1x1 layers, forward, tiles of 6 x 4, 4 x 4 and 4 x 5 vectors and blocks of twice the size changed less than the noise: one
-thread reaches 100 to 106 GFLOP/s of the 107 that it reaches with channels last.
+On deep 1x1 layers, forward, tiles of 6 x 4, 4 x 4 and 4 x 5 vectors were no faster beyond the noise, blocks of twice the size
+up to a tenth slower: one thread reaches 99 to 106 GFLOP/s of the 107 that it reaches with channels last.
 
 Summing deep input gradients 256 products at a time over all pixels (w is read once), and asking for the next rows of w while
 tiles multiply, took as long as now or longer.
