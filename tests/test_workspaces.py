@@ -62,7 +62,7 @@ def test_what_is_remembered_of_shapes_is_bounded():
                     counted[f"{info.name}.{name}"] = value.cache_parameters()["maxsize"]
     endless = {name.rpartition(".")[2] for name, most in counted.items() if most is None}
     assert endless == {
-        "dtype_name", "machine", "algorithms", "sources", "_announce", "_gomp", "_worker", "_worker_address",
+        "dtype_name", "machine", "algorithms", "sources", "_announce", "_gomp", "_code", "_worker", "_in_pool",
     }  # fmt: skip
     assert len(counted) > 15 and max(most for most in counted.values() if most) <= 1024
 
