@@ -161,7 +161,6 @@ MOST_SHARES = {
 LAYERS = {
     "pairs": ((8, 64, 28, 28), (96, 64, 1, 1), {}, "bfloat16"),
     "products": ((8, 64, 28, 28), (96, 64, 1, 1), {}, "float32"),
-    "products_gathered": ((8, 256, 7, 7), (1024, 256, 1, 1), {}, "float32"),
     "repeats": ((8, 64, 2000), (4, 64, 10), dict(stride=10), "float32"),
     "folded": ((8, 3, 64, 64), (32, 3, 7, 7), dict(stride=2), "float32"),
     "joined": ((2, 3, 8, 64, 64), (32, 3, 3, 7, 7), dict(stride=(1, 2, 2)), "float32"),

@@ -162,30 +162,3 @@ def test_weight_gradients_where_rows_of_dy_lie_pages_apart(groups, kernel):
         _, dw, _ = konv.conv_backward(dy, x, w, **options, need="w")
         right = textbook.conv_backward(*(a.astype(np.float64) for a in (dy, x, w)), **options)[1]
         assert_equal(dw, right.astype(dtype))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("spatial, stride", [((7, 7), 1), ((14, 13), 2), ((15, 9), 3), ((5,), 1), ((2, 9, 3), 2)])
-def test_gathered_input_gradients(spatial, stride, dtype):
-    x_shape, w_shape = (3, 259, *spatial), (1029, 259, *(1,) * len(spatial))
-    g = konv.geometry(x_shape, w_shape, stride=stride, dtype=dtype)
-    problem = Problem("input_gradient", g, dtype)
-    assert choose(problem).algorithm.NAME == "products_gathered"
-    rng = np.random.default_rng(0)
-    w, dy = integers(rng, w_shape, dtype, 2), integers(rng, g.output_shape, dtype, 2)
-    right = textbook.conv_backward(*(a.astype(np.float64) for a in (dy, np.zeros(x_shape), w)), stride=stride)[0]
-    before, dxs = konv.get_threads(), []
-    try:
-        for threads in (1, 2, 7):
-            konv.set_threads(threads)
-            dxs.append(np.full(x_shape, np.nan, dtype))
-            choose(problem).algorithm.input_gradient(dy, w, g, dxs[-1])
-    finally:
-        konv.set_threads(before)
-    for dx in dxs:
-        assert_equal(dx, right.astype(dtype))
-    noise, some = rng.standard_normal(dy.shape).astype(dtype), np.zeros(x_shape, dtype)
-    all_dx, _, _ = konv.conv_backward(noise, some, w, stride=stride, need="x")
-    for n in range(len(some)):  # a sample's bits do not depend on the batch
-        dx, _, _ = konv.conv_backward(noise[n : n + 1], some[n : n + 1], w, stride=stride, need="x")
-        assert_same_bits(dx, all_dx[n : n + 1])

@@ -2,8 +2,7 @@
 
 ::
 
-    ops.py  --Problem-->  plan.choose  --asks in order-->  pairs -> repeats -> products_gathered -> products
-                                                           -> products_last
+    ops.py  --Problem-->  plan.choose  --asks in order-->  pairs -> repeats -> products -> products_last
                                                            -> fourier -> fourier_groups -> strips -> strips_last -> folded
                                                            -> joined -> winograd_small -> winograd_groups -> small_groups
                                                            -> depthwise_paired -> small_planes -> grouped -> winograd

@@ -132,7 +132,7 @@ def algorithms() -> list[Algorithm]:
     from konv.engine.fourier import fourier, fourier_groups
     from konv.engine.groups import depthwise_paired, grouped, small_groups, small_planes
     from konv.engine.machine import machine
-    from konv.engine.products import pairs, products, products_gathered, products_last, repeats
+    from konv.engine.products import pairs, products, products_last, repeats
     from konv.engine.stems import folded, joined, strips, strips_last
     from konv.engine.winograd import winograd, winograd_groups, winograd_small
 
@@ -142,7 +142,6 @@ def algorithms() -> list[Algorithm]:
     modules = (
         pairs,
         repeats,
-        products_gathered,
         products,
         products_last,
         fourier,

@@ -4,7 +4,6 @@
 
     products.py          channels first: its jobs          products_kernels.py         their kernels
     products_weights.py  its weight gradient
-    products_gathered.py deep input gradients of small images: by way of channels last
     products_last.py     channels last: its jobs           products_last_kernels.py    their kernels
     products_last_weights.py    its weight gradient
     pairs.py             1x1 in bfloat16, two products an instruction      pairs_kernels.py, pairs_last_kernels.py   its kernels
