@@ -25,7 +25,9 @@ from konv.engine.machine import dtype_name, machine
 from konv.engine.products.pairs_kernels import ONE_BLOCK, multiply_pairs
 from konv.engine.products.pairs_last_kernels import multiply_pairs_last
 from konv.engine.products.pairs_outer import sum_pairs
-from konv.engine.products.products import SMALL_GROUP, even, tile_shape
+from konv.engine.products.products import SMALL_GROUP
+from konv.engine.products.products_grids import tile_shape
+from konv.engine.products.products_weight_jobs import even
 from konv.engine.products.products_weights import add_sums
 from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry

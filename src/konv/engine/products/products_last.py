@@ -24,9 +24,11 @@ import numpy as np
 from konv.engine import memory, roofline
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
-from konv.engine.products.products import PIECES, even, overlap, parts_bytes, tile_shape
+from konv.engine.products.products import overlap
+from konv.engine.products.products_grids import tile_shape
 from konv.engine.products.products_last_kernels import multiply_rows
 from konv.engine.products.products_last_weights import window_sums
+from konv.engine.products.products_weight_jobs import PIECES, even, parts_bytes
 from konv.engine.products.products_weights import add_sums
 from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
