@@ -37,6 +37,7 @@ HEADER = 8  # int64 cells before the arguments, a cache line:
 # Next slot, ..., where the counts of taken pieces are (a line a share); in the pool also: functions, when the caller was done.
 SLOT, PIECES, KERNEL, SHARES, COUNTS, MEMBER, CLOCK, DONE = range(HEADER)
 LINE_CELLS = 8
+COUNT_BYTES = 8 * LINE_CELLS
 CLOCK_MONOTONIC = 1  # of Linux
 
 
@@ -78,7 +79,8 @@ class Job:
                 self._cells[-1] = before + struct.pack("q", int(numbers[name]))
             else:
                 self._cells.append(struct.pack("q", int(numbers[name])))
-        self._pack = struct.Struct("".join(f"{len(c)}s" if isinstance(c, bytes) else "q" for c in self._cells)).pack
+        cells = "".join(f"{len(c)}s" if isinstance(c, bytes) else "q" for c in self._cells)
+        self._pack = struct.Struct(f"{cells}{2 * COUNT_BYTES}x").pack  # and room for the counts of one share
         self.pointers = tuple(self._places)
 
     def run(self, threads: int, **pointers: int) -> None:
@@ -95,12 +97,13 @@ class Job:
             threads = self.pieces
         if threads > 1:
             threads = contention.allowed(threads)
-        cells[1] = shares = threads or 1
-        # The workers count in these bytes, which nobody else has seen.
-        job = self._pack(*cells) + bytes(8 * LINE_CELLS * (shares + 1))
+        # The workers count in bytes that nobody else has seen.
         if threads <= 1:
-            _worker()(job)
-        elif os.getpid() == _pool_process and (pool := _gomp()) is not None:
+            _worker()(self._pack(*cells))
+            return
+        cells[1] = threads
+        job = self._pack(*cells) + bytes(COUNT_BYTES * (threads - 1))
+        if os.getpid() == _pool_process and (pool := _gomp()) is not None:
             contention.lost(_in_pool()(job, threads, *pool))
         else:
             _in_python_threads(job, threads)
