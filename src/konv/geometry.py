@@ -76,17 +76,17 @@ class Geometry:
         """Number of spatial axes: 1, 2 or 3."""
         return len(self.spatial)
 
-    @property
+    @functools.cached_property
     def x_shape(self) -> tuple[int, ...]:
         """(N, C, *spatial)"""
         return (self.batch, self.channels, *self.spatial)
 
-    @property
+    @functools.cached_property
     def w_shape(self) -> tuple[int, ...]:
         """(F, C // groups, *kernel)"""
         return (self.filters, self.channels // self.groups, *self.kernel)
 
-    @property
+    @functools.cached_property
     def output_shape(self) -> tuple[int, ...]:
         """(N, F, *output)"""
         return (self.batch, self.filters, *self.output)

@@ -84,13 +84,16 @@ def conv(
     >>> conv(x, np.array([[[1.0, 1.0, 1.0]]]), padding="same")
     array([[[1., 3., 6., 9., 7.]]])
     """
-    given = {"x": x, "w": w, "b": b}
-    x, w, b = checked_floats(**given)
+    given = (x, w, b)
+    x, w, b = checked_floats(x=x, w=w, b=b)
     g = _geometry(x, w, stride, padding, dilation, groups, padding_mode)
     _check_bias(b, g.filters)
     # An x of one channel fits both layouts: then ``out`` decides, or the result would have to be copied there.
     layout = layout_of(x, out) if isinstance(out, np.ndarray) and out.ndim == x.ndim else layout_of(x)
-    y = output_array(out, g.output_shape, x.dtype, layout, **given)
+    if out is None:
+        y = empty(g.output_shape, x.dtype, layout)
+    else:
+        y = output_array(out, g.output_shape, x.dtype, layout, x=given[0], w=given[1], b=given[2])
     x, g = _zero_padded(x, g)
     chosen = algorithm_for("forward", g, dtype_name(x.dtype), layout)
     chosen.forward(laid_out(x, layout), np.ascontiguousarray(w), b, g, y)

@@ -41,7 +41,8 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
     target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
     dtype = dtype_name(x.dtype)
     job = _prepare(g, dtype, dtype_name(out.dtype), last, get_threads())
-    sums_size, slots_size = (size * wide_itemsize(dtype) for size in job.sizes)
+    itemsize, (sums_size, slots_size) = wide_itemsize(dtype), job.sizes
+    sums_size, slots_size = sums_size * itemsize, slots_size * itemsize
     with memory.workspace(sums_size + slots_size) as sums:
         job.multiply.run(
             job.threads,

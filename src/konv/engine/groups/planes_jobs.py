@@ -47,7 +47,9 @@ class Correlation:
 def correlate(x: np.ndarray, w: np.ndarray, b: Any, g: Geometry, transposed: bool, out: np.ndarray) -> None:
     """Forward, or ``transposed`` the input gradient, of which cells that no output reads are left as they are."""
     for plan in correlations(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), get_threads()):
-        weights = w.take(plan.taps).astype(plan.no_bias.dtype, copy=False)
+        weights = w.take(plan.taps)
+        if weights.itemsize < 4:
+            weights = weights.astype(np.float32)
         bias = plan.no_bias if b is None else np.ascontiguousarray(b, plan.no_bias.dtype)
         plan.job.run(plan.threads, x=address(x), weights=address(weights), bias=address(bias), y=address(out))
 
