@@ -1,8 +1,11 @@
 """How many threads are left on a busy machine: by a clock of the test, and measured in the pool."""
 
+import threading
+
 import numpy as np
 import pytest
 
+import konv
 from konv.engine import contention, launch
 from konv.engine.compile import kernel
 from konv.engine.memory import address
@@ -24,9 +27,9 @@ def clock(monkeypatch):
 
 def test_one_thread_less_for_four_times_what_was_lost(clock):
     assert contention.allowed(2) == 2
-    contention.lost(MS // 10 - 1)
+    contention.lost(MS // 10 - 1, contention.losses)
     assert contention.allowed(2) == 2
-    contention.lost(3 * MS)
+    contention.lost(3 * MS, contention.losses)
     assert [contention.allowed(n) for n in (1, 2, 8)] == [1, 1, 7]
     clock[0] += 11.9
     assert contention.allowed(2) == 1
@@ -37,7 +40,7 @@ def test_one_thread_less_for_four_times_what_was_lost(clock):
 def test_twice_as_long_where_time_is_lost_again_at_once(clock):
     lengths = []
     for _ in range(9):
-        contention.lost(3 * MS)
+        contention.lost(3 * MS, contention.losses)
         began = clock[0]
         while contention.allowed(2) == 1:
             clock[0] += 1
@@ -45,7 +48,7 @@ def test_twice_as_long_where_time_is_lost_again_at_once(clock):
     assert lengths == [12, 24, 48, 96, 192, 384, 500, 500, 500]
     clock[0] += 501  # as long again, and nothing lost
     assert contention.allowed(2) == 2
-    contention.lost(3 * MS)
+    contention.lost(3 * MS, contention.losses)
     clock[0] += 12
     assert contention.allowed(2) == 2
 
@@ -53,10 +56,65 @@ def test_twice_as_long_where_time_is_lost_again_at_once(clock):
 def test_twice_as_many_left_out_where_one_is_not_enough(clock):
     left = []
     for _ in range(6):
-        contention.lost(1 * MS)
+        contention.lost(1 * MS, contention.losses)
         left.append(contention.allowed(16))
         clock[0] += 1
     assert left == [15, 14, 12, 8, 1, 1]
+
+
+def test_jobs_that_run_at_once_lose_once(clock):
+    for _ in range(5):
+        before = contention.losses
+        for _ in range(8):
+            contention.lost(3 * MS, before)
+        assert [contention.allowed(n) for n in (2, 8)] == [1, 7]
+        while contention.allowed(2) == 1:
+            clock[0] += 1
+
+
+def test_layers_have_the_same_bits_while_their_threads_come_and_go(monkeypatch):
+    """Four Python threads whose jobs lose time as soon as anybody waits."""
+    monkeypatch.setattr(contention, "UNNOTICED", 100)
+    rng = np.random.default_rng(0)
+    layers = [
+        ((8, 32, 20, 20), (32, 32, 3, 3), 1, 1),
+        ((8, 96, 14, 14), (64, 96, 1, 1), 0, 1),
+        ((8, 64, 28, 28), (64, 1, 3, 3), 1, 64),
+    ]
+    data = [
+        [*(rng.standard_normal(shape).astype(np.float32) for shape in (x, w)), padding, groups]
+        for x, w, padding, groups in layers
+    ]
+    allowed, given, wrong, before = contention.allowed, set(), [], konv.get_threads()
+
+    def counted(threads):
+        given.add(found := allowed(threads))
+        return found
+
+    def compute(x, w, padding, groups):
+        y = konv.conv(x, w, padding=padding, groups=groups)
+        return [part.tobytes() for part in (y, *konv.conv_backward(y, x, w, padding=padding, groups=groups))]
+
+    def work(number):
+        for turn in range(12):
+            i = (number + turn) % len(data)
+            if compute(*data[i]) != right[i]:
+                wrong.append(i)
+
+    konv.set_threads(1)
+    right = [compute(*layer) for layer in data]
+    konv.set_threads(4)
+    try:
+        monkeypatch.setattr(contention, "allowed", counted)
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        konv.set_threads(before)
+        contention._left_out = 0
+    assert not wrong and (launch._gomp() is None or len(given) > 1)
 
 
 def run(job, threads):
@@ -75,7 +133,7 @@ def test_a_job_runs_in_the_threads_that_are_left(monkeypatch):
 @pytest.mark.skipif(launch._gomp() is None, reason="needs libgomp")
 def test_what_is_lost_is_the_wait_for_a_helper(monkeypatch):
     lost = []
-    monkeypatch.setattr(contention, "lost", lost.append)
+    monkeypatch.setattr(contention, "lost", lambda nanoseconds, before: lost.append(nanoseconds))
     monkeypatch.setattr(contention, "allowed", lambda threads: threads)
     even, uneven = launch.Job(steps(), 40, first=10_000, more=0), launch.Job(steps(), 2, first=100_000, more=3_000_000)
     for _ in range(20):

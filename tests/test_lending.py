@@ -8,6 +8,7 @@ import pytest
 
 import konv
 from konv import lending
+from konv.engine import memory
 from konv.engine.memory import release
 
 MIB = 1 << 20
@@ -128,23 +129,51 @@ def test_a_finaliser_that_asks_while_the_lock_is_held_gets_an_array():
     assert array.sum() == 2 * MIB and lending.lent() == 0
 
 
-def test_a_finaliser_that_releases_while_memory_is_lent_does_not_wait(monkeypatch):
-    """Python's collector may run it on the thread that is in the midst of the accounts."""
-    take, held = lending._take, []
+@pytest.mark.parametrize("inside", ["_take", "_lent", "_forget"])
+def test_a_finaliser_that_releases_while_the_accounts_are_in_use_does_not_wait(monkeypatch, inside):
+    """Python's collector may run it on the thread that uses them, which releases when it is done."""
+    function, held = getattr(lending, inside), []
 
-    def interrupted(size):
-        lending.release()
-        held.append(lending._lock.locked())
-        return take(size)
+    def interrupted(*arguments):
+        if not held:
+            held.append(lending._lock.locked())
+            lending.release()
+        return function(*arguments)
 
     array = lent(2)
     del array
-    monkeypatch.setattr(lending, "_take", interrupted)
-    assert lent(2).nbytes == 2 * MIB and held == [True]
-    monkeypatch.undo()
     assert kept() >= 2 * MIB
-    lending.release()  # and again it does
+    monkeypatch.setattr(lending, inside, interrupted)
+    result = {"_take": lambda: lent(3), "_lent": lending.lent, "_forget": lending.release}[inside]()
+    assert held == [True]
+    monkeypatch.undo()
     assert kept() == 0
+    del result
+
+
+@pytest.mark.parametrize("inside", ["copy", "append", "pop", "remove"])
+def test_a_finaliser_that_borrows_and_releases_while_a_workspace_is_borrowed_does_not_wait(monkeypatch, inside):
+    class Interrupted(list):
+        def finaliser(self):
+            if not ran:
+                ran.append(True)
+                memory.release()
+                with memory.workspace(50 * MIB):
+                    memory.release()
+
+    def method(self, *arguments):
+        self.finaliser()
+        return getattr(list, inside)(self, *arguments)
+
+    ran = []
+    setattr(Interrupted, inside, method)
+    with memory.workspace(MIB), memory.workspace(50 * MIB):
+        pass
+    monkeypatch.setattr(memory, "_free", Interrupted(memory._free))
+    with memory.workspace(40 * MIB), memory.workspace(30 * MIB), memory.workspace(60 * MIB):
+        pass
+    assert ran and sum(buffer.size for buffer in memory._free) <= memory.KEPT_BYTES
+    memory.release()
 
 
 def test_many_threads():

@@ -88,8 +88,12 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'konv' has no attribute {name!r}{meant}")
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "torch"]
+
+
 def _meant(name: str) -> str:
     """The public names most like one that is not there, such as PyTorch's for the same thing."""
-    torch = name.startswith(("Conv", "conv")) and name.endswith(("1d", "2d", "3d"))
+    torch = name.startswith(("Conv", "conv")) and name.lower().endswith(("1d", "2d", "3d"))
     told = _near(name[:-2] if torch else name, __all__)
-    return f"{told}; for PyTorch's tensors konv.torch.{name}" if torch else told
+    return f"{told}; for PyTorch's tensors konv.torch.{name[:-1]}d" if torch else told

@@ -51,39 +51,50 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     # Who finds the accounts in use does not wait: a finaliser may ask, on a thread that is in the midst of them.
     if size < LENT_BYTES or not _lock.acquire(blocking=False):
         return np.empty(shape, dtype)
-    global _in_accounts
-    _in_accounts = threading.get_ident()
     try:
         return np.ndarray(shape, dtype, *_take(size + LINE))
     finally:
-        _in_accounts = None
         _lock.release()
+        _release_if_asked()
 
 
 def release() -> None:
     """Give what is kept back to the system. What is lent stays lent.
 
-    Nothing is done where a finaliser asks on a thread that is just being lent memory.
+    Where the accounts are in use it does not wait, for a finaliser may ask on the very thread that uses them: that thread does
+    it, when it is done.
     """
-    global _most
-    if _in_accounts == threading.get_ident():
-        return  # the lock is this thread's own: it would wait for ever
-    with _lock:
-        _most = 0
-        _forget()
-        _most = _lent()
+    global _asked
+    _asked = True
+    _release_if_asked()
+
+
+def _release_if_asked() -> None:
+    global _asked, _most
+    while _asked and _lock.acquire(blocking=False):
+        try:
+            _asked = False
+            _most = 0
+            _forget()
+            _most = _lent()
+        finally:
+            _lock.release()
 
 
 def lent() -> int:
-    """Bytes of the blocks that arrays lie on."""
+    """Bytes of the blocks that arrays lie on. Not for finalisers: it waits for who uses the accounts."""
     with _lock:
-        return _lent()
+        found = _lent()
+    _release_if_asked()
+    return found
 
 
 def kept() -> int:
-    """Bytes of the blocks that are there for the next."""
+    """Bytes of the blocks that are there for the next. Not for finalisers, either."""
     with _lock:
-        return _all() - _lent()
+        found = _all() - _lent()
+    _release_if_asked()
+    return found
 
 
 def _take(size: int) -> Block:
@@ -141,6 +152,6 @@ _most = 0  # bytes that were lent at one time
 _nobodys = Block(np.empty(0), 0)
 _UNUSED = _holders(_nobodys)
 _lock = threading.Lock()
-_in_accounts: int | None = None  # the thread that holds it to lend
+_asked = False  # to release what is kept, by who did not wait for the lock
 if hasattr(os, "register_at_fork"):  # a child must not inherit the lock as another thread held it
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)

@@ -13,7 +13,7 @@
     fourier/      long 1-D kernels                                     its __init__ tells its files
     stems/        layers of few channels
     winograd/     kernels of two to five taps
-    groups/       depthwise layers and small groups
+    groups/       depthwise layers, small groups, layers of few filters
     direct/       every other layer
     columns.py    NumPy and its BLAS, always says yes
     downconv/     DownConv, fused: no convolution of the table

@@ -19,11 +19,14 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["allowed", "lost"]
+__all__ = ["allowed", "lost"]  # and losses
 
 UNNOTICED = 100_000  # ns: less is nobody's time slice
 LONGEST = 500_000_000
 
+losses = 0  # that were counted
+
+# Written without a lock: of two losses at once either may be forgotten.
 _left_out = 0  # threads, until then:
 _until = 0
 _length = 0  # of that time; all in ns
@@ -42,11 +45,15 @@ def allowed(threads: int) -> int:
     return threads
 
 
-def lost(nanoseconds: int) -> None:
-    """The caller of a job that has just ended waited for so long in vain."""
-    global _left_out, _until, _length
-    if nanoseconds < UNNOTICED:
+def lost(nanoseconds: int, before: int) -> None:
+    """The caller of a job that has just ended waited for so long in vain. It began when there were ``before`` losses.
+
+    Of jobs that several Python threads run at once one is enough: the others had begun with as many threads as it.
+    """
+    global losses, _left_out, _until, _length
+    if nanoseconds < UNNOTICED or before != losses:
         return
+    losses += 1
     now = time.monotonic_ns()
     if not _left_out or now >= _until + _length:
         _left_out, _length = 1, 0

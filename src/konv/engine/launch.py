@@ -1,7 +1,7 @@
 """Threads: the pieces of a job, handed out one by one from a counter for each thread's share of them.
 
 A worker takes a slot, then the pieces of its share, which are neighbours, then what the others have left of theirs: a core
-that somebody else keeps busy takes fewer pieces and stalls nobody. Which thread computes a piece has no influence on its
+that somebody else keeps busy takes fewer pieces. Which thread computes a piece has no influence on its
 result, so neither has their number. With one counter for all, threads took turns: in the next call, or the next layer, most
 of what a core had written lay in the other's cache, and lines between two pieces went to and fro (7x7 at 384@14, channels
 last, .40-.80 ms instead of .27).
@@ -21,6 +21,7 @@ import functools
 import os
 import queue
 import struct
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ HEADER = 8  # int64 cells before the arguments, a cache line:
 SLOT, PIECES, KERNEL, SHARES, COUNTS, MEMBER, CLOCK, DONE = range(HEADER)
 LINE_CELLS = 8
 COUNT_BYTES = 8 * LINE_CELLS
-CLOCK_MONOTONIC = 1  # of Linux
+CLOCK_MONOTONIC = getattr(time, "CLOCK_MONOTONIC", 1)  # its number is the system's
 
 
 class Job:
@@ -104,7 +105,8 @@ class Job:
         cells[1] = threads
         job = self._pack(*cells) + bytes(COUNT_BYTES * (threads - 1))
         if os.getpid() == _pool_process and (pool := _gomp()) is not None:
-            contention.lost(_in_pool()(job, threads, *pool))
+            before = contention.losses
+            contention.lost(_in_pool()(job, threads, *pool), before)
         else:
             _in_python_threads(job, threads)
 
@@ -253,7 +255,8 @@ def _worker_ir() -> str:
 def _add_in_pool(module: ir.Module, worker: ir.Function) -> None:
     """``in_pool(job, threads, *Pool)``: for how many nanoseconds the caller waited at the end, less those of two of its pieces.
 
-    So long it may have to wait for the others' last pieces; longer than both take, it would have done better without them.
+    So long it may have to wait for the others' last pieces, as a job's pieces are much alike. Where one takes several times the
+    mean of the caller's, the wait for it counts as lost, too.
     """
     pointer, void, int32 = ir.PointerType(), ir.VoidType(), ir.IntType(32)
 

@@ -6,10 +6,10 @@ again), so buffers are kept. A buffer belongs to one operation at a time, whatev
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
-import os
-import threading
+import operator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,37 +68,36 @@ class workspace:  # reads as a function: ``with workspace(size) as start``
 
 
 def release() -> None:
-    """Give all kept buffers back to the system, those for results too."""
-    with _lock:
-        _free.clear()
+    """Give all kept buffers back to the system, those for results too: see :func:`konv.lending.release`."""
+    _free.clear()
     lending.release()
+
+
+# No lock: a finaliser may borrow on a thread that is in the midst of these lines. Each touches the list once.
 
 
 def _take(size: int) -> Buffer:
     """The smallest kept buffer that is large enough, or a new one."""
-    with _lock:
-        best = None
-        for buffer in _free:
-            if buffer.size >= size and (best is None or buffer.size < best.size):
-                best = buffer
-        if best is not None:
+    fitting = [buffer for buffer in _free.copy() if buffer.size >= size]
+    while fitting:
+        best = min(fitting, key=_size)
+        fitting.remove(best)
+        with contextlib.suppress(ValueError):  # another thread has taken it since
             _free.remove(best)
             return best
-        if _free:  # too small for this operation: likely for the next one too
-            _free.pop(0)
+    with contextlib.suppress(IndexError):  # too small for this operation: likely for the next one too
+        _free.pop(0)
     array = np.empty(size + LINE, np.uint8)
     start = -(-address(array) // LINE) * LINE
     return Buffer(start, size, array)
 
 
 def _give_back(buffer: Buffer) -> None:
-    with _lock:
-        _free.append(buffer)
-        while sum(kept.size for kept in _free) > KEPT_BYTES:
+    _free.append(buffer)
+    while sum(map(_size, _free.copy())) > KEPT_BYTES:
+        with contextlib.suppress(IndexError):
             _free.pop(0)
 
 
+_size = operator.attrgetter("size")
 _free: list[Buffer] = []
-_lock = threading.Lock()
-if hasattr(os, "register_at_fork"):  # a child must not inherit the lock as another thread held it
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -111,7 +112,7 @@ def convert(model: nn.Module, *, only: Only | None = None, dry_run: bool = False
     <class 'torch.nn.modules.conv.Conv2d'>
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r}: expected a torch.nn.Module")
+        raise TypeError(f"model={reprlib.repr(model)}: expected a torch.nn.Module")
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.modules.conv._ConvNd)]
     wanted = _wanted(only, [name for name, _ in found])
     conversion = Conversion(model, dry_run=dry_run)

@@ -46,9 +46,8 @@ LEAST_USED = 0.7  # of the cells of all vectors of tiles
 WEIGHTS_BYTES = 600 << 10  # points of a block of the weight gradient, beside its sums
 LEAST_SUMMED = 100  # vectors times channels of a weight gradient: of fewer its end takes too long
 LEAST_PIECES = 32
-LEAST_GROUPS = (
-    4  # of a weight gradient: one group is one piece, and one thread's (16 to 16 channels at 28 pixels: .76 of PyTorch)
-)
+# Of a weight gradient: one group is one piece, and one thread's (16 to 16 channels at 28 pixels: .76 of PyTorch)
+LEAST_GROUPS = 4
 
 __all__ = [
     "NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_and_bias_gradient", "weight_gradient",
