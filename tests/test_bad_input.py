@@ -3,6 +3,7 @@
 Sizes differ from each other wherever a message states several, so that swapped numbers would show.
 """
 
+import inspect
 import tracemalloc
 
 import numpy as np
@@ -308,9 +309,45 @@ MISTAKES = {
     "PyTorch's name of pad": (
         lambda: konv.Convolution(W, None, padding=1),
         TypeError,
-        ["Convolution() has no argument 'padding'; the book's name is pad"],
+        ["Convolution() has no argument 'padding'; here it is called pad"],
     ),
-    "PyTorch's name of a ratio": (lambda: konv.Dropout(p=0.1), TypeError, ["'p'; the book's name is dropout_ratio"]),
+    "PyTorch's name of a ratio": (lambda: konv.Dropout(p=0.1), TypeError, ["'p'; here it is called dropout_ratio"]),
+    "the book's name of padding": (
+        lambda: konv.conv(X, W, pad=1),
+        TypeError,
+        ["conv() has no argument 'pad'; here it is called padding"],
+    ),
+    "the book's name in backward": (
+        lambda: konv.conv_backward(DY, X, W, pad=1),
+        TypeError,
+        ["conv_backward() has no argument 'pad'; here it is called padding"],
+    ),
+    "PyTorch's name of x": (lambda: konv.unfold(input=X, kernel_size=2), TypeError, ["'input'; here it is called x"]),
+    "a transposed name": (lambda: konv.conv_transpose(X, W, strides=1), TypeError, ["'strides'; near: stride"]),
+    "a name of a transposed gradient": (
+        lambda: konv.conv_transpose_backward(X, X, W, padding_mode="zeros"),
+        TypeError,
+        ["no argument 'padding_mode'; near: padding, output_padding"],
+    ),
+    "a pool's name": (lambda: konv.max_pool(X, 2, strides=2), TypeError, ["max_pool() has no", "near: stride"]),
+    "a pool's name backward": (lambda: konv.max_pool_backward(X, X, 2, pad=1), TypeError, ["called padding"]),
+    "a mean's name": (lambda: konv.avg_pool(X, 2, ceil_mode=True), TypeError, ["no argument 'ceil_mode'"]),
+    "a mean's name backward": (lambda: konv.avg_pool_backward(X, X, 2, pad=1), TypeError, ["called padding"]),
+    "a geometry's name": (
+        lambda: konv.geometry(X.shape, W.shape, pad=1),
+        TypeError,
+        ["geometry() has no argument 'pad'; here it is called padding"],
+    ),
+    "a plan's name": (lambda: konv.plan(X.shape, W.shape, pad=1), TypeError, ["plan() has no", "called padding"]),
+    "an unfolding's name": (lambda: konv.unfold(X, 2, pad=1), TypeError, ["unfold() has no", "called padding"]),
+    "the matrix's name": (lambda: konv.im2col(X, 2, 2, padding=1), TypeError, ["im2col() has no", "called pad"]),
+    "the matrix's window": (lambda: konv.im2col(X, kernel_size=2), TypeError, ["filter_h and filter_w"]),
+    "a part of a name": (
+        lambda: konv.DownConv(hidden=64),
+        TypeError,
+        ["DownConv() has no argument 'hidden'; near: hidden_size"],
+    ),
+    "an optimizer's name": (lambda: konv.Adam(learning_rate=0.1), TypeError, ["Adam() has no", "here it is called lr"]),
     "a name misspelt": (lambda: layer(strides=2), TypeError, ["no argument 'strides'; near: stride"]),
     "a name that no layer has": (lambda: layer(colour=2), TypeError, ["Convolution() has no argument 'colour'"]),
     "a layer's flag": (lambda: konv.AveragePooling(2, 2, count_include_pad=1), TypeError, ["count_include_pad=1"]),
@@ -486,6 +523,16 @@ def test_a_mistake_is_refused_in_the_users_words(call, error, words):
     missing = [word for word in words if word not in str(caught.value)]
     assert not missing, f"{missing} not in: {caught.value}"
     assert len(str(caught.value)) <= 400
+
+
+def test_what_tells_names_shows_its_own():
+    """Neither ``**unknown`` nor the arguments of what stands around a function."""
+    functions = [getattr(konv, name) for name in konv.__all__ if inspect.isfunction(getattr(konv, name))]
+    variadic = {
+        f.__name__: p.name for f in functions for p in inspect.signature(f).parameters.values() if p.kind in (2, 4)
+    }
+    assert variadic == {"gradcheck": "inputs"}
+    assert list(inspect.signature(konv.Adam).parameters) == ["lr", "beta1", "beta2"]
 
 
 def test_there_are_many_mistakes():

@@ -266,9 +266,13 @@ def test_the_report_is_not_the_model():
 
 
 def test_a_layer_without_weights_is_computed_from_its_first_input_on():
-    model = nn.Sequential(nn.LazyConv1d(4, 3))
+    model = nn.Sequential(nn.LazyConv1d(4, 3), nn.Conv1d(4, 4, 1))
     conversion = convert(model)
-    assert "LazyConv1d(0, 4, kernel_size=(3,), stride=(1,)), from its first input on" in str(conversion)
+    assert str(conversion) == (
+        "1 of 2 convolutions computed by konv, 1 more from its first input on\n"
+        "  0: LazyConv1d(0, 4, kernel_size=(3,), stride=(1,)), from its first input on\n"
+        "  1: Conv1d(4, 4, kernel_size=(1,), stride=(1,))"
+    )
     model(torch.zeros(1, 2, 5))
     assert type(model[0]) is konv.torch.Conv1d
     conversion.undo()

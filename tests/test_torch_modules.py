@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -163,6 +164,29 @@ def test_refuses_what_pytorch_refuses(name):
 def test_an_array_is_told_from_a_tensor(layer):
     with pytest.raises(TypeError, match=r"must be a torch.Tensor, not a numpy.ndarray: pass torch.from_numpy\("):
         layer(np.zeros((1, 1, 4), np.float32))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("name, position", [("input", 0), ("weight", 1), ("bias", 2)])
+def test_a_function_tells_an_array_from_a_tensor(transposed, name, position):
+    arguments = [torch.zeros(1, 2, 5, 5), torch.zeros(2, 2, 3, 3), torch.zeros(2)]
+    arguments[position] = arguments[position].numpy()
+    words = rf"{name} must be a torch\.Tensor.*torch\.from_numpy\({name}\); konv\.conv{'_transpose' * transposed} takes arrays"
+    with pytest.raises(TypeError, match=words):
+        (kt.conv_transpose2d if transposed else kt.conv2d)(*arguments)
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: kt.DownConv(hidden=64), "DownConv() has no argument 'hidden'; near: hidden_size"),
+        (lambda: kt.CausalConv1d(2, 2, 3, padding_mode="zeros"), "CausalConv1d() has no argument 'padding_mode'"),
+        (lambda: kt.convert(nn.ReLU(), dryrun=True), "convert() has no argument 'dryrun'; near: dry_run"),
+    ],
+)
+def test_a_name_that_is_not_there_is_told(call, words):
+    with pytest.raises(TypeError, match=re.escape(words)):
+        call()
 
 
 def test_weight_norm_and_hooks_work():

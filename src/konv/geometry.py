@@ -33,6 +33,7 @@ from konv.arguments import (
     per_axis,
     source_cells,
 )
+from konv.names import names_told
 
 MAX_BYTES = np.iinfo(np.intp).max
 
@@ -196,6 +197,7 @@ class Geometry:
         return "\n".join(lines)
 
 
+@names_told
 def geometry(
     x_shape: Sequence[int],
     w_shape: Sequence[int],

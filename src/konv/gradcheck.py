@@ -23,11 +23,13 @@ import numpy as np
 
 from konv.gradcheck_parameters import float64_parameters, gradients_of, is_float
 from konv.gradcheck_result import ArrayResult, Element, GradcheckResult
+from konv.names import names_told
 
 EPSILON = float(np.finfo(np.float64).eps)
 STEP = EPSILON ** (1 / 3)
 
 
+@names_told
 def gradcheck(
     function: Any,
     *inputs: Any,

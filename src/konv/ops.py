@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 
@@ -38,10 +38,12 @@ from konv.arrays import (
 )
 from konv.engine.plan import algorithm_for
 from konv.geometry import Geometry, are_plain, geometry, transposed_geometry, window_geometry
+from konv.names import names_told, refuse
 
 GRADIENTS = ("x", "w", "b")
 
 
+@names_told
 def conv(
     x: np.ndarray,
     w: np.ndarray,
@@ -53,6 +55,7 @@ def conv(
     groups: int = 1,
     padding_mode: str = "zeros",
     out: np.ndarray | None = None,
+    **unknown: Never,
 ) -> np.ndarray:
     """Convolution (cross-correlation, as in every deep learning library) in 1, 2 or 3 dimensions.
 
@@ -84,6 +87,8 @@ def conv(
     >>> conv(x, np.array([[[1.0, 1.0, 1.0]]]), padding="same")
     array([[[1., 3., 6., 9., 7.]]])
     """
+    if unknown:
+        refuse(conv, unknown)
     given = (x, w, b)
     x, w, b = checked_floats(x=x, w=w, b=b)
     g = _geometry(x, w, stride, padding, dilation, groups, padding_mode)
@@ -103,6 +108,7 @@ def conv(
     return out
 
 
+@names_told
 def conv_backward(
     dy: np.ndarray,
     x: np.ndarray,
@@ -114,6 +120,7 @@ def conv_backward(
     groups: int = 1,
     padding_mode: str = "zeros",
     need: Sequence[str] = GRADIENTS,
+    **unknown: Never,
 ) -> tuple[Any, Any, Any]:
     """Gradients of :func:`conv`: from ``dy = dL/dy`` to ``(dL/dx, dL/dw, dL/db)``.
 
@@ -141,6 +148,8 @@ def conv_backward(
     >>> dx, dw, db
     (array([[[1., 2., 3., 2., 1.]]]), array([[[3., 6., 9.]]]), array([3.]))
     """
+    if unknown:
+        refuse(conv_backward, unknown)
     dy, x, w = checked_floats(dy=dy, x=x, w=w)
     g = _geometry(x, w, stride, padding, dilation, groups, padding_mode)
     check_upstream(dy, g.output_shape)
@@ -168,6 +177,7 @@ def conv_backward(
     return dx, dw, db
 
 
+@names_told
 def conv_transpose(
     x: np.ndarray,
     w: np.ndarray,
@@ -178,6 +188,7 @@ def conv_transpose(
     output_padding: IntOrAxes = 0,
     dilation: IntOrAxes = 1,
     groups: int = 1,
+    **unknown: Never,
 ) -> np.ndarray:
     """Transposed convolution: the input gradient of a convolution, used to enlarge.
 
@@ -208,6 +219,8 @@ def conv_transpose(
     >>> conv_transpose(np.array([[[1.0, 10.0]]]), np.array([[[1.0, 2.0, 3.0]]]), stride=2)
     array([[[ 1.,  2., 13., 20., 30.]]])
     """
+    if unknown:
+        refuse(conv_transpose, unknown)
     x, w, b = checked_floats(x=x, w=w, b=b)
     g = _geometry_of_transposed(x, w, stride, padding, output_padding, dilation, groups)
     _check_bias(b, g.channels)
@@ -225,6 +238,7 @@ def conv_transpose(
     return y.astype(x.dtype, copy=False)
 
 
+@names_told
 def conv_transpose_backward(
     dy: np.ndarray,
     x: np.ndarray,
@@ -236,6 +250,7 @@ def conv_transpose_backward(
     dilation: IntOrAxes = 1,
     groups: int = 1,
     need: Sequence[str] = GRADIENTS,
+    **unknown: Never,
 ) -> tuple[Any, Any, Any]:
     """Gradients of :func:`conv_transpose`: ``(dx, dw, db)``, None where not needed.
 
@@ -262,6 +277,8 @@ def conv_transpose_backward(
     >>> conv_transpose_backward(np.ones((1, 1, 5)), x, w, stride=2)
     (array([[[6., 6.]]]), array([[[11., 11., 11.]]]), array([5.]))
     """
+    if unknown:
+        refuse(conv_transpose_backward, unknown)
     dy, x, w = checked_floats(dy=dy, x=x, w=w)
     g = _geometry_of_transposed(x, w, stride, padding, output_padding, dilation, groups)
     check_upstream(dy, g.x_shape)
@@ -282,6 +299,7 @@ def conv_transpose_backward(
     return dx, dw, db
 
 
+@names_told
 def unfold(
     x: np.ndarray,
     kernel_size: IntOrAxes,
@@ -329,6 +347,7 @@ def unfold(
     return np.ascontiguousarray(windows.swapaxes(-1, -2)).reshape(g.batch, rows, math.prod(g.output))
 
 
+@names_told
 def fold(
     columns: np.ndarray,
     output_size: IntOrAxes,

@@ -20,8 +20,10 @@ import numpy as np
 from konv.arguments import PADDING_MODES, checked_integer, padding_pairs, per_axis, source_cells
 from konv.arrays import checked_array
 from konv.geometry import Geometry, geometry, pooling_geometry, transposed_geometry, window_geometry
+from konv.names import names_told
 
 
+@names_told
 def im2col(input_data: np.ndarray, filter_h: int, filter_w: int, stride: int = 1, pad: int = 0) -> np.ndarray:
     """Lay every window of a batch of images out as one row of a matrix.
 
@@ -56,6 +58,7 @@ def im2col(input_data: np.ndarray, filter_h: int, filter_w: int, stride: int = 1
     return columns(input_data, g)
 
 
+@names_told
 def col2im(
     col: np.ndarray, input_shape: tuple[int, ...], filter_h: int, filter_w: int, stride: int = 1, pad: int = 0
 ) -> np.ndarray:

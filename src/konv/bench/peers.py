@@ -66,9 +66,10 @@ class Konv:
         lay = channels_last if self.last else np.ascontiguousarray
         x = lay(x)
         if direction == "backward":
-            gradients = konv.conv_transpose_backward if row.transposed else konv.conv_backward
             upstream = lay(dy)
-            return Built(lambda: gradients(upstream, x, w, **row.arguments), list)
+            if row.transposed:
+                return Built(lambda: konv.conv_transpose_backward(upstream, x, w, **row.arguments), list)
+            return Built(lambda: konv.conv_backward(upstream, x, w, **row.arguments), list)
         if row.transposed:
             return Built(lambda: [konv.conv_transpose(x, w, b, **row.arguments)], list)
         shape = (row.y[0], *row.y[2:], row.y[1]) if self.last else row.y

@@ -43,11 +43,12 @@ def _both(row: Row, layout: str) -> None:
     """The forward and the backward pass of a row, on zeros."""
     x, w, dy = (np.zeros(shape, row.dtype_of_numpy) for shape in (row.x, row.w, row.y))
     x, dy, b = laid_out(x, layout), laid_out(dy, layout), np.zeros(row.filters, row.dtype_of_numpy)
-    forward, backward = (
-        (konv.conv_transpose, konv.conv_transpose_backward) if row.transposed else (konv.conv, konv.conv_backward)
-    )
-    forward(x, w, b, **row.arguments)
-    backward(dy, x, w, **row.arguments)
+    if row.transposed:
+        konv.conv_transpose(x, w, b, **row.arguments)
+        konv.conv_transpose_backward(dy, x, w, **row.arguments)
+    else:
+        konv.conv(x, w, b, **row.arguments)
+        konv.conv_backward(dy, x, w, **row.arguments)
 
 
 def _beside(dtype: str, layout: str) -> None:

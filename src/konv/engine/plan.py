@@ -16,6 +16,7 @@ from konv.arrays import FLOAT_TYPES
 from konv.engine.addresses import OnAddresses
 from konv.engine.threads import using
 from konv.geometry import Geometry, geometry
+from konv.names import names_told
 
 KINDS = ("forward", "input_gradient", "weight_gradient")
 LAYOUTS = ("first", "last")
@@ -300,6 +301,7 @@ def _choose(problem: Problem, preferred: str | None) -> Plan:
     raise LookupError(f"no algorithm computes {problem}: {passed_over}")
 
 
+@names_told
 def plan(
     x_shape: Sequence[int],
     w_shape: Sequence[int],

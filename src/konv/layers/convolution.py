@@ -107,8 +107,8 @@ class Convolution(_Convolution):
     ----------
     W, b : the arrays given; an optimizer may update them in place, at any time
     x : the input kept for backward (None before forward, and in inference)
-    col : (N * out_h * out_w, C * FH * FW), the im2col matrix of x, computed when read
-    col_W : (C // groups * FH * FW, FN), the weights that ``forward`` used, as a matrix
+    col : (N * out_h * out_w, C * FH * FW), the im2col matrix of x, computed when read; None where x is
+    col_W : (C // groups * FH * FW, FN), the weights that ``forward`` used, as a matrix; None where x is
     dW, db : gradients, shape and dtype of W and b; None before backward
     training : see :class:`konv.layers.base.Layer`
 

@@ -12,6 +12,7 @@ from konv.down import down_conv, down_conv_backward
 from konv.layers.activations import ReLU
 from konv.layers.base import Layer
 from konv.layers.convolution import Convolution
+from konv.names import names_told
 from konv.segments import Segments, check_input, down_conv_segments, segments
 
 PARAMETERS = {
@@ -101,6 +102,7 @@ class DownConv(Layer):
     {'conv1a.weight': (4, 64, 10), 'conv1a.bias': (4,), 'conv2a.weight': (64, 4, 5), 'conv2a.bias': (64,)}
     """
 
+    @names_told
     def __init__(
         self,
         seq_len: int = 200,

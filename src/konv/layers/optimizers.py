@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from konv.arrays import accumulator, checked_floats
+from konv.names import names_told
 
 
 class Setting:
@@ -186,6 +187,7 @@ class SGD(Optimizer):
     array([0.5, 2.5])
     """
 
+    @names_told
     def __init__(self, lr: float = 0.01) -> None:
         super().__init__(lr)
 
@@ -227,6 +229,7 @@ class Momentum(Optimizer):
     slots = ("v",)
     momentum = Setting(below=1)
 
+    @names_told
     def __init__(self, lr: float = 0.01, momentum: float = 0.9) -> None:
         super().__init__(lr)
         self.momentum = momentum
@@ -283,6 +286,7 @@ class Adam(Optimizer):
     beta2 = Setting(below=1)
     epsilon = 1e-8
 
+    @names_told
     def __init__(self, lr: float = 0.001, beta1: float = 0.9, beta2: float = 0.999) -> None:
         super().__init__(lr)
         self.beta1 = beta1

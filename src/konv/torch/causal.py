@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from konv.torch.functional import autocast, exact_conv1d
-from konv.torch.modules import check_tensor
+from konv.names import names_told
+from konv.torch.functional import autocast, check_tensor, exact_conv1d
 
 
 class CausalConv1d(nn.Conv1d):
@@ -55,6 +55,7 @@ class CausalConv1d(nn.Conv1d):
     (tensor([[[0., 1., 3.]]]), tensor([[[5.]]]), tensor([[[3.]]]))
     """
 
+    @names_told
     def __init__(
         self,
         in_channels: int,

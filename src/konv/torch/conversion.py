@@ -13,11 +13,13 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from konv.names import names_told
 from konv.torch import modules
 from konv.torch.causal import CausalConv1d
 
 NAMES = [f"{lazy}Conv{transpose}{n}d" for lazy in ("", "Lazy") for transpose in ("", "Transpose") for n in (1, 2, 3)]
 CLASSES: dict[type[nn.Module], type[nn.Module]] = {getattr(nn, name): getattr(modules, name) for name in NAMES}
+LATER = " from its first input on"  # said of a layer that has no weights before
 ORIGINALS = {ours: theirs for theirs, ours in CLASSES.items()}
 Only = str | Iterable[str] | Callable[[str, nn.Module], bool]
 
@@ -56,8 +58,9 @@ class Conversion:
 
     def __str__(self) -> str:
         verb = "would be computed by konv" if self.dry_run else "computed by konv"
-        ours = len(self.swapped) + len(self.already)
-        lines = [f"{ours} of {ours + len(self.left)} convolutions {verb}"]
+        ours, lazy = len(self.swapped) + len(self.already), sum(what.endswith(LATER) for what in self.swapped.values())
+        more = f", {lazy} more{LATER}".replace("its", "its" if lazy == 1 else "their") if lazy else ""
+        lines = [f"{ours - lazy} of {ours + len(self.left)} convolutions {verb}{more}"]
         lines += [f"  {name or '(the model)'}: {what}" for name, what in self.swapped.items()]
         lines += [f"  {name or '(the model)'} was konv's already" for name in self.already]
         lines += [f"  {name or '(the model)'} stays as it is: {why}" for name, why in self.left.items()]
@@ -66,6 +69,7 @@ class Conversion:
     __repr__ = __str__
 
 
+@names_told
 def convert(model: nn.Module, *, only: Only | None = None, dry_run: bool = False) -> Conversion:
     """Let konv compute a model's convolutions on the CPU. The model is changed in place and stays the same otherwise.
 
@@ -194,4 +198,4 @@ def _description(module: nn.Module) -> str:
     """What ``print`` shows of it, in a line."""
     base = next((cls for cls in type(module).__mro__ if cls in CLASSES), type(module))
     lazy = isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params()
-    return f"{base.__name__}({module.extra_repr()})" + (", from its first input on" if lazy else "")
+    return f"{base.__name__}({module.extra_repr()})" + (f",{LATER}" if lazy else "")

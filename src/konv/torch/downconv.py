@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from konv.names import names_told
 from konv.segments import Segments, check_input, down_conv_segments, segments
 from konv.torch.down import down_conv
-from konv.torch.modules import Conv1d, check_tensor
+from konv.torch.functional import check_tensor
+from konv.torch.modules import Conv1d
 
 
 class DownConv(nn.Module):
@@ -95,6 +97,7 @@ class DownConv(nn.Module):
     (5, 5, 5, 5)
     """
 
+    @names_told
     def __init__(
         self,
         seq_len: int = 200,

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,7 +56,7 @@ def conv1d(
     Raises
     ------
     RuntimeError, TypeError
-        Where PyTorch's function does, by that function.
+        Where PyTorch's function does, by that function; TypeError for NumPy's arrays.
 
     Examples
     --------
@@ -210,11 +211,19 @@ def kind_of_call(x: Tensor, w: Tensor) -> Any:
     return x.shape, x.stride(), x.dtype, w.stride(), w.dtype, recorded, cast, exactly_asked()
 
 
+def check_tensor(name: str, value: Any, or_else: str = "") -> None:
+    """Refuse an array of NumPy's, for which PyTorch's error is a list of signatures; all else is PyTorch's to judge."""
+    if isinstance(value, np.ndarray):
+        raise TypeError(f"{name} must be a torch.Tensor, not a numpy.ndarray: pass torch.from_numpy({name}){or_else}")
+
+
 def _left(
     theirs: Callable[..., Tensor], transposed: bool, x: Tensor, w: Tensor, b: Tensor | None,
     stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any,
 ) -> Tensor:  # fmt: skip
-    """PyTorch's result or error."""
+    """PyTorch's result or error; konv's for NumPy's arrays."""
+    for name, t in (("input", x), ("weight", w), ("bias", b)):
+        check_tensor(name, t, f"; konv.conv{'_transpose' * transposed} takes arrays")
     if transposed:
         return theirs(x, w, b, stride, padding, output_padding, groups, dilation)
     return theirs(x, w, b, stride, padding, dilation, groups)

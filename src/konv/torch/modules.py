@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from konv.torch import functional
+from konv.torch.functional import check_tensor
 
 __all__ = [
     "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "LazyConv1d", "LazyConv2d",
@@ -24,12 +24,6 @@ __all__ = [
 
 # An attribute of layers that :func:`konv.torch.convert` made: the kinds of calls that were met and left to PyTorch.
 ONLY_WHERE_FASTER = "_konv_only_where_faster"
-
-
-def check_tensor(name: str, value: Any) -> None:
-    """Refuse an array of NumPy's, for which PyTorch's error is a list of signatures; all else is PyTorch's to judge."""
-    if isinstance(value, np.ndarray):
-        raise TypeError(f"{name} must be a torch.Tensor, not a numpy.ndarray: pass torch.from_numpy({name})")
 
 
 class _Convolution:
