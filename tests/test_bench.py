@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import re
 import sys
@@ -9,6 +10,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from konv import commands, textbook
@@ -341,6 +343,25 @@ def test_limits_are_those_of_a_machine():
         assert seconds > 0 and kind in ("FMA", "memory")
 
 
+def test_a_table_is_parted_where_it_does_not_fit():
+    grid = table.Grid(
+        "title", ["layer", "kind", "one", "two", "three"], [["long name", "a", "1.00", "2", "3"], [], list("bcdef")], 2
+    )
+    assert grid.fitting(200) == [grid]
+    parts = grid.fitting(40)
+    assert [part.columns for part in parts] == [["layer", "kind", "one", "two"], ["layer", "kind", "three"]]
+    assert [part.title for part in parts] == ["title", "title (continued)"]
+    assert parts[1].rows == [["long name", "a", "3"], [], ["b", "c", "f"]] and parts[1].left == 2
+    narrow = grid.fitting(22)
+    assert [part.columns[1:] for part in narrow] == [["kind"], ["one"], ["two"], ["three"]]
+    for width in (40, 22):
+        console = Console(file=io.StringIO(), width=width)
+        for part in grid.fitting(width):
+            console.print(part.rich())
+        text = console.file.getvalue()
+        assert "…" not in text and "long name" in text and max(map(len, text.splitlines())) <= width
+
+
 # The command
 
 
@@ -357,6 +378,8 @@ def test_command_lists_and_refuses(tmp_path):
     assert invoke("depthwize")[0] == 2 and "near: depthwise" in invoke("depthwize")[2]
     assert invoke("nothing")[0] == 2 and re.search(r"the groups are 3x3, .*--list", invoke("nothing")[2])
     assert invoke("--save", tmp_path / "run.txt", "--list")[0] == 2
+    code, _, err = invoke("--save", tmp_path / "none" / "run.json")
+    assert code == 2 and f"there is no folder {tmp_path / 'none'}" in err
     assert invoke("--peers", "jax", "--list")[0] == 2
     code, _, err = invoke("--compare", tmp_path / "a.json", tmp_path / "b.json")
     assert code == 1 and "a.json" in err and "Traceback" not in err

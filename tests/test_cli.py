@@ -71,6 +71,7 @@ def test_help_of_a_command(command):
     code, out, _ = run(command, "--help")
     assert code == 0 and f"Usage: konv {command}" in out
     assert "bool" not in out  # a flag takes no value
+    assert not re.search(r"<\w+", out)  # such as <str> or <list[Path]>
     assert out == run(command, "-h")[1]
 
 
@@ -432,7 +433,9 @@ def test_warmup(monkeypatch, tmp_path):
         out,
         err,
     )
-    assert err.strip() == "0 of 12: small"  # no terminal: a line for every twentieth
+    assert err.strip() == "0 of 12: small"  # no terminal: a line now and then
+    monkeypatch.setattr("konv.commands.machine.LINE_EVERY", 0)
+    assert run("warmup")[2].strip().splitlines() == [f"{i} of 12: {name}" for i, name in enumerate(names)]
 
 
 def test_info():

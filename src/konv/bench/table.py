@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NOTHING = "–"
+LONGEST_NAME = 32  # a text with more letters may be broken into lines
 GOAL_NOTE = "goal: how many times faster konv is meant to be"
+MEANS_NOTE = (
+    f"x: how many times faster konv is than PyTorch, or than the fastest of all peers; {GOAL_NOTE}; "
+    "losing rows: those in which PyTorch is faster"
+)
 WRONG = "WRONG"
 
 
@@ -34,14 +39,36 @@ class Grid:
         rows = [self.columns, rules, *(row for row in self.rows if row)]
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
+    def fitting(self, width: int) -> list[Grid]:
+        """The table in parts that are no wider than ``width``, each with the rows' names in front: numbers are not cut short."""
+        widths = [min(longest, LONGEST_NAME) + 3 for longest in self._longest()]
+        if sum(widths) < width:
+            return [self]
+        names = self.left if 2 * sum(widths[: self.left]) <= width else 1
+        parts = _parts(widths, names, width)
+        while width > 0 and len(fewer := _parts(widths, names, width - 1)) == len(parts):
+            parts, width = fewer, width - 1  # about as wide as each other
+        grids = []
+        for number, part in enumerate(parts):
+            chosen = [*range(names), *part]
+            columns, rows = [self.columns[c] for c in chosen], [[row[c] for c in chosen if row] for row in self.rows]
+            title = f"{self.title} (continued)" if number else self.title
+            grids.append(Grid(title, columns, rows, sum(c < self.left for c in chosen)))
+        return grids
+
+    def _longest(self) -> list[int]:
+        """Of each column, the letters of its longest text."""
+        return [max(map(len, column)) for column in zip(self.columns, *filter(None, self.rows))]
+
     def rich(self) -> Table:
         """The table for a terminal."""
         from rich.table import Table
         from rich.text import Text
 
         table = Table(title=self.title, title_justify="left")
-        for i, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if i < self.left else "right", no_wrap=i < self.left)
+        for i, (column, longest) in enumerate(zip(self.columns, self._longest())):
+            no_wrap = i < self.left and longest <= LONGEST_NAME
+            table.add_column(column, justify="left" if i < self.left else "right", no_wrap=no_wrap)
         for row in self.rows:
             if row:
                 style = "red" if WRONG in row else ""
@@ -49,6 +76,16 @@ class Grid:
             else:
                 table.add_section()
         return table
+
+
+def _parts(widths: Sequence[int], names: int, width: int) -> list[list[int]]:
+    """The columns behind the names of the rows, as many in each part as fit beside those; one at least."""
+    parts: list[list[int]] = [[]]
+    for column in range(names, len(widths)):
+        if parts[-1] and sum(widths[:names]) + sum(widths[c] for c in [*parts[-1], column]) >= width:
+            parts.append([])
+        parts[-1].append(column)
+    return parts
 
 
 def grids(run: Run) -> list[Grid]:
@@ -150,8 +187,8 @@ def markdown(run: Run) -> str:
     lines = [
         f"{run.machine['cpu']}, {run.settings['threads']} threads, {run.date[:10]}; {versions}.",
         f"Limits measured: {fma}; {memory}.",
-        f"Medians of calls in {run.settings['repeat']} turns; x: how many times faster konv is.",
-        *caveats(run),
+        f"Medians of calls in {run.settings['repeat']} turn{'s' * (run.settings['repeat'] > 1)}; {MEANS_NOTE}.",
+        *(f"**{caveat}**" for caveat in caveats(run)),
     ]
     return "\n".join([*lines, *(f"\n**{grid.title}**\n\n{grid.markdown()}" for grid in grids(run)), "", *left_out(run)])
 
@@ -161,11 +198,11 @@ def caveats(run: Run) -> list[str]:
     load, cores, threads = run.settings["load"], run.machine["cores_usable"], run.settings["threads"]
     busy = bool(load) and (load[0] > BUSY * cores or load[1] > threads + BUSY * cores)
     told = (
-        f"**The machine was busy**: load {load[0]:.1f} before and {load[1]:.1f} at the end, on {cores} cores."
+        f"The machine was busy: load {load[0]:.1f} before and {load[1]:.1f} at the end, on {cores} cores."
         if busy
         else ""
     )
-    cut = "**Interrupted**: rows are missing." if run.settings["interrupted"] else ""
+    cut = "Interrupted: rows are missing." if run.settings["interrupted"] else ""
     return [caveat for caveat in (told, cut) if caveat]
 
 
@@ -190,7 +227,7 @@ def line(result: Result) -> str:
     parts = [f"{milliseconds(result.seconds('konv'))} ms"]
     for rival, title in (("torch", "PyTorch"), ("best", "the best peer")):
         if (ratio := result.against(rival)) is not None:
-            parts.append(f"{ratio_text(ratio)} {title}")
+            parts.append(f"{ratio_text(ratio)} as fast as {title}")
     return f"{result.row.name} {result.direction}: {', '.join(parts)}"
 
 

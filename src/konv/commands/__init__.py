@@ -15,7 +15,17 @@ from konv.commands.train import train
 
 
 class _PlainHelp:
-    """``--help`` takes no value, so its line in the table of options shows none, as with the flags of konv."""
+    """``--help`` takes no value, so its line in the table of options shows none, as with the flags of konv.
+
+    Nor do arguments show the names of Python's types.
+    """
+
+    def get_params(self, ctx: Any) -> Any:
+        params = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if param.param_type_name == "argument":
+                param.display_type = lambda ctx: None
+        return params
 
     def get_help_option(self, ctx: Any) -> Any:
         option = super().get_help_option(ctx)  # type: ignore[misc]

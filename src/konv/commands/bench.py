@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from konv.commands.shell import fail, new_console, plain_errors, usage
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from konv.bench.table import Grid
 
 
 @plain_errors
@@ -71,6 +76,10 @@ def bench(
     Each result is checked against float64 first; a row that is wrong is not timed, and the exit code is 1. Every peer runs in a
     process of its own, in turns with the others. Leave the machine alone meanwhile: all rows take some minutes.
 
+    In the tables **x PyTorch**, **x best** and **x last** tell how many times faster konv is than PyTorch, than the fastest peer,
+    and, both with channels last, than PyTorch; **of limit** is the share of what this machine's multiply-adds (FMA) or memory
+    allow at most; **goal** is how many times faster konv is meant to be.
+
     **Examples**
 
     * `konv bench --quick` - one layer of each kind
@@ -93,15 +102,17 @@ def bench(
     if compare is not None:
         with usage():
             grid = comparison.compare(*map(results.load, compare))
-        console.print(grid.rich())
+        _show(console, grid)
         return
     with usage():
         rows = layers.select(names or [], quick)
         chosen, missing = measure.available(peers or [])
         if save is not None and save.suffix != ".json":
             raise ValueError(f"--save {save}: expected a name that ends in .json")
+        if save is not None and not save.parent.is_dir():  # told before the measuring, not after
+            raise ValueError(f"--save {save}: there is no folder {save.parent}")
     if list_rows:
-        console.print(table.listing(rows).rich())
+        _show(console, table.listing(rows))
         return
     for note in missing:
         typer.echo(note, err=True)
@@ -114,8 +125,8 @@ def bench(
     if save is not None:
         run.save(save)
     for grid in table.grids(run):
-        console.print(grid.rich())
-    for note in [*table.caveats(run), *table.left_out(run)]:
+        _show(console, grid)
+    for note in [table.MEANS_NOTE, *table.caveats(run), *table.left_out(run)]:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     if save is not None:
         from konv.bench import chart
@@ -129,6 +140,11 @@ def bench(
         fail("wrong results\n  " + "\n  ".join(table.line(result) for result in run.failed))
     if run.settings["interrupted"]:
         fail("interrupted", 130)
+
+
+def _show(console: Console, grid: Grid) -> None:
+    for part in grid.fitting(console.width):
+        console.print(part.rich())
 
 
 def _warn_if_busy() -> None:
@@ -153,7 +169,7 @@ def _bench_downconv(names: Sequence[str], repeat: int | None, threads: int | Non
     _warn_if_busy()
     results = downconv.run(repeat=repeat or 10, threads=threads, report=lambda text: typer.echo(text, err=True))
     console = new_console()
-    console.print(downconv.grid(results, threads).rich())
+    _show(console, downconv.grid(results, threads))
     console.print(downconv.NOTE, highlight=False, soft_wrap=True)
     for result in results:
         console.print(downconv.limit(result), highlight=False, soft_wrap=True)
@@ -175,7 +191,7 @@ def _bench_models(names: Sequence[str], repeat: int | None, threads: int | None)
         chosen, repeat=repeat or 5, threads=threads or get_threads(), report=lambda text: typer.echo(text, err=True)
     )
     console = new_console()
-    console.print(models.grid(results).rich())
+    _show(console, models.grid(results))
     console.print(table.GOAL_NOTE, highlight=False, soft_wrap=True)
     if wrong := [models.line(result) for result in results if not result.right]:
         fail("wrong results\n  " + "\n  ".join(wrong))

@@ -10,12 +10,14 @@ import typer
 
 from konv.commands.shell import new_console, plain_errors
 
+LINE_EVERY = 5  # seconds between lines of progress where there is no terminal
+
 
 @plain_errors
 def warmup() -> None:
     """Compile the kernels of all usual layers now, so that no program has to wait for them later.
 
-    Takes a minute or two, once for each CPU and version of konv. What is compiled already is not compiled again. Kernels are
+    Takes some minutes, once for each CPU and version of konv. What is compiled already is not compiled again. Kernels are
     kept in a folder that `KONV_CACHE` chooses.
     """
     import time
@@ -32,9 +34,11 @@ def warmup() -> None:
     console = Console(stderr=True)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("compiling", total=len(work))
+        told = began - LINE_EVERY
         for done, (name, call) in enumerate(work):
             progress.update(task, description=name)
-            if not console.is_terminal and done % 20 == 0:  # no bar there: a line now and then
+            if not console.is_terminal and time.monotonic() >= told + LINE_EVERY:  # no bar there
+                told = time.monotonic()
                 console.print(f"{done} of {len(work)}: {name}", markup=False, highlight=False, soft_wrap=True)
             call()
             progress.advance(task)

@@ -63,5 +63,5 @@ def new_console() -> Console:
 
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=160)
+        console = Console(width=1000)
     return console
