@@ -348,6 +348,7 @@ def test_every_kernel_of_the_engine_is_run_here():
         "pairs_kernels",
         "pairs_last_kernels",
         "pairs_outer",
+        "products_last_few",
         "repeats_kernels",
         "down_kernels",
         "down_outer",

@@ -105,17 +105,21 @@ def lay_rows(dtype, lanes, even):
 
 def squeeze_rows(
     first, count, x, w1, b1, hidden, windows, sequence, size, channels, block_size, hidden_pitch, hidden_first, *, lanes, rows,
-    channels_tile, ahead, line,
+    channels_tile, ahead, line, step=None, rectify=True,
 ):  # fmt: skip
-    """The hidden numbers of ``count`` rows from ``first`` on, ``rows`` x ``channels_tile`` sums at a time."""
+    """The hidden numbers of ``count`` rows from ``first`` on, ``rows`` x ``channels_tile`` sums at a time.
+
+    Rows are ``step`` numbers apart, if not side by side.
+    """
+    step = size if step is None else step
     together = lanes // channels_tile  # rows whose sums fit a vector
     zero = w1.zero(lanes)
     for tile in loop((count + (rows - 1)) // rows):
         places = tile_rows(first, tile * rows, count, rows, windows)
-        sources = [x.at(sample * sequence + window * size) for sample, window in places]
+        sources = [x.at(sample * sequence + window * step) for sample, window in places]
         targets = [hidden.at(sample * hidden_pitch + hidden_first + window * channels) for sample, window in places]
         for block in loop((channels + (channels_tile - 1)) // channels_tile):
-            panel, later = w1.at(block * block_size), sources[0].at((rows + block * ahead) * size)
+            panel, later = w1.at(block * block_size), sources[0].at((rows + block * ahead) * step)
             sums = [[Variable(zero) for _ in range(channels_tile)] for _ in sources]
             for k, left in steps(size, lanes):
                 weights = [panel.vec(k * channels_tile + lanes * c, lanes) for c in range(channels_tile)]
@@ -134,7 +138,9 @@ def squeeze_rows(
                     end = start + minimum(channels_tile, channels - channel)
                     place = channel - start
                     number = numbers + b1.vec(place, lanes, start=start, count=end)
-                    target.put(place, select(beats(number, zero), number, zero), start=start, count=end)  # NaN stays
+                    if rectify:
+                        number = select(beats(number, zero), number, zero)  # NaN stays
+                    target.put(place, number, start=start, count=end)
 
 
 def multiply_rows(

@@ -1,9 +1,9 @@
 """Convolutions that are matrix products on views, channels last.
 
 As :mod:`konv.engine.products.products`, but where channels are neighbours in memory they are in the lanes of y, and x is read
-where it lies, a number at a time. Only half types and windows that see padding are copied first, a tile's at a time. Weight
-gradients of few numbers, of half types or of windows that see padding are left to the direct algorithm: of the last it was as
-fast.
+where it lies, a number at a time. Only half types and windows that see padding are copied first, a tile's at a time. Few filters
+are :mod:`konv.engine.products.products_last_few`'s. Weight gradients of few numbers, of half types or of windows that see padding
+are left to the direct algorithm: of the last it was as fast.
 
 Panels laid again for every block of pixels took 3 to 10 % of the time. Stores past the caches were 2 to 4 % faster where y is
 large, but leave nothing of it to the next layer; all windows copied first took 3 to 7 % longer. Sums of 256 products and more
@@ -24,6 +24,7 @@ import numpy as np
 from konv.engine import memory, roofline
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.products import products_last_few
 from konv.engine.products.products import overlap
 from konv.engine.products.products_grids import tile_shape
 from konv.engine.products.products_last_kernels import multiply_rows
@@ -79,13 +80,17 @@ def workspace(problem: Problem) -> int:
         permuted = math.prod(g.w_shape) * g.itemsize if math.prod(g.kernel) > 1 else 0
         return _gradient(g, dtype, True, get_threads()).size + permuted
     turned = problem.kind == "input_gradient"
+    if not turned and products_last_few.takes(g, dtype):
+        return products_last_few.workspace(g, dtype)
     permuted = math.prod(g.w_shape) * g.itemsize if turned and math.prod(g.kernel) > 1 else 0
     return _product(g, turned, dtype, dtype, get_threads()).size + permuted
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
     """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    _in_place(out, lambda target: _run(g, False, x, w, b, target))
+    few = products_last_few.takes(g, dtype_name(x.dtype)) and x.dtype == out.dtype
+    run = products_last_few.forward if few else _forward
+    _in_place(out, lambda target: run(x, w, b, g, target))
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
@@ -238,6 +243,10 @@ def _product(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads:
     return Product(multiply, np.zeros(run_panels * panel_width, wide), used, used * slot_size * itemsize)
 
 
+def _forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
+    _run(g, False, x, w, b, out)
+
+
 def _run(g: Geometry, transposed: bool, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> None:
     """``out`` has its channels as the last axis."""
     x = np.ascontiguousarray(x.transpose(0, *range(2, x.ndim), 1))
@@ -275,6 +284,8 @@ def blocking(problem: Problem) -> str:
             f"{tile_shape()[0]} filters by up to {wide} numbers of a window in registers; blocks of "
             f"{n['block_pixels']} pixels by {n['region_rows']} filters; {job.sums.cut(job.threads)}"
         )
+    if not gradient and products_last_few.takes(g, dtype):
+        return products_last_few.blocking(g, dtype)
     product = _product(g, gradient, dtype, dtype, get_threads())
     n, role = product.multiply.numbers, "numbers of a window" if gradient else "filters"
     width = len(product.no_bias) // n["run_panels"]
@@ -289,6 +300,8 @@ def blocking(problem: Problem) -> str:
 def share(problem: Problem) -> float:
     """Of the limit; see :mod:`konv.engine.roofline`."""
     g, lanes = problem.geometry, machine().lanes(problem.dtype)
+    if problem.kind == "forward" and products_last_few.takes(g, problem.dtype):
+        return products_last_few.share(problem)
     run = g.filters if problem.kind == "forward" else g.channels * g.kernel[-1]
     return roofline.share(problem, roofline.padding(run, lanes), speed=0.75, moving=0.75, storing=6)
 
