@@ -20,6 +20,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import hashlib
 import inspect
 import os
@@ -79,6 +80,11 @@ def kernel(factory: Factory) -> Any:
 
 def trace(text: Text, pointers: dict[str, str]) -> str:
     """LLVM IR of a kernel's text, as a string."""
+    with _uncollected():
+        return _traced(text, pointers)
+
+
+def _traced(text: Text, pointers: dict[str, str]) -> str:
     module = ir.Module("konv")
     module.triple = llvm.get_default_triple()
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT64, INT64, ir.PointerType()]), "kernel")
@@ -97,8 +103,23 @@ def trace(text: Text, pointers: dict[str, str]) -> str:
     return str(module)
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """No searches for garbage: a trace drops nothing, but makes objects enough to start many, in a large program 3/4 of its time."""
+    searching = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if searching:
+            gc.enable()
+
+
 def compile_ir(text: str) -> bytes:
-    """Object code of LLVM IR for this machine. Loops stay as they are written: the texts unroll and vectorise themselves."""
+    """Object code of LLVM IR for this machine. Loops stay as they are written: the texts unroll and vectorise themselves.
+
+    Of 40 kernels 4.0 s are passes and 4.1 s instructions; at level 2 it is 3.7 and 4.4, at level 1 3.4 and 4.7, and the code differs.
+    """
     target = _target()
     module = llvm.parse_assembly(text)
     module.verify()

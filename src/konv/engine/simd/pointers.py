@@ -163,7 +163,7 @@ class Pointer:
 
     def full(self, lanes: int, number: float) -> Value:
         """A vector of one number, of the type that elements are computed in."""
-        return Value(ir.Constant(ir.VectorType(computed(self.stored), lanes), [number] * lanes))
+        return Value(ir.Constant(ir.VectorType(computed(self.stored), lanes), number))
 
     def prefetch(self, i: Any, write: bool = False, later: bool = False) -> None:
         """Ask for the cache line of element i, to read it or to ``write`` to it; ``later``: the nearest cache is left alone."""

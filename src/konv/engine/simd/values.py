@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -143,7 +144,7 @@ def _like(value: Any, other: Value) -> Value:
     if not isinstance(kind, ir.VectorType):
         return Value(ir.Constant(kind, value))
     lane = value if isinstance(kind.element, ir.IntType) else float(value)
-    return Value(ir.Constant(kind, [lane] * kind.count))
+    return Value(ir.Constant(kind, lane))
 
 
 def _binary(name: str, a: Any, b: Any) -> Value:
@@ -164,9 +165,9 @@ def _whole(value: Value) -> bool:
 
 def spread(scalar: Value, lanes: int) -> Value:
     """A vector with ``scalar`` in every lane."""
-    vector = ir.VectorType(scalar.ir.type, lanes)
-    first = emit.insert_element(ir.Constant(vector, ir.Undefined), scalar.ir, INT32(0))
-    return Value(emit.shuffle_vector(first, ir.Constant(vector, ir.Undefined), lane_constants([0] * lanes)))
+    unknown = _undefined(scalar.ir.type, lanes)
+    first = emit.insert_element(unknown, scalar.ir, INT32(0))
+    return Value(emit.shuffle_vector(first, unknown, lane_constants([0] * lanes)))
 
 
 def call(name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
@@ -186,7 +187,18 @@ def mangled(kind: ir.Type) -> str:
 
 def lane_constants(numbers: Sequence[int]) -> ir.Constant:
     """A vector of known integers of 32 bits."""
+    return _constants(tuple(numbers))
+
+
+# Constants know their text once it was asked for, so the same ones are used again: tracing takes half the time.
+@functools.lru_cache(4096)
+def _constants(numbers: tuple[int, ...]) -> ir.Constant:
     return ir.Constant(ir.VectorType(INT32, len(numbers)), list(numbers))
+
+
+@functools.lru_cache(256)
+def _undefined(kind: ir.Type, lanes: int) -> ir.Constant:
+    return ir.Constant(ir.VectorType(kind, lanes), ir.Undefined)
 
 
 def zeros(vector: ir.VectorType) -> ir.Constant:
@@ -201,6 +213,4 @@ def shaped(kind: ir.Type, value: ir.Value) -> ir.Type:
 
 def filled(kind: ir.Type, number: float, value: ir.Value) -> ir.Constant:
     """``number`` as ``kind``, in as many lanes as ``value``."""
-    return ir.Constant(
-        shaped(kind, value), [number] * value.type.count if isinstance(value.type, ir.VectorType) else number
-    )
+    return ir.Constant(shaped(kind, value), number)
