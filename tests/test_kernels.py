@@ -350,6 +350,7 @@ def test_every_kernel_of_the_engine_is_run_here():
         "pairs_outer",
         "products_last_few",
         "repeats_kernels",
+        "repeats_outer",
         "down_kernels",
         "down_outer",
         "fourier_kernels",

@@ -60,7 +60,9 @@ def test_other_types(dtype):
 @pytest.mark.parametrize("host", MACHINES)
 def test_in_plain_python(host, monkeypatch):
     many_small_jobs(monkeypatch)
-    monkeypatch.setattr(repeats, "BLOCK_CELLS", 100)
+    monkeypatch.setattr(repeats, "UNIT_PERIODS", 2)
+    monkeypatch.setattr(repeats, "UNIT_BYTES", 4000)
+    monkeypatch.setattr(repeats, "ROW_CELLS", 100)
     with engine(MACHINES[host], plain=True):
         assert check("cells that no window reads") >= 1
         assert check("more filters than a tile") >= 1

@@ -12,6 +12,7 @@
                                 pairs_kernels.py, pairs_last_kernels.py: its kernels
     pairs_outer.py              its weight gradient
     repeats.py                  1-D, few filters                    repeats_kernels.py          its kernels
+                                repeats_outer.py: its weight gradient
 
 The words that they share are in ``windows.py``, one floor above.
 """

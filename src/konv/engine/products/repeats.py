@@ -18,7 +18,8 @@ from konv.engine import memory, roofline
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.products.products_weights import add_sums
-from konv.engine.products.repeats_kernels import repeat_weights, spread_windows, sum_repeats, sum_windows
+from konv.engine.products.repeats_kernels import repeat_weights, spread_windows, sum_windows
+from konv.engine.products.repeats_outer import sum_repeats
 from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
 
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
 
 NAME = "repeats"
 MOST_FILTERS, LEAST_CHANNELS = 8, 16
-MOST_SUMMED = 4  # filters, of a weight gradient
 MOST_VECTORS = 5  # of a period
 MOST_BYTES = 512 << 10  # of repeated weights: they stay in L2
-BLOCK_CELLS = 800  # of a row, or of several, that a weight gradient spreads dy over
+ROW_CELLS = 800  # of a row, or of several, that an input gradient spreads dy over
+# Of a weight gradient: its unit's part of x stays in L2; channels that it sums at once
+UNIT_PERIODS, UNIT_BYTES, CHANNELS = 16, 256 << 10, 6
 PIECE_WORK = 1 << 20  # multiply-adds
 STREAMED_BYTES = 16 << 20  # of dx: nobody finds that much in a cache
 PARTS = 8  # of a weight gradient
@@ -50,8 +52,6 @@ def declines(problem: Problem) -> str | None:
         return (
             f"{g.filters} filters, {g.channels} channels; it computes at most {MOST_FILTERS}, at least {LEAST_CHANNELS}"
         )
-    if problem.kind == "weight_gradient" and g.filters > MOST_SUMMED:
-        return f"{g.filters} filters; it computes weight gradients of at most {MOST_SUMMED}"
     period, lanes = _period(g, problem.dtype)
     least = 2 * period if problem.kind == "weight_gradient" else period
     if g.output[0] * g.kernel[0] < least:
@@ -150,15 +150,20 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
 @functools.lru_cache(maxsize=256)
 def _spreading(g: Geometry, dtype: str, x_dtype: str, streamed: bool, threads: int) -> Prepared:
     (row,), (outputs,), (period, lanes) = g.spatial, g.output, _period(g, dtype)
-    periods = -(-outputs * g.kernel[0] // period)
-    block_periods = max(1, min(periods, PIECE_WORK // (period * g.channels * g.filters)))
+    periods = outputs * g.kernel[0] // period
+    row_blocks = -(-periods * period // ROW_CELLS)
+    block_periods = -(-periods // row_blocks)
     row_blocks = -(-periods // block_periods)
+    block_images = max(1, min(g.batch, ROW_CELLS // (block_periods * period))) if row_blocks == 1 else 1
+    slot_size = block_images * (block_periods + 1) * g.filters * period
     job = Job(
-        spread_windows(dtype, x_dtype, lanes, g.filters, g.kernel[0], streamed), g.batch * row_blocks, channels=g.channels,
-        row=row, outputs=outputs, periods=periods, block_periods=block_periods, row_blocks=row_blocks,
+        spread_windows(dtype, x_dtype, lanes, g.filters, g.kernel[0], streamed), -(-g.batch // block_images) * row_blocks,
+        slot_size=slot_size, images=g.batch, block_images=block_images, channels=g.channels, row=row, outputs=outputs,
+        block_periods=block_periods, row_blocks=row_blocks,
     )  # fmt: skip
     repeat, before = _repeating(g, dtype)
-    return Prepared(job, width(job.pieces, g.flops // 2), repeat, before, before)
+    used = width(job.pieces, g.flops // 2)
+    return Prepared(job, used, repeat, before, before + used * slot_size * np.dtype(wide_type(dtype)).itemsize)
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
@@ -169,7 +174,9 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
     made = _spreading(g, dtype, dtype_name(out.dtype), lines and target.nbytes >= STREAMED_BYTES, get_threads())
     with memory.workspace(made.size) as repeated:
         made.other.run(1, w=address(w), repeated=repeated)
-        made.job.run(made.threads, dy=address(dy), repeated=repeated, x=address(target))
+        made.job.run(
+            made.threads, dy=address(dy), repeated=repeated, x=address(target), workspace=repeated + made.before
+        )
     if target is not out:
         out[...] = target
 
@@ -177,25 +184,42 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
 @functools.lru_cache(maxsize=256)
 def _gradient(g: Geometry, dtype: str, threads: int) -> Prepared:
     (row,), (outputs,), (taps,), (period, lanes) = g.spatial, g.output, g.kernel, _period(g, dtype)
-    filters = max(1, min(g.filters, _most_sums() // (period // lanes)))
-    filter_blocks = -(-g.filters // filters)
-    periods = -(-outputs * taps // period)
-    row_blocks = -(-periods * period // BLOCK_CELLS)
+    wide, vectors = wide_type(dtype), period // lanes
+    periods, itemsize = -(-outputs * taps // period), np.dtype(wide).itemsize
+    row_blocks = -(-periods // UNIT_PERIODS)
     block_periods = -(-periods // row_blocks)
     row_blocks = -(-periods // block_periods)
-    block_images = max(1, min(g.batch, BLOCK_CELLS // (block_periods * period)))
+    block_images = max(1, min(g.batch, UNIT_PERIODS // block_periods)) if row_blocks == 1 else 1
+    channels = max(1, min(CHANNELS, g.channels, _most_sums() // g.filters))
+    channel_blocks = -(-g.channels * block_images * block_periods * period * itemsize // UNIT_BYTES)
+    block_channels = -(-g.channels // channel_blocks)
+    block_channels = min(g.channels, -(-block_channels // channels) * channels)
+    channel_blocks, groups = -(-g.channels // block_channels), -(-block_channels // channels)
+    starts = [np.arange(v * lanes, outputs * taps // lanes * lanes, period)[:block_periods] for v in range(vectors)]
+    images = np.arange(block_images)[:, None] * (g.channels * row)
+    offsets = [(images + start).reshape(-1) for start in starts]
+    most_vectors = max(map(len, offsets))
+    # Lines of a unit as they follow each other, in an image or in a channel
+    apart, cells = (g.channels * row, block_channels * row) if row_blocks == 1 else (row, block_periods * period)
+    steps = np.arange(vectors * groups * most_vectors)
+    steps_apart = -(-cells // (channels * lanes))
+    ahead = steps // steps_apart * apart + steps % steps_apart * (channels * lanes)
     units = -(-g.batch // block_images) * row_blocks
-    parts, cells = min(PARTS, units), math.prod(g.w_shape)
-    wide = wide_type(dtype)
-    slot_size = filters * period * (filter_blocks * g.channels + block_images * block_periods)
+    parts, weights, sums = min(PARTS, units), math.prod(g.w_shape), g.filters * channels
+    slot_size = groups * (vectors + 1) * sums * lanes + sums * period
+    slot_size += (vectors * most_vectors + block_images) * g.filters * lanes
     job = Job(
-        sum_repeats(dtype, lanes, filters, taps), parts, slot_size=slot_size, parts=parts, units=units, images=g.batch,
-        block_images=block_images, channels=g.channels, all_filters=g.filters, filter_blocks=filter_blocks, row=row,
-        outputs=outputs, periods=periods, block_periods=block_periods, row_blocks=row_blocks,
+        sum_repeats(dtype, lanes, g.filters, channels, taps), parts * channel_blocks, slot_size=slot_size, parts=parts,
+        units=units, images=g.batch, block_images=block_images, channels=g.channels, block_channels=block_channels,
+        channel_blocks=channel_blocks, row=row, outputs=outputs, most_vectors=most_vectors, block_periods=block_periods,
+        row_blocks=row_blocks, ahead=ahead.astype(np.int64),
+        offsets=np.array([np.resize(line, most_vectors) for line in offsets], np.int64),
     )  # fmt: skip
-    add = Job(add_sums(wide, dtype, lanes), -(-cells // (1024 * lanes)), parts=parts, numbers=cells, chunk=1024 * lanes)
-    used, itemsize = width(parts, g.flops // 2), np.dtype(wide).itemsize
-    before = -(-parts * cells // lanes) * lanes * itemsize
+    add = Job(
+        add_sums(wide, dtype, lanes), -(-weights // (1024 * lanes)), parts=parts, numbers=weights, chunk=1024 * lanes
+    )
+    used = width(job.pieces, g.flops // 2)
+    before = -(-parts * weights // lanes) * lanes * itemsize
     return Prepared(job, used, add, before, before + used * slot_size * itemsize)
 
 
@@ -220,7 +244,8 @@ def blocking(problem: Problem) -> str:
     what = {
         "forward": f"blocks of {n.get('block_tiles')} tiles of a row",
         "input_gradient": f"blocks of {n.get('block_periods')} periods of a row",
-        "weight_gradient": f"summed over units of {n.get('block_images')} x {n.get('block_periods')} periods",
+        "weight_gradient": f"summed over units of {n.get('block_images')} x {n.get('block_periods')} periods by "
+        f"{n.get('block_channels')} channels",
     }[problem.kind]
     return f"weights repeated over periods of {period} cells; {what}; {made.job.cut(made.threads)}"
 
@@ -228,6 +253,8 @@ def blocking(problem: Problem) -> str:
 def share(problem: Problem) -> float:
     """Of the limit; see :mod:`konv.engine.roofline`."""
     g = problem.geometry
-    period, _ = _period(g, problem.dtype)
-    done = roofline.padding(g.output[0] * g.kernel[0], period)
-    return roofline.share(problem, done, speed=0.4, moving=1.5, storing=1)
+    period, lanes = _period(g, problem.dtype)
+    if problem.kind == "forward":
+        done = roofline.padding(g.output[0] * g.kernel[0], period)
+        return roofline.share(problem, done, speed=0.4, moving=1.5, storing=1)
+    return roofline.share(problem, roofline.padding(g.output[0] * g.kernel[0], lanes), speed=0.7, moving=1, storing=1)
