@@ -505,6 +505,12 @@ def test_declines_with_a_reason(change, reason):
     assert reason in algorithm.declines(problem(**options))
 
 
+def test_weight_gradients_of_few_channels_must_save_more():
+    options = dict(kind="weight_gradient", dtype="float32", padding=12, dilation=12)
+    assert "2.1" in algorithm.declines(problem((1, 31, 33, 33), (64, 31, 3, 3), **options))
+    assert algorithm.declines(problem((1, 32, 33, 33), (64, 32, 3, 3), **options)) is None
+
+
 def test_declines_what_must_be_exact():
     asked = problem((1, 16, 32, 32), (16, 16, 3, 3), "forward", "float32")
     object.__setattr__(asked, "exact", True)

@@ -51,7 +51,7 @@ NAME = "winograd"
 BEYOND = "few products stand for many of the formula's"
 # See `declines`.
 LEAST_CHANNELS, LEAST_FILTERS, LEAST_TILES, MOST_TAPS, MOST_SPAN = 8, 9, 16, 128, 63
-LEAST_SAVED, LEAST_SAVED_OF_WEIGHTS, LEAST_GAIN = 1.5, 2.1, 1.12
+LEAST_SAVED, LEAST_SAVED_OF_FEW, FEW, LEAST_GAIN = 1.5, 2.1, 32, 1.12
 MOVING, MOVING_OF_WEIGHTS = 0.6, 1.0  # see `gain`
 
 __all__ = [
@@ -71,7 +71,10 @@ def declines(problem: Problem) -> str | None:
     filters (of a gradient, x's channels) to 8    pixels in lanes, 8 filters: 0.3-0.85
     fewer than 1.5 products saved of each         direct, 2 x 2 images: 0.8-2.1; of what is taken, one image of 4 x 4 gains
                                                   least: 0.8-1.2
-    weights: not 2.1, or fewer than 16 tiles      direct, one image of 64@4, 256@4, 512@7: 0.8, 0.5, 1.1
+    weights: fewer than 16 tiles                  direct, one image of 64@4, 256@4, 512@7: 0.8, 0.5, 1.1
+    of fewer than 32 channels or filters not 2.1  direct, 16@33 dilated 12, 24@14 dilated 4, 16 with k2: 0.94, 0.84, 0.78; of what
+                                                  is taken 2048->256@33 dilated 12 1.3, 256@28 dilated 8 1.35, 64@33 dilated 12
+                                                  1-1.1, k2 of 32 and 64 1.2-1.7
     several sections (strides, long kernels) and  direct, 3x3/2: 256@28 1.2, dx 1.45 (estimates 1.2, 1.3), 128@56 dx 1.4 (1.3),
     a gain estimated below 1.12                   64@112 1.3 (1.2), 32@56 1 (1), 16@28 0.7 (0.7); 4x4/2: 512@16 1.8 (1.9),
                                                   16@28 0.9 (1.1); k16/8 1.03 (1.1), k3/2 1.2 (1.2); weights: 3x3/2 256@28 1
@@ -101,7 +104,8 @@ def declines(problem: Problem) -> str | None:
         return f"it saves products of several taps along the last two axes, none of kernels {' x '.join(map(str, g.kernel))} here"
     if span(axes, g) > MOST_SPAN:
         return f"taps of a section lie {span(axes, g)} cells of a filter apart, more than {MOST_SPAN}"
-    fewer, least = axes.sums / (axes.products * axes.tiles), LEAST_SAVED_OF_WEIGHTS if weights else LEAST_SAVED
+    fewer = axes.sums / (axes.products * axes.tiles)
+    least = LEAST_SAVED_OF_FEW if weights and min(channels, filters) < FEW else LEAST_SAVED
     sections = len(axes.phases) * len(axes.sections(axes.phases[0])) // axes.depth.points
     if sections == 1 and fewer < least:
         return f"its tiles need one product of {fewer:.2f}, for outputs that do not fill them; it saves time from {least} on"
