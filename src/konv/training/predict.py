@@ -39,6 +39,8 @@ class Frame:
 
 # A thin pen vanishes in 8 x 8 pixels: of 100 digits drawn with a line of a fiftieth of the page, 37 were read right, with
 # stroke=0.14 92. That is as thin as a twentieth of the training images are. In 28 x 28 pixels it gains nothing.
+# Printed digits (49 fonts) are read right in 76 of 100 cases, a seven without a bar in 39: framed as wide as the training images
+# are (5 of 8 columns) 77 and 39, pens no better; thicker strokes gain sevens and lose nines.
 FRAMES = {
     "digits": Frame(1.0, stroke=0.14),
     "mnist": Frame(20 / 28, by_mass=True),
