@@ -94,45 +94,62 @@ def _quickly(kind: str, known: Call, x: Tensor, w: Tensor, b: Tensor | None, bla
 
 def gradients(dy: Tensor, x: Tensor, w: Tensor, known: Call, mask: list[bool]) -> list[Tensor | None]:
     """dL/dx, dL/dw, dL/db from dy = dL/dy, None where ``mask`` is False."""
-    options, g, layout = known.options, known.geometry, known.layout
-    dtype = x.dtype
+    transposed = known.options.transposed
     dx = dw = db = None
     if mask[0]:
-        dx = _quickly("forward" if options.transposed else "input_gradient", known, dy, w, None, known.x)
-    if mask[1] and options.transposed:
+        dx = _quickly("forward" if transposed else "input_gradient", known, dy, w, None, known.x)
+    if mask[1] and transposed:
         dw = _quickly("weight_gradient", known, x, dy, None, known.w)
     elif mask[1]:
-        db = x.new_empty(g.filters) if mask[2] else None
+        db = x.new_empty(known.geometry.filters) if mask[2] else None
         dw = _quickly("weight_gradient", known, dy, x, db, known.w)
         db = None if dw is None else db
-    if [t is not None for t in (dx, dw, db)] == mask:
-        return [dx, dw if dw is None else dw.contiguous(memory_format=known.weights), db]
-    upstream = array_of(dy, layout)
-    with using(torch.get_num_threads()):
-        if mask[0] and dx is None:
-            dx, target = _result(x, known.x)
-            chosen = algorithm("forward" if options.transposed else "input_gradient", known)
-            weights = array_of(w, known.weights if getattr(chosen, "WEIGHTS_LAST", False) else _FIRST)
-            if options.transposed:
-                chosen.forward(upstream, weights, None, g, target)
-            else:
-                chosen.input_gradient(upstream, weights, g, target)
-        if mask[1] and dw is None:
-            chosen = algorithm("weight_gradient", known)
-            dw, target = _result(x, known.w_last if getattr(chosen, "WEIGHTS_LAST", False) else known.w)
-            source = array_of(x, layout)
-            both = getattr(chosen, "weight_and_bias_gradient", None)
-            if options.transposed:
-                chosen.weight_gradient(source, upstream, g, target)
-            elif mask[2] and both is not None:
-                db = torch.empty(g.filters, dtype=dtype)
-                both(upstream, source, g, target, view_of(db))
-            else:
-                chosen.weight_gradient(upstream, source, g, target)
-        if mask[2] and db is None:
-            db = _bias_gradient(upstream, dtype)
+    if [t is not None for t in (dx, dw, db)] != mask:
+        upstream = array_of(dy, known.layout)
+        with using(torch.get_num_threads()):
+            if mask[0] and dx is None:
+                dx = _input_gradient(upstream, x, w, known)
+            if mask[1] and dw is None:
+                dw, db = _weight_gradient(upstream, x, known, with_bias=mask[2])
+            if mask[2] and db is None:
+                db = _bias_gradient(upstream, x.dtype)
     # As w: where a gradient lies otherwise than its parameter, PyTorch copies it once more.
     return [dx, dw if dw is None else dw.contiguous(memory_format=known.weights), db]
+
+
+def _input_gradient(upstream: np.ndarray, x: Tensor, w: Tensor, known: Call) -> Tensor:
+    transposed = known.options.transposed
+    dx, target = _result(x, known.x)
+    chosen = algorithm("forward" if transposed else "input_gradient", known)
+    weights = array_of(w, known.weights if getattr(chosen, "WEIGHTS_LAST", False) else _FIRST)
+    if transposed:
+        chosen.forward(upstream, weights, None, known.geometry, target)
+    else:
+        chosen.input_gradient(upstream, weights, known.geometry, target)
+    return dx
+
+
+def _weight_gradient(upstream: np.ndarray, x: Tensor, known: Call, with_bias: bool) -> tuple[Tensor, Tensor | None]:
+    """dL/dw, and dL/db where it is wanted and the algorithm gives it on the way."""
+    g, chosen = known.geometry, algorithm("weight_gradient", known)
+    dw, target = _result(x, known.w_last if getattr(chosen, "WEIGHTS_LAST", False) else known.w)
+    source = array_of(x, known.layout)
+    if known.options.transposed:
+        chosen.weight_gradient(source, upstream, g, target)
+        return dw, None
+    both = getattr(chosen, "weight_and_bias_gradient", None)
+    if not with_bias or both is None:
+        chosen.weight_gradient(upstream, source, g, target)
+        return dw, None
+    db = torch.empty(g.filters, dtype=x.dtype)
+    both(upstream, source, g, target, view_of(db))
+    return dw, db
+
+
+def _bias_gradient(upstream: np.ndarray, dtype: torch.dtype) -> Tensor:
+    from konv.engine.bias import bias_gradient  # LLVM takes a while to import
+
+    return tensor_of(bias_gradient(upstream), dtype)
 
 
 class Blank(NamedTuple):
@@ -261,12 +278,6 @@ def algorithm(kind: str, known: Call) -> Algorithm:
     if known.options.exact:
         return choose(Problem(kind, known.geometry, known.dtype, True, known.where)).algorithm
     return algorithm_for(kind, known.geometry, known.dtype, known.where)
-
-
-def _bias_gradient(upstream: np.ndarray, dtype: torch.dtype) -> Tensor:
-    from konv.engine.bias import bias_gradient  # LLVM takes a while to import
-
-    return tensor_of(bias_gradient(upstream), dtype)
 
 
 def array_of(t: Tensor, layout: torch.memory_format = _FIRST) -> np.ndarray:
