@@ -31,6 +31,7 @@ OF_FEW_LAYERS = {
     "fourier",
     "fourier_groups",
     "winograd_groups",
+    "winograd_rows",
     "winograd_small",
     "small_groups",
     "small_planes",

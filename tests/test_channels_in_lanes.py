@@ -12,7 +12,7 @@ from konv.arrays import empty, laid_out
 from konv.engine import threads
 from konv.engine.groups import depthwise_fixed, depthwise_paired, small_groups, small_planes
 from konv.engine.plan import KINDS, Problem
-from konv.engine.winograd import winograd_groups, winograd_small
+from konv.engine.winograd import winograd_groups, winograd_rows, winograd_small
 from plain_engine import MACHINES, engine
 from strategies import integers
 from test_guard_page import guarded
@@ -22,9 +22,12 @@ LAYERS = {
     "16 x 32": (winograd_groups, (3, 32, 9, 14), (64, 16, 3, 3), dict(padding=1), ("first", "last")),
     "32 x 16, cut": (winograd_groups, (2, 64, 5, 140), (32, 32, 3, 3), dict(padding=((2, 0), (0, 3))), ("first", "last")),
     "16 x 16, 7 pixels": (winograd_groups, (11, 32, 7, 7), (32, 16, 3, 3), dict(padding=1), ("first", "last")),
-    "8 x 12, tiles in lanes": (winograd_small, (3, 32, 26, 28), (48, 8, 3, 3), dict(padding=((2, 0), (1, 2))), ("first",)),
+    "12 x 16, tiles in lanes": (winograd_small, (3, 48, 26, 28), (64, 12, 3, 3), dict(padding=((2, 0), (1, 2))), ("first",)),
     "16 x 16, 14 pixels": (winograd_small, (13, 32, 14, 14), (32, 16, 3, 3), dict(padding=1), ("first",)),
-    "8 x 8, rows cut": (winograd_small, (2, 16, 15, 112), (16, 8, 3, 3), dict(padding=(0, 1)), ("first",)),
+    "12 x 12, rows cut": (winograd_small, (2, 48, 15, 112), (48, 12, 3, 3), dict(padding=(0, 1)), ("first",)),
+    "8 x 8, rows in lanes": (winograd_rows, (3, 32, 12, 30), (32, 8, 3, 3), dict(padding=((2, 0), (2, 2))), ("first",)),
+    "8 x 4, short rows": (winograd_rows, (2, 16, 9, 39), (8, 8, 3, 3), dict(padding=((0, 2), (1, 2))), ("first",)),
+    "4 x 8, half a vector": (winograd_rows, (2, 16, 10, 8), (32, 4, 3, 3), dict(padding=1), ("first",)),
     "7 x 3, pairs of rows": (depthwise_paired, (2, 32, 9, 6), (32, 1, 7, 3), dict(padding=(3, 1)), ("first",)),
     "6 x 5, pairs of rows": (depthwise_paired, (3, 33, 7, 7), (33, 1, 6, 5), dict(padding=((2, 6), (4, 0))), ("first",)),
     "5 x 3, many pairs": (depthwise_paired, (1, 32, 43, 17), (32, 1, 5, 2), dict(padding=((0, 1), (1, 0))), ("first",)),
@@ -101,7 +104,7 @@ def test_right_on_every_machine(name, layout, host):
         results = computed(algorithm, lie(arrays, layout), g, layout)
     assert results or host != "AVX-512"
     for kind, result in results.items():
-        if algorithm in (winograd_groups, winograd_small):
+        if algorithm in (winograd_groups, winograd_rows, winograd_small):
             assert (np.abs(result - right[kind]) <= 3e-6 * np.abs(right[kind]).max()).all()
         else:
             assert_equal(result, right[kind].astype(np.float32))
@@ -146,12 +149,12 @@ def test_who_computes_what():
         exact = Problem("forward", arrays_of("16 x 32", normal)[2], "float32", True)
         paired = dataclasses.replace(exact, geometry=arrays_of("7 x 3, pairs of rows", normal)[2])
         assert "exact" in depthwise_paired.declines(paired)
-        assert "exact" in winograd_groups.declines(exact) and "exact" in winograd_small.declines(exact)
+        assert all("exact" in a.declines(exact) for a in (winograd_groups, winograd_rows, winograd_small))
 
 
 def test_a_bias_gradient_that_is_summed_with_the_weights():
     algorithm, (x, _, _, dy), g, _ = arrays_of(
-        "8 x 12, tiles in lanes", lambda shape: integers(np.random.default_rng(0), shape, np.float32, limit=2)
+        "8 x 8, rows in lanes", lambda shape: integers(np.random.default_rng(0), shape, np.float32, limit=2)
     )
     dw, db = np.full(g.w_shape, np.nan, np.float32), np.full(g.filters, np.nan, np.float32)
     algorithm.weight_and_bias_gradient(dy, x, g, dw, db)

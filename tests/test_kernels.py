@@ -356,6 +356,7 @@ def test_every_kernel_of_the_engine_is_run_here():
         "fourier_kernels",
         "fourier_groups_kernels",
         "folded_kernels",
+        "winograd_rows_kernels",
         "winograd_small_kernels",
         "strips_kernels",
         "strips_last_kernels",

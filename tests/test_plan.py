@@ -151,6 +151,7 @@ def test_a_plan_prints_shapes_work_and_workspace(kind):
 
 
 MOST_SHARES = {
+    "winograd_rows": 2,
     "pairs": 4,
     "winograd": 4,
     "winograd_groups": 4,
@@ -172,7 +173,8 @@ LAYERS = {
     "depthwise_paired": ((8, 96, 28, 28), (96, 1, 7, 7), dict(padding=3, groups=96), "float32"),
     "small_groups": ((8, 64, 28, 28), (64, 8, 3, 3), dict(padding=1, stride=2, groups=8), "float32"),
     "winograd_groups": ((8, 64, 28, 28), (64, 16, 3, 3), dict(padding=1, groups=4), "float32"),
-    "winograd_small": ((8, 64, 28, 28), (64, 8, 3, 3), dict(padding=1, groups=8), "float32"),
+    "winograd_rows": ((8, 64, 28, 28), (64, 8, 3, 3), dict(padding=1, groups=8), "float32"),
+    "winograd_small": ((8, 128, 14, 14), (128, 16, 3, 3), dict(padding=1, groups=8), "float32"),
     "winograd": ((8, 64, 28, 28), (96, 64, 3, 3), dict(padding=1), "float32"),
     "direct": ((8, 64, 28, 28), (96, 64, 3, 3), dict(stride=2), "float32"),
 }

@@ -4,7 +4,8 @@
 
     ops.py  --Problem-->  plan.choose  --asks in order-->  pairs -> repeats -> products -> products_last
                                                            -> fourier -> fourier_groups -> strips -> strips_last -> folded
-                                                           -> joined -> winograd_small -> winograd_groups -> small_groups
+                                                           -> joined -> winograd_rows -> winograd_small
+                                                           -> winograd_groups -> small_groups
                                                            -> depthwise_paired -> small_planes -> grouped -> winograd
                                                            -> direct -> columns
                                                            (the first that does not decline computes)

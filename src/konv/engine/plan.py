@@ -135,11 +135,11 @@ def algorithms() -> list[Algorithm]:
     from konv.engine.machine import machine
     from konv.engine.products import pairs, products, products_last, repeats
     from konv.engine.stems import folded, joined, strips, strips_last
-    from konv.engine.winograd import winograd, winograd_groups, winograd_small
+    from konv.engine.winograd import winograd, winograd_groups, winograd_rows, winograd_small
 
     if not machine().fused:  # a CPU of before 2013: its BLAS is faster than kernels made of calls
         return [cast(Algorithm, columns)]
-    few = winograd_small, winograd_groups, small_groups, depthwise_paired, small_planes, grouped
+    few = winograd_rows, winograd_small, winograd_groups, small_groups, depthwise_paired, small_planes, grouped
     modules = (
         pairs,
         repeats,

@@ -1,0 +1,204 @@
+"""Winograd's algorithm along one axis, F(4, 3) down the columns of images, for groups of 4 to 8 channels: rows in lanes.
+
+The formulas and the reasons to refuse it are those of :mod:`konv.engine.winograd.winograd`; one axis errs by half of two.
+Half of the products are left where two axes leave a quarter, but nothing of them is stored: of so few channels two axes spend
+more time on transforms, and on the sums of all points, than products take.
+
+CPU time beside what was fastest before, tiles or rows in lanes (:mod:`konv.engine.winograd.winograd_small`, which is left for
+groups of 12 and 16, and :mod:`konv.engine.groups`), on an AMD Zen 4::
+
+                     forward    weights
+    256@28, 8 x 8    0.65       0.78
+    256@56, 8 x 8    0.78       0.88
+    256@14, 8 x 8    0.93       1.02, not taken
+    128@56, 4 x 4    0.74       1.19, not taken
+    512@28, 16 x 16  1.1, not taken
+
+Products of 256@28 take two thirds of its forward, near their limit. Waiting for x took a quarter, until its lines were asked
+for a row of tiles ahead, during the products; to ask in weight gradients gained
+nothing, nor did twice or half as many of their cells at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from konv.engine import roofline
+from konv.engine.launch import Job
+from konv.engine.machine import dtype_name, machine, widened
+from konv.engine.prepared import Prepared, prepared
+from konv.engine.threads import get_threads
+from konv.engine.winograd.winograd_cuts import evenly
+from konv.engine.winograd.winograd_rows_kernels import (
+    OUTPUTS,
+    POINTS,
+    SHORT,
+    TAPS,
+    winograd_of_row_weights,
+    winograd_of_rows,
+)
+from konv.geometry import Geometry
+
+if TYPE_CHECKING:
+    from konv.engine.plan import Problem
+
+NAME = "winograd_rows"
+BEYOND = "few products stand for many of the formula's"
+LEAST, MOST, LEAST_OF_WEIGHTS = 4, 8, 8  # channels, and filters, of a group
+LEAST_USED, LEAST_USED_BY_WEIGHTS = 0.55, 0.8  # of the cells of tiles and vectors
+LEAST_PIECES = 64
+LEAST_GROUPS = 4  # of a weight gradient, of which they are the pieces
+CHUNK_CELLS = 256  # of a row of points of a weight gradient, summed in registers
+
+__all__ = [
+    "NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_and_bias_gradient", "weight_gradient",
+    "workspace",
+]  # fmt: skip
+
+
+def declines(problem: Problem) -> str | None:
+    """What it does not compute, and images of which tiles or vectors are mostly empty."""
+    g, lanes, weights = problem.geometry, machine().lanes(problem.dtype), problem.kind == "weight_gradient"
+    channels, filters = g.channels // g.groups, g.filters // g.groups
+    if problem.exact:
+        return "an exact sum is asked for: its error is up to three times a direct sum's"
+    if problem.layout == "last":
+        return "channels are last"
+    if g.kernel != (TAPS, TAPS) or max(g.stride + g.dilation) > 1:
+        return "its kernels are 3 x 3 of stride and dilation 1"
+    least = LEAST_OF_WEIGHTS if weights else LEAST
+    if not least <= min(channels, filters) <= max(channels, filters) <= MOST or channels % 4 or filters % 4:
+        return f"groups of {channels} x {filters}: it takes multiples of 4, {least} to {MOST}"
+    if channels * filters % lanes:
+        return f"{channels} x {filters} pairs of a group leave lanes empty"
+    if max(n for low_high in g.padding for n in low_high) >= TAPS:
+        return f"there is padding of {TAPS} or more"
+    if weights and g.groups < LEAST_GROUPS:
+        return f"{g.groups} groups, which are the pieces of its weight gradient; it takes {LEAST_GROUPS} or more"
+    height, row = g.spatial if problem.kind == "input_gradient" else g.output
+    used, least_used = _used(problem), LEAST_USED_BY_WEIGHTS if weights else LEAST_USED
+    if used < least_used:
+        return f"{height} x {row} outputs fill {used:.0%} of its tiles and vectors, less than {least_used:.0%}"
+    return None
+
+
+def _used(problem: Problem) -> float:
+    """The share of what it multiplies that is of outputs. Half vectors and short tiles are for outputs and dx only."""
+    g, lanes = problem.geometry, machine().lanes(problem.dtype)
+    height, row = g.spatial if problem.kind == "input_gradient" else g.output
+    if problem.kind == "weight_gradient":
+        return height * row / max(1, -(-height // OUTPUTS) * OUTPUTS * (-(-row // lanes) * lanes))
+    half = lanes // 2 if lanes > 2 else lanes
+    points = height // OUTPUTS * POINTS + (0, SHORT.points, SHORT.points, POINTS)[height % OUTPUTS]
+    return height * row * POINTS / max(1, points * OUTPUTS * (-(-row // half) * half))
+
+
+def workspace(problem: Problem) -> int:
+    """Bytes taken while it runs: of half types, w is copied in float32."""
+    g, dtype = problem.geometry, problem.dtype
+    if problem.kind == "weight_gradient":
+        return _prepare_weights(g, dtype, dtype, get_threads()).size
+    return _prepare(g, problem.kind == "input_gradient", dtype, dtype, get_threads()).size + widened(g.w_shape, dtype)
+
+
+def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
+    """Write conv(x, w) + b into ``out`` (N, F, *output)."""
+    _run(x, w, b, g, False, out)
+
+
+def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dx (N, C, *spatial) into ``out``."""
+    _run(dy, w, None, g, True, out)
+
+
+def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dw (F, C // groups, *kernel) into ``out``."""
+    weight_and_bias_gradient(dy, x, g, out, np.empty(g.filters, out.dtype))
+
+
+def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
+    """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``: dy is read once."""
+    plan = _prepare_weights(g, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
+    plan.run(x=x, dy=dy, dw=out, db=db)
+
+
+def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transposed: bool, out: np.ndarray) -> None:
+    if out.size:
+        _prepare(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), get_threads()).correlate(x, w, b, out)
+
+
+@functools.lru_cache(maxsize=512)
+def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, threads: int) -> Prepared:
+    host = machine()
+    channels, filters, lanes = g.channels // g.groups, g.filters // g.groups, host.lanes(dtype)
+    (x_height, x_width), cells = (g.output, g.spatial) if transposed else (g.spatial, g.output)
+    low = [TAPS - 1 - n if transposed else n for n, _ in g.padding]
+    if transposed:
+        channels, filters = filters, channels
+    tile_rows = -(-cells[0] // OUTPUTS)
+    all_rows = max(1, g.batch) * tile_rows
+    parts, piece_rows = evenly(all_rows, max(1, all_rows * g.groups // LEAST_PIECES))
+    short, half = 0 < cells[0] % OUTPUTS <= SHORT.outputs, lanes > 2 and 0 < cells[1] % lanes <= lanes // 2
+    pitch = lanes + -(-x_width // lanes) * lanes
+    points_at = (POINTS + SHORT.points) * TAPS * channels * filters
+    slot_size = points_at + channels * POINTS * pitch + 3 * lanes  # the last row's vectors may reach beyond it
+    job = Job(
+        winograd_of_rows(
+            dtype, out, lanes, channels, filters, 4 if host.registers >= 32 else 2,
+            "flipped taps" if transposed else "taps", short, half,
+        ),
+        g.groups * parts, slot_size=slot_size, points_at=points_at, groups=g.groups, x_height=x_height, x_width=x_width,
+        pad_height=low[0], pad_width=low[1], out_height=cells[0], out_width=cells[1], tile_rows=tile_rows,
+        all_rows=all_rows, piece_rows=piece_rows, parts=parts, pitch=pitch, zeros=_zeros(x_width),
+    )  # fmt: skip
+    return prepared(job, g.flops // 4, slot_size, dtype, g.groups * filters)
+
+
+@functools.lru_cache(maxsize=256)
+def _prepare_weights(g: Geometry, dtype: str, out: str, threads: int) -> Prepared:
+    host = machine()
+    channels, filters, lanes = g.channels // g.groups, g.filters // g.groups, host.lanes(dtype)
+    (x_height, x_width), (out_height, out_width) = g.spatial, g.output
+    tile_rows = -(-out_height // OUTPUTS)
+    upstream_pitch = -(-out_width // lanes) * lanes
+    pitch = lanes + max(upstream_pitch, -(-x_width // lanes) * lanes)
+    _, chunk_rows = evenly(max(1, g.batch) * tile_rows, max(1, CHUNK_CELLS // upstream_pitch))
+    input_plane, upstream_plane = channels * chunk_rows * pitch + 2 * lanes, filters * chunk_rows * upstream_pitch
+    upstream_at, sums_at = POINTS * input_plane, POINTS * (input_plane + upstream_plane)
+    bias_at = sums_at + POINTS * TAPS * channels * filters * lanes
+    slot_size = bias_at + filters * lanes
+    job = Job(
+        winograd_of_row_weights(dtype, out, lanes, channels, filters, (4, 2) if host.registers >= 32 else (2, 2)),
+        g.groups, slot_size=slot_size, upstream_at=upstream_at, sums_at=sums_at, bias_at=bias_at, groups=g.groups,
+        x_height=x_height, x_width=x_width, pad_height=g.padding[0][0], pad_width=g.padding[1][0], out_height=out_height,
+        out_width=out_width, tile_rows=tile_rows, all_rows=g.batch * tile_rows, chunk_rows=chunk_rows, pitch=pitch,
+        upstream_pitch=upstream_pitch, input_plane=input_plane, upstream_plane=upstream_plane,
+        zeros=_zeros(max(x_width, out_width)),
+    )  # fmt: skip
+    return prepared(job, g.flops // 4, slot_size, dtype)
+
+
+def _zeros(cells: int) -> np.ndarray:
+    """A row outside the image, of any type."""
+    return np.zeros(cells * 8, np.uint8)
+
+
+def blocking(problem: Problem) -> str:
+    """Tiles, vectors and pieces, in words."""
+    g, dtype = problem.geometry, problem.dtype
+    tiles = f"tiles of {OUTPUTS} rows, {machine().lanes(dtype)} cells of a row in a vector"
+    if problem.kind == "weight_gradient":
+        plan = _prepare_weights(g, dtype, dtype, get_threads())
+        return f"{tiles}; {plan.job.numbers['chunk_rows']} rows of tiles a chunk, a group a piece; {plan.job.cut(plan.threads)}"
+    plan = _prepare(g, problem.kind == "input_gradient", dtype, dtype, get_threads())
+    return f"{tiles}; {plan.job.numbers['piece_rows']} rows of tiles of a group a piece; {plan.job.cut(plan.threads)}"
+
+
+def share(problem: Problem) -> float:
+    """Of the limit; see :mod:`konv.engine.roofline`. Above 1, for few products stand for many of the formula's."""
+    done = POINTS / (OUTPUTS * TAPS) / max(_used(problem), 1e-9)
+    speed = 0.5 if problem.kind == "weight_gradient" else 0.65
+    return roofline.share(problem, done, speed=speed, moving=0.75, storing=0)

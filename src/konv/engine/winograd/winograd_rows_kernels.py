@@ -1,0 +1,214 @@
+"""Winograd's kernels along one axis, the rows: F(4, 3) down the columns of an image, the taps of a row as they are.
+
+A vector is a run of neighbouring cells of a row. Four rows of outputs read six rows of x, which become six rows of points; the
+columns of the kernel shift them, as in any direct sum. So half of the products are left, their sums stay in registers until
+they are outputs, and of x as little is transformed as was read.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from konv.engine.compile import kernel
+from konv.engine.machine import wide_type
+from konv.engine.packing import sums_of_vectors
+from konv.engine.simd import Variable, fma, loop, minimum, pick, pinned, splat, within
+from konv.engine.winograd.winograd_formulas import Scheme
+from konv.engine.winograd.winograd_tiles import constants
+
+SCHEME, SHORT = Scheme(4, 3), Scheme(2, 3)
+OUTPUTS, TAPS, POINTS = SCHEME.outputs, SCHEME.taps, SCHEME.points
+KERNEL = TAPS * TAPS
+
+
+@kernel
+def winograd_of_rows(dtype, out, lanes, channels, filters, together, order, short, half):
+    """The convolution of a group, of some rows of tiles of all images, which are a piece.
+
+    So many filters are summed ``together``; ``order`` of the taps: "taps" or "flipped taps".
+    ``short`` : whether the last row of tiles has one or two rows of outputs; ``half`` : whether the last vector of a row of
+    outputs is at most half full
+    """
+    pairs, whole = channels * filters, lanes
+    filter_step, channel_step = (1, filters) if order == "flipped taps" else (channels, 1)
+    asked = -(-OUTPUTS * together // filters)  # of a channel's lines that the next tiles read, with each vector of sums
+
+    def text(
+        piece, slot, x, w, bias, y, zeros, slots, slot_size, points_at, groups,
+        x_height, x_width, pad_height, pad_width, out_height, out_width, tile_rows, all_rows, piece_rows, parts, pitch,
+    ):  # fmt: skip
+        group, part = piece // parts, piece % parts
+        taps = slots.at(slot * slot_size)
+        points, short_taps = taps.at(points_at), taps.at(POINTS * TAPS * pairs)
+        number = constants(slots.zero(lanes))
+        for scheme, to in ((SCHEME, taps), (SHORT, short_taps))[: 1 + short]:
+            _filters_to_points(w.at(group * pairs * KERNEL), to, scheme, pairs, lanes, order, number)
+        for i in loop(channels * POINTS + 1):  # beside the rows; the rest of their last vector is written with them
+            points.put(i * pitch, slots.zero(lanes))
+        first = part * piece_rows
+        for q in loop(minimum(piece_rows, all_rows - first)):
+            image, row = (first + q) // tile_rows, (first + q) % tile_rows * OUTPUTS
+            source = x.at((image * groups + group) * channels * x_height * x_width), row - pad_height
+
+            def outputs_of(scheme, factors, v, lanes, source=source, image=image, row=row):
+                """The outputs of vector v of a row of tiles."""
+                number, cells = constants(slots.zero(lanes)), points.at((v + 1) * whole - pad_width)
+                for block in loop(filters // together):
+                    f = block * together
+                    to = y.at((((image * groups + group) * filters + f) * out_height + row) * out_width + v * whole)
+                    places = list(itertools.product(range(together), range(scheme.outputs)))
+                    for i, r in places:
+                        to.prefetch((i * out_height + r) * out_width, write=True)
+                    sums = [[Variable(slots.zero(lanes)) for _ in range(scheme.points)] for _ in range(together)]
+                    for c in loop(channels):
+                        plane, top = source[0].at(c * x_height * x_width), source[1] + POINTS
+                        for i in range(asked):
+                            line = (v * (filters // together) + block) * asked + i
+                            plane.prefetch(top * x_width + line * whole)
+                        own_factors = factors.at(f * filter_step + c * channel_step)
+                        for t, p in itertools.product(range(TAPS), range(scheme.points)):
+                            value = cells.vec((c * POINTS + p) * pitch + t, lanes)
+                            for i, own in enumerate(sums):
+                                factor = splat(own_factors[(p * TAPS + t) * pairs + i * filter_step], lanes)
+                                own[p].set(pinned(fma(factor, value, own[p].get())))
+                    results = [scheme.output([total.get() for total in own], number) for own in sums]
+                    for i, r in places:
+                        value = results[i][r] + splat(bias[group * filters + f + i], lanes)
+                        inside = within(row + r, out_height)
+                        to.put((i * out_height + r) * out_width, value, count=(out_width - v * whole) * inside)
+
+            is_short = within(out_height - row - 1, SHORT.outputs) if short else 0
+            for scheme, factors, times in ((SCHEME, taps, 1 - is_short), (SHORT, short_taps, is_short))[: 1 + short]:
+                for _ in loop(times):
+                    rows_to_points(
+                        *source, zeros, points.at(lanes), channels, scheme.points, scheme.inputs, x_height, x_width,
+                        POINTS * pitch, pitch, lanes, number,
+                    )  # fmt: skip
+                    vectors = out_width // lanes if half else (out_width + (lanes - 1)) // lanes
+                    for v in loop(vectors):
+                        outputs_of(scheme, factors, v, lanes)
+                    if half:
+                        outputs_of(scheme, factors, vectors, lanes // 2)
+
+    wide = wide_type(dtype)
+    return text, dict.fromkeys(("w", "bias", "slots"), wide) | {"x": dtype, "y": out, "zeros": dtype}
+
+
+@kernel
+def winograd_of_row_weights(dtype, out, lanes, channels, filters, together):
+    """dw and db of a group, which is a piece: chunks of rows of tiles, whose sums are added to those in the workspace.
+
+    The sums of so many (filters, channels) stand in registers ``together``, with all ``columns`` of the kernel.
+    """
+    pairs, (filters_together, channels_together) = channels * filters, together
+
+    def text(
+        piece, slot, x, dy, dw, db, zeros, slots, slot_size, upstream_at, sums_at, bias_at, groups,
+        x_height, x_width, pad_height, pad_width, out_height, out_width, tile_rows, all_rows, chunk_rows,
+        pitch, upstream_pitch, input_plane, upstream_plane,
+    ):  # fmt: skip
+        inputs = slots.at(slot * slot_size)
+        upstream, sums, biases = inputs.at(upstream_at), inputs.at(sums_at), inputs.at(bias_at)
+        number = constants(slots.zero(lanes))
+        for i in loop(filters):
+            biases.put(i * lanes, slots.zero(lanes))
+        for i in loop(POINTS * TAPS * pairs):
+            sums.put(i * lanes, slots.zero(lanes))
+        for i in loop(POINTS * input_plane // lanes):  # what lies beside the rows
+            inputs.put(i * lanes, slots.zero(lanes))
+
+        def add_to_bias(f, cells):
+            total = (cells[0] + cells[1]) + (cells[2] + cells[3])
+            biases.put(f * lanes, biases.vec(f * lanes, lanes) + total)
+
+        for chunk in loop((all_rows + (chunk_rows - 1)) // chunk_rows):
+            own = minimum(chunk_rows, all_rows - chunk * chunk_rows)
+            for r in loop(own):
+                image, row = (chunk * chunk_rows + r) // tile_rows, (chunk * chunk_rows + r) % tile_rows * OUTPUTS
+                plane = image * groups + piece
+                rows_to_points(
+                    x.at(plane * channels * x_height * x_width), row - pad_height, zeros, inputs.at(r * pitch + lanes),
+                    channels, POINTS, SCHEME.inputs, x_height, x_width,
+                    chunk_rows * pitch, input_plane, lanes, number,
+                )  # fmt: skip
+                rows_to_points(
+                    dy.at(plane * filters * out_height * out_width), row, zeros, upstream.at(r * upstream_pitch),
+                    filters, OUTPUTS, SCHEME.upstream, out_height, out_width,
+                    chunk_rows * upstream_pitch, upstream_plane, lanes, number, add_to_bias,
+                )  # fmt: skip
+            for p in loop(POINTS):
+                for f in loop(filters // filters_together):
+                    for c in loop(channels // channels_together):
+                        cells = inputs.at(
+                            p * input_plane + c * channels_together * (chunk_rows * pitch) + (lanes - pad_width)
+                        )
+                        gradients = upstream.at(
+                            p * upstream_plane + f * filters_together * (chunk_rows * upstream_pitch)
+                        )
+                        products = [
+                            [[Variable(slots.zero(lanes)) for _ in range(TAPS)] for _ in range(channels_together)]
+                            for _ in range(filters_together)
+                        ]
+                        for r in loop(own):
+                            for v in loop(upstream_pitch // lanes):
+                                at = r * upstream_pitch + v * lanes
+                                values = [
+                                    gradients.vec(i * (chunk_rows * upstream_pitch) + at, lanes)
+                                    for i in range(filters_together)
+                                ]
+                                for j in range(channels_together):
+                                    for t in range(TAPS):
+                                        cell = cells.vec(j * (chunk_rows * pitch) + (r * pitch + v * lanes) + t, lanes)
+                                        for own_products, value in zip(products, values):
+                                            total = own_products[j][t]
+                                            total.set(pinned(fma(value, cell, total.get())))
+                        for i, own_products in enumerate(products):
+                            for j, row_of_taps in enumerate(own_products):
+                                for t, total in enumerate(row_of_taps):
+                                    pair = (f * filters_together + i) * channels + (c * channels_together + j)
+                                    to = sums.at(((p * TAPS + t) * pairs + pair) * lanes)
+                                    to.put(0, to.vec(0, lanes) + total.get())
+        to = dw.at(piece * pairs * KERNEL)
+        for t in loop(TAPS):
+            for q in loop(pairs // lanes):
+                values = []
+                for point in range(POINTS):
+                    at = sums.at(((point * TAPS + t) * pairs + q * lanes) * lanes)
+                    values.append(sums_of_vectors([at.vec(i * lanes, lanes) for i in range(lanes)], lanes))
+                for k, value in enumerate(SCHEME.weights(values, number)):
+                    to.scatter(q * lanes * KERNEL + k * TAPS + t, KERNEL, value, lanes)
+        for f in loop(filters):
+            total = sums_of_vectors([biases.vec(f * lanes, lanes)] * lanes, lanes)
+            db.put(piece * filters + f, total, count=1)
+
+    wide = wide_type(dtype)
+    return text, {"x": dtype, "dy": dtype, "dw": out, "db": out, "zeros": dtype, "slots": wide}
+
+
+def rows_to_points(
+    x, top, zeros, to, planes, lines, formula, height, width, plane_step, point_step, lanes, number, read=None
+):
+    """``to[plane, point, cell] = formula(x[plane, top .. top + lines - 1, cell])``, zero outside; whole vectors are written.
+
+    ``read(plane, cells)`` is shown what was read.
+    """
+    for c in loop(planes):
+        plane, points = x.at(c * height * width), to.at(c * plane_step)
+        rows = [pick(within(top + i, height), plane.at((top + i) * width), zeros) for i in range(lines)]
+        for v in loop((width + (lanes - 1)) // lanes):
+            cells = [row.vec(v * lanes, lanes, count=width - v * lanes) for row in rows]
+            if read:
+                read(c, cells)
+            for p, value in enumerate(formula(cells, number)):
+                points.put(p * point_step + v * lanes, value)
+
+
+def _filters_to_points(w, points, scheme, pairs, lanes, order, number):
+    """``points[point, column, pair] = G w`` for every pair of a filter and a channel."""
+    for q in loop(pairs // lanes):
+        taps = [w.gather(q * lanes * KERNEL + k, KERNEL, lanes, lanes) for k in range(KERNEL)]
+        if order == "flipped taps":
+            taps.reverse()
+        for t in range(TAPS):
+            for p, value in enumerate(scheme.filters(taps[t::TAPS], number)):
+                points.put((p * TAPS + t) * pairs + q * lanes, value)
