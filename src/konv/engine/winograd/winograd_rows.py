@@ -13,9 +13,13 @@ groups of 12 and 16, and :mod:`konv.engine.groups`), on an AMD Zen 4::
     256@14, 8 x 8    0.93       1.02, not taken
     128@56, 4 x 4    0.74       1.19, not taken
     512@28, 16 x 16  1.1, not taken
+    256@56 / 2       0.7
+    512@28 / 2       0.87
+
+With a stride of 2 two rows of outputs are paired, which saves a sixth of the products: see ``PAIRS``.
 
 Products of 256@28 take two thirds of its forward, near their limit. Waiting for x took a quarter, until its lines were asked
-for a row of tiles ahead, during the products; to ask in weight gradients gained
+for a row of tiles ahead, during the products, into L2; to ask in weight gradients gained
 nothing, nor did twice or half as many of their cells at a time.
 """
 
@@ -37,6 +41,7 @@ from konv.engine.winograd.winograd_rows_kernels import (
     POINTS,
     SHORT,
     TAPS,
+    TILES,
     winograd_of_row_weights,
     winograd_of_rows,
 )
@@ -47,8 +52,8 @@ if TYPE_CHECKING:
 
 NAME = "winograd_rows"
 BEYOND = "few products stand for many of the formula's"
-LEAST, MOST, LEAST_OF_WEIGHTS = 4, 8, 8  # channels, and filters, of a group
-LEAST_USED, LEAST_USED_BY_WEIGHTS = 0.55, 0.8  # of the cells of tiles and vectors
+LEAST, MOST, LEAST_OF_WEIGHTS, MOST_STRIDED = 4, 8, 8, 16  # channels, and filters, of a group
+LEAST_USED, LEAST_USED_FULL = 0.55, 0.8  # of the cells of tiles and vectors; of weight gradients and strides
 LEAST_PIECES = 64
 LEAST_GROUPS = 4  # of a weight gradient, of which they are the pieces
 CHUNK_CELLS = 256  # of a row of points of a weight gradient, summed in registers
@@ -67,11 +72,12 @@ def declines(problem: Problem) -> str | None:
         return "an exact sum is asked for: its error is up to three times a direct sum's"
     if problem.layout == "last":
         return "channels are last"
-    if g.kernel != (TAPS, TAPS) or max(g.stride + g.dilation) > 1:
-        return "its kernels are 3 x 3 of stride and dilation 1"
-    least = LEAST_OF_WEIGHTS if weights else LEAST
-    if not least <= min(channels, filters) <= max(channels, filters) <= MOST or channels % 4 or filters % 4:
-        return f"groups of {channels} x {filters}: it takes multiples of 4, {least} to {MOST}"
+    strided = problem.kind == "forward" and g.stride == (2, 2)
+    if g.kernel != (TAPS, TAPS) or max(g.dilation) > 1 or not (strided or g.stride == (1, 1)):
+        return "its kernels are 3 x 3 of dilation 1 and stride 1, or forward of stride 2"
+    least, most = LEAST_OF_WEIGHTS if weights else LEAST, MOST_STRIDED if strided else MOST
+    if not least <= min(channels, filters) <= max(channels, filters) <= most or channels % 4 or filters % 4:
+        return f"groups of {channels} x {filters}: it takes multiples of 4, {least} to {most}"
     if channels * filters % lanes:
         return f"{channels} x {filters} pairs of a group leave lanes empty"
     if max(n for low_high in g.padding for n in low_high) >= TAPS:
@@ -79,7 +85,7 @@ def declines(problem: Problem) -> str | None:
     if weights and g.groups < LEAST_GROUPS:
         return f"{g.groups} groups, which are the pieces of its weight gradient; it takes {LEAST_GROUPS} or more"
     height, row = g.spatial if problem.kind == "input_gradient" else g.output
-    used, least_used = _used(problem), LEAST_USED_BY_WEIGHTS if weights else LEAST_USED
+    used, least_used = _used(problem), LEAST_USED_FULL if weights or strided else LEAST_USED
     if used < least_used:
         return f"{height} x {row} outputs fill {used:.0%} of its tiles and vectors, less than {least_used:.0%}"
     return None
@@ -92,6 +98,8 @@ def _used(problem: Problem) -> float:
     if problem.kind == "weight_gradient":
         return height * row / max(1, -(-height // OUTPUTS) * OUTPUTS * (-(-row // lanes) * lanes))
     half = lanes // 2 if lanes > 2 else lanes
+    if g.stride[0] == 2:
+        return height * row / max(1, (height + height % 2) * (-(-row // half) * half))
     points = height // OUTPUTS * POINTS + (0, SHORT.points, SHORT.points, POINTS)[height % OUTPUTS]
     return height * row * POINTS / max(1, points * OUTPUTS * (-(-row // half) * half))
 
@@ -138,20 +146,28 @@ def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, threads: int) 
     low = [TAPS - 1 - n if transposed else n for n, _ in g.padding]
     if transposed:
         channels, filters = filters, channels
-    tile_rows = -(-cells[0] // OUTPUTS)
+    stride = g.stride[0]
+    tile = TILES[stride][0]
+    tile_rows = -(-cells[0] // tile.outputs)
     all_rows = max(1, g.batch) * tile_rows
     parts, piece_rows = evenly(all_rows, max(1, all_rows * g.groups // LEAST_PIECES))
-    short, half = 0 < cells[0] % OUTPUTS <= SHORT.outputs, lanes > 2 and 0 < cells[1] % lanes <= lanes // 2
-    pitch = lanes + -(-x_width // lanes) * lanes
-    points_at = (POINTS + SHORT.points) * TAPS * channels * filters
-    slot_size = points_at + channels * POINTS * pitch + 3 * lanes  # the last row's vectors may reach beyond it
+    short, half = (
+        stride == 1 and 0 < cells[0] % OUTPUTS <= SHORT.outputs,
+        lanes > 2 and 0 < cells[1] % lanes <= lanes // 2,
+    )
+    pitch = lanes + -(-x_width // (stride * lanes)) * lanes
+    points_at = (tile.points + short * SHORT.points) * TAPS * channels * filters
+    slot_size = (
+        points_at + channels * tile.points * stride * pitch + 3 * lanes
+    )  # the last row's vectors may reach beyond it
+    together = 4 if host.registers >= 32 else 2
     job = Job(
         winograd_of_rows(
-            dtype, out, lanes, channels, filters, 4 if host.registers >= 32 else 2,
+            dtype, out, lanes, channels, filters, together, stride, low[1],
             "flipped taps" if transposed else "taps", short, half,
         ),
         g.groups * parts, slot_size=slot_size, points_at=points_at, groups=g.groups, x_height=x_height, x_width=x_width,
-        pad_height=low[0], pad_width=low[1], out_height=cells[0], out_width=cells[1], tile_rows=tile_rows,
+        pad_height=low[0], out_height=cells[0], out_width=cells[1], tile_rows=tile_rows,
         all_rows=all_rows, piece_rows=piece_rows, parts=parts, pitch=pitch, zeros=_zeros(x_width),
     )  # fmt: skip
     return prepared(job, g.flops // 4, slot_size, dtype, g.groups * filters)
@@ -189,7 +205,7 @@ def _zeros(cells: int) -> np.ndarray:
 def blocking(problem: Problem) -> str:
     """Tiles, vectors and pieces, in words."""
     g, dtype = problem.geometry, problem.dtype
-    tiles = f"tiles of {OUTPUTS} rows, {machine().lanes(dtype)} cells of a row in a vector"
+    tiles = f"tiles of {TILES[g.stride[0]][0].outputs} rows, {machine().lanes(dtype)} cells of a row in a vector"
     if problem.kind == "weight_gradient":
         plan = _prepare_weights(g, dtype, dtype, get_threads())
         return f"{tiles}; {plan.job.numbers['chunk_rows']} rows of tiles a chunk, a group a piece; {plan.job.cut(plan.threads)}"
@@ -199,6 +215,8 @@ def blocking(problem: Problem) -> str:
 
 def share(problem: Problem) -> float:
     """Of the limit; see :mod:`konv.engine.roofline`. Above 1, for few products stand for many of the formula's."""
-    done = POINTS / (OUTPUTS * TAPS) / max(_used(problem), 1e-9)
+    stride = problem.geometry.stride[0]
+    tile = TILES[stride][0]
+    done = tile.points / (tile.outputs * TAPS) / max(_used(problem), 1e-9)
     speed = 0.5 if problem.kind == "weight_gradient" else 0.65
     return roofline.share(problem, done, speed=speed, moving=0.75, storing=0)

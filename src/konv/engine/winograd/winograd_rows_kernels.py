@@ -1,5 +1,7 @@
 """Winograd's kernels along one axis, the rows: F(4, 3) down the columns of an image, the taps of a row as they are.
 
+With a stride of 2 rows are taken in pairs (``PAIRS``), and their even and odd cells apart.
+
 A vector is a run of neighbouring cells of a row. Four rows of outputs read six rows of x, which become six rows of points; the
 columns of the kernel shift them, as in any direct sum. So half of the products are left, their sums stay in registers until
 they are outputs, and of x as little is transformed as was read.
@@ -8,11 +10,13 @@ they are outputs, and of x as little is transformed as was read.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
 from konv.engine.packing import sums_of_vectors
-from konv.engine.simd import Variable, fma, loop, minimum, pick, pinned, splat, within
+from konv.engine.simd import Variable, bits, fma, loop, minimum, pick, pinned, splat, within
 from konv.engine.winograd.winograd_formulas import Scheme
 from konv.engine.winograd.winograd_tiles import constants
 
@@ -21,56 +25,106 @@ OUTPUTS, TAPS, POINTS = SCHEME.outputs, SCHEME.taps, SCHEME.points
 KERNEL = TAPS * TAPS
 
 
+class Rows(NamedTuple):
+    """How rows of x become rows of outputs: ``points`` of ``lines``, whose products are added to the sums ``added``."""
+
+    outputs: int
+    lines: int
+    added: tuple[int, ...]
+    inputs: Callable[..., list[Any]]
+    filters: Callable[..., list[Any]]
+    output: Callable[..., list[Any]]
+
+    @property
+    def points(self) -> int:
+        """Of a tile."""
+        return len(self.added)
+
+    @property
+    def sums(self) -> int:
+        """Of a tile."""
+        return max(self.added) + 1
+
+
+def of_scheme(scheme: Scheme) -> Rows:
+    """Each point has a sum of its own."""
+    return Rows(
+        scheme.outputs, scheme.points, tuple(range(scheme.points)), scheme.inputs, scheme.filters, scheme.output
+    )
+
+
+# Two rows of outputs of stride 2, y = u a + v b + w c and y' = u c + v d + w e, are five products, not six:
+#     y = [u (a - c) + v b] + [(u + w) c],   y' = [(u + w) c] + [w (e - c) + v d]
+PAIRS = Rows(
+    2, 5, (0, 0, 1, 2, 2),
+    lambda x, number: [x[0] - x[2], x[1], x[2], x[4] - x[2], x[3]],
+    lambda w, number: [w[0], w[1], w[0] + w[2], w[2], w[1]],
+    lambda sums, number: [sums[0] + sums[1], sums[1] + sums[2]],
+)  # fmt: skip
+TILES = {
+    1: (of_scheme(SCHEME), of_scheme(SHORT)),
+    2: (PAIRS,),
+}  # by the stride; the second for what is left of a column
+
+
 @kernel
-def winograd_of_rows(dtype, out, lanes, channels, filters, together, order, short, half):
+def winograd_of_rows(dtype, out, lanes, channels, filters, together, stride, pad, order, short, half):
     """The convolution of a group, of some rows of tiles of all images, which are a piece.
 
     So many filters are summed ``together``; ``order`` of the taps: "taps" or "flipped taps".
     ``short`` : whether the last row of tiles has one or two rows of outputs; ``half`` : whether the last vector of a row of
     outputs is at most half full
     """
-    pairs, whole = channels * filters, lanes
+    pairs, whole, tiles = channels * filters, lanes, TILES[stride][: 1 + short]
+    lines, most = tiles[0].outputs * stride, tiles[0].points
+    # of each tap the phase of x's columns that it reads, and from which cell on
+    shifts = [((t - pad) % stride, (t - pad) // stride) for t in range(TAPS)]
     filter_step, channel_step = (1, filters) if order == "flipped taps" else (channels, 1)
-    asked = -(-OUTPUTS * together // filters)  # of a channel's lines that the next tiles read, with each vector of sums
+    asked = -(
+        -lines * stride * together // filters
+    )  # of a channel's lines that the next tiles read, with each vector of sums
 
     def text(
         piece, slot, x, w, bias, y, zeros, slots, slot_size, points_at, groups,
-        x_height, x_width, pad_height, pad_width, out_height, out_width, tile_rows, all_rows, piece_rows, parts, pitch,
+        x_height, x_width, pad_height, out_height, out_width, tile_rows, all_rows, piece_rows, parts, pitch,
     ):  # fmt: skip
         group, part = piece // parts, piece % parts
         taps = slots.at(slot * slot_size)
-        points, short_taps = taps.at(points_at), taps.at(POINTS * TAPS * pairs)
+        points, factors_of = taps.at(points_at), [taps, taps.at(most * TAPS * pairs)]
         number = constants(slots.zero(lanes))
-        for scheme, to in ((SCHEME, taps), (SHORT, short_taps))[: 1 + short]:
+        for scheme, to in zip(tiles, factors_of):
             _filters_to_points(w.at(group * pairs * KERNEL), to, scheme, pairs, lanes, order, number)
-        for i in loop(channels * POINTS + 1):  # beside the rows; the rest of their last vector is written with them
+        for i in loop(
+            channels * most * stride + 1
+        ):  # beside the rows; the rest of their last vector is written with them
             points.put(i * pitch, slots.zero(lanes))
         first = part * piece_rows
         for q in loop(minimum(piece_rows, all_rows - first)):
-            image, row = (first + q) // tile_rows, (first + q) % tile_rows * OUTPUTS
-            source = x.at((image * groups + group) * channels * x_height * x_width), row - pad_height
+            image, row = (first + q) // tile_rows, (first + q) % tile_rows * tiles[0].outputs
+            source = x.at((image * groups + group) * channels * x_height * x_width), row * stride - pad_height
 
             def outputs_of(scheme, factors, v, lanes, source=source, image=image, row=row):
                 """The outputs of vector v of a row of tiles."""
-                number, cells = constants(slots.zero(lanes)), points.at((v + 1) * whole - pad_width)
+                number, cells = constants(slots.zero(lanes)), points.at((v + 1) * whole)
                 for block in loop(filters // together):
                     f = block * together
                     to = y.at((((image * groups + group) * filters + f) * out_height + row) * out_width + v * whole)
                     places = list(itertools.product(range(together), range(scheme.outputs)))
                     for i, r in places:
                         to.prefetch((i * out_height + r) * out_width, write=True)
-                    sums = [[Variable(slots.zero(lanes)) for _ in range(scheme.points)] for _ in range(together)]
+                    sums = [[Variable(slots.zero(lanes)) for _ in range(scheme.sums)] for _ in range(together)]
                     for c in loop(channels):
-                        plane, top = source[0].at(c * x_height * x_width), source[1] + POINTS
+                        plane, top = source[0].at(c * x_height * x_width), source[1] + tiles[0].lines
                         for i in range(asked):
                             line = (v * (filters // together) + block) * asked + i
-                            plane.prefetch(top * x_width + line * whole)
+                            plane.prefetch(top * x_width + line * whole, later=True)
                         own_factors = factors.at(f * filter_step + c * channel_step)
                         for t, p in itertools.product(range(TAPS), range(scheme.points)):
-                            value = cells.vec((c * POINTS + p) * pitch + t, lanes)
+                            value = cells.vec(((c * most + p) * stride + shifts[t][0]) * pitch + shifts[t][1], lanes)
                             for i, own in enumerate(sums):
                                 factor = splat(own_factors[(p * TAPS + t) * pairs + i * filter_step], lanes)
-                                own[p].set(pinned(fma(factor, value, own[p].get())))
+                                total = own[scheme.added[p]]
+                                total.set(pinned(fma(factor, value, total.get())))
                     results = [scheme.output([total.get() for total in own], number) for own in sums]
                     for i, r in places:
                         value = results[i][r] + splat(bias[group * filters + f + i], lanes)
@@ -78,11 +132,11 @@ def winograd_of_rows(dtype, out, lanes, channels, filters, together, order, shor
                         to.put((i * out_height + r) * out_width, value, count=(out_width - v * whole) * inside)
 
             is_short = within(out_height - row - 1, SHORT.outputs) if short else 0
-            for scheme, factors, times in ((SCHEME, taps, 1 - is_short), (SHORT, short_taps, is_short))[: 1 + short]:
+            for scheme, factors, times in zip(tiles, factors_of, (1 - is_short, is_short)):
                 for _ in loop(times):
                     rows_to_points(
-                        *source, zeros, points.at(lanes), channels, scheme.points, scheme.inputs, x_height, x_width,
-                        POINTS * pitch, pitch, lanes, number,
+                        *source, zeros, points.at(lanes), channels, scheme.lines, scheme.inputs, x_height, x_width,
+                        most * stride * pitch, stride * pitch, lanes, number, stride=stride, phase_step=pitch,
                     )  # fmt: skip
                     vectors = out_width // lanes if half else (out_width + (lanes - 1)) // lanes
                     for v in loop(vectors):
@@ -186,7 +240,22 @@ def winograd_of_row_weights(dtype, out, lanes, channels, filters, together):
 
 
 def rows_to_points(
-    x, top, zeros, to, planes, lines, formula, height, width, plane_step, point_step, lanes, number, read=None
+    x,
+    top,
+    zeros,
+    to,
+    planes,
+    lines,
+    formula,
+    height,
+    width,
+    plane_step,
+    point_step,
+    lanes,
+    number,
+    read=None,
+    stride=1,
+    phase_step=0,
 ):
     """``to[plane, point, cell] = formula(x[plane, top .. top + lines - 1, cell])``, zero outside; whole vectors are written.
 
@@ -195,12 +264,17 @@ def rows_to_points(
     for c in loop(planes):
         plane, points = x.at(c * height * width), to.at(c * plane_step)
         rows = [pick(within(top + i, height), plane.at((top + i) * width), zeros) for i in range(lines)]
-        for v in loop((width + (lanes - 1)) // lanes):
-            cells = [row.vec(v * lanes, lanes, count=width - v * lanes) for row in rows]
-            if read:
-                read(c, cells)
-            for p, value in enumerate(formula(cells, number)):
-                points.put(p * point_step + v * lanes, value)
+        for v in loop((width + (stride * lanes - 1)) // (stride * lanes)):
+            first = v * stride * lanes
+            if stride == 1:
+                phases = [[row.vec(first, lanes, count=width - first) for row in rows]]
+            else:
+                phases = zip(*(row.both(first, lanes, bits=bits(0, width - first)) for row in rows))
+            for phase, cells in enumerate(phases):
+                if read:
+                    read(c, cells)
+                for p, value in enumerate(formula(cells, number)):
+                    points.put(p * point_step + phase * phase_step + v * lanes, value)
 
 
 def _filters_to_points(w, points, scheme, pairs, lanes, order, number):
