@@ -1,31 +1,32 @@
-"""Winograd's algorithm along one axis, F(4, 3) down the columns of images, for groups of 4 to 8 channels: rows in lanes.
+"""Winograd's algorithm along one axis, F(4, 3) down the columns of images, for groups of 4 to 16 channels: rows in lanes.
 
 The formulas and the reasons to refuse it are those of :mod:`konv.engine.winograd.winograd`; one axis errs by half of two.
 Half of the products are left where two axes leave a quarter, but nothing of them is stored: of so few channels two axes spend
 more time on transforms, and on the sums of all points, than products take.
 
 CPU time beside what was fastest before, tiles or rows in lanes (:mod:`konv.engine.winograd.winograd_small`, which is left for
-groups of 12 and 16, and :mod:`konv.engine.groups`), on an AMD Zen 4::
+groups of 12 and 16 on small images, and :mod:`konv.engine.groups`), on an AMD Zen 4::
 
                      forward    weights
-    256@28, 8 x 8    0.65       0.78
-    256@56, 8 x 8    0.78       0.88
-    256@14, 8 x 8    0.93       1.02, not taken
-    128@56, 4 x 4    0.74       1.19, not taken
-    512@28, 16 x 16  1.1, not taken
+    256@28, 8 x 8    0.65       0.7
+    256@56, 8 x 8    0.78       0.65
+    256@14, 8 x 8    0.93       1.1, not taken
+    128@56, 4 x 4    0.74       0.77
+    512@28, 16 x 16  1.1, not   0.81
     256@56 / 2       0.7
     512@28 / 2       0.87
 
 With a stride of 2 two rows of outputs are paired, which saves a sixth of the products: see ``PAIRS``.
 
 Products of 256@28 take two thirds of its forward, near their limit. Waiting for x took a quarter, until its lines were asked
-for a row of tiles ahead, during the products, into L2; to ask in weight gradients gained
-nothing, nor did twice or half as many of their cells at a time.
+for a row of tiles ahead, during the products; in weight gradients, too, where lines asked for during the transforms gained
+nothing. Twice or half as many of their cells at a time, or 8 filters by one channel, are not faster.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,8 +53,12 @@ if TYPE_CHECKING:
 
 NAME = "winograd_rows"
 BEYOND = "few products stand for many of the formula's"
-LEAST, MOST, LEAST_OF_WEIGHTS, MOST_STRIDED = 4, 8, 8, 16  # channels, and filters, of a group
-LEAST_USED, LEAST_USED_FULL = 0.55, 0.8  # of the cells of tiles and vectors; of weight gradients and strides
+LEAST, MOST, MOST_FULL = (
+    4,
+    8,
+    16,
+)  # channels, and filters, of a group; of weight gradients and strides, which fill vectors
+LEAST_USED, LEAST_USED_FULL = 0.55, 0.8  # of the cells of tiles and vectors, of the same
 LEAST_PIECES = 64
 LEAST_GROUPS = 4  # of a weight gradient, of which they are the pieces
 CHUNK_CELLS = 256  # of a row of points of a weight gradient, summed in registers
@@ -75,9 +80,9 @@ def declines(problem: Problem) -> str | None:
     strided = problem.kind == "forward" and g.stride == (2, 2)
     if g.kernel != (TAPS, TAPS) or max(g.dilation) > 1 or not (strided or g.stride == (1, 1)):
         return "its kernels are 3 x 3 of dilation 1 and stride 1, or forward of stride 2"
-    least, most = LEAST_OF_WEIGHTS if weights else LEAST, MOST_STRIDED if strided else MOST
-    if not least <= min(channels, filters) <= max(channels, filters) <= most or channels % 4 or filters % 4:
-        return f"groups of {channels} x {filters}: it takes multiples of 4, {least} to {most}"
+    most = MOST_FULL if weights or strided else MOST
+    if not LEAST <= min(channels, filters) <= max(channels, filters) <= most or channels % 4 or filters % 4:
+        return f"groups of {channels} x {filters}: it takes multiples of 4, {LEAST} to {most}"
     if channels * filters % lanes:
         return f"{channels} x {filters} pairs of a group leave lanes empty"
     if max(n for low_high in g.padding for n in low_high) >= TAPS:
@@ -186,13 +191,15 @@ def _prepare_weights(g: Geometry, dtype: str, out: str, threads: int) -> Prepare
     upstream_at, sums_at = POINTS * input_plane, POINTS * (input_plane + upstream_plane)
     bias_at = sums_at + POINTS * TAPS * channels * filters * lanes
     slot_size = bias_at + filters * lanes
+    together = (4, 2) if host.registers >= 32 else (2, 2)
+    turns = max(1, POINTS * channels * filters // math.prod(together) // (channels + filters))
     job = Job(
-        winograd_of_row_weights(dtype, out, lanes, channels, filters, (4, 2) if host.registers >= 32 else (2, 2)),
+        winograd_of_row_weights(dtype, out, lanes, channels, filters, together),
         g.groups, slot_size=slot_size, upstream_at=upstream_at, sums_at=sums_at, bias_at=bias_at, groups=g.groups,
         x_height=x_height, x_width=x_width, pad_height=g.padding[0][0], pad_width=g.padding[1][0], out_height=out_height,
         out_width=out_width, tile_rows=tile_rows, all_rows=g.batch * tile_rows, chunk_rows=chunk_rows, pitch=pitch,
         upstream_pitch=upstream_pitch, input_plane=input_plane, upstream_plane=upstream_plane,
-        zeros=_zeros(max(x_width, out_width)),
+        asked=-(-OUTPUTS * x_width // (lanes * turns)), zeros=_zeros(max(x_width, out_width)),
     )  # fmt: skip
     return prepared(job, g.flops // 4, slot_size, dtype)
 

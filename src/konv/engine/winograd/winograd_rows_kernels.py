@@ -117,7 +117,7 @@ def winograd_of_rows(dtype, out, lanes, channels, filters, together, stride, pad
                         plane, top = source[0].at(c * x_height * x_width), source[1] + tiles[0].lines
                         for i in range(asked):
                             line = (v * (filters // together) + block) * asked + i
-                            plane.prefetch(top * x_width + line * whole, later=True)
+                            plane.prefetch(top * x_width + line * whole)
                         own_factors = factors.at(f * filter_step + c * channel_step)
                         for t, p in itertools.product(range(TAPS), range(scheme.points)):
                             value = cells.vec(((c * most + p) * stride + shifts[t][0]) * pitch + shifts[t][1], lanes)
@@ -159,7 +159,7 @@ def winograd_of_row_weights(dtype, out, lanes, channels, filters, together):
     def text(
         piece, slot, x, dy, dw, db, zeros, slots, slot_size, upstream_at, sums_at, bias_at, groups,
         x_height, x_width, pad_height, pad_width, out_height, out_width, tile_rows, all_rows, chunk_rows,
-        pitch, upstream_pitch, input_plane, upstream_plane,
+        pitch, upstream_pitch, input_plane, upstream_plane, asked,
     ):  # fmt: skip
         inputs = slots.at(slot * slot_size)
         upstream, sums, biases = inputs.at(upstream_at), inputs.at(sums_at), inputs.at(bias_at)
@@ -174,6 +174,16 @@ def winograd_of_row_weights(dtype, out, lanes, channels, filters, together):
         def add_to_bias(f, cells):
             total = (cells[0] + cells[1]) + (cells[2] + cells[3])
             biases.put(f * lanes, biases.vec(f * lanes, lanes) + total)
+
+        def ask(row, unit):
+            """For some lines of a row of tiles, of one plane of x or dy."""
+            image, row = row // tile_rows, row % tile_rows * OUTPUTS
+            plane, turn = unit % (channels + filters), unit // (channels + filters)
+            x_line = ((image * groups + piece) * channels + plane) * x_height + (row - pad_height + (TAPS - 1))
+            dy_line = ((image * groups + piece) * filters + (plane - channels)) * out_height + row
+            line = pick(within(plane, channels), x.at(x_line * x_width), dy.at(dy_line * out_width))
+            for k in loop(asked):
+                line.prefetch((turn * asked + k) * lanes, later=True)
 
         for chunk in loop((all_rows + (chunk_rows - 1)) // chunk_rows):
             own = minimum(chunk_rows, all_rows - chunk * chunk_rows)
@@ -203,7 +213,9 @@ def winograd_of_row_weights(dtype, out, lanes, channels, filters, together):
                             [[Variable(slots.zero(lanes)) for _ in range(TAPS)] for _ in range(channels_together)]
                             for _ in range(filters_together)
                         ]
+                        unit = (p * (filters // filters_together) + f) * (channels // channels_together) + c
                         for r in loop(own):
+                            ask((chunk + 1) * chunk_rows + r, unit)
                             for v in loop(upstream_pitch // lanes):
                                 at = r * upstream_pitch + v * lanes
                                 values = [
@@ -267,9 +279,9 @@ def rows_to_points(
         for v in loop((width + (stride * lanes - 1)) // (stride * lanes)):
             first = v * stride * lanes
             if stride == 1:
-                phases = [[row.vec(first, lanes, count=width - first) for row in rows]]
+                phases: list[Any] = [[row.vec(first, lanes, count=width - first) for row in rows]]
             else:
-                phases = zip(*(row.both(first, lanes, bits=bits(0, width - first)) for row in rows))
+                phases = list(zip(*(row.both(first, lanes, bits=bits(0, width - first)) for row in rows)))
             for phase, cells in enumerate(phases):
                 if read:
                     read(c, cells)
