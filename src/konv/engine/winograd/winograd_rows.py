@@ -16,7 +16,8 @@ groups of 12 and 16 on small images, and :mod:`konv.engine.groups`), on an AMD Z
     256@56 / 2       0.7
     512@28 / 2       0.87
 
-With a stride of 2 two rows of outputs are paired, which saves a sixth of the products: see ``PAIRS``.
+With a stride of 2 two rows of outputs are paired, which saves a sixth of the products: see ``PAIRS``. Weight gradients do not
+gain: 0.96 of the time of :mod:`konv.engine.groups.small_groups`, to take even and odd cells apart costs what is saved.
 
 Products of 256@28 take two thirds of its forward, near their limit. Waiting for x took a quarter, until its lines were asked
 for a row of tiles ahead, during the products; in weight gradients, too, where lines asked for during the transforms gained

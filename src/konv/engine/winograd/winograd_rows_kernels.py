@@ -61,10 +61,8 @@ PAIRS = Rows(
     lambda w, number: [w[0], w[1], w[0] + w[2], w[2], w[1]],
     lambda sums, number: [sums[0] + sums[1], sums[1] + sums[2]],
 )  # fmt: skip
-TILES = {
-    1: (of_scheme(SCHEME), of_scheme(SHORT)),
-    2: (PAIRS,),
-}  # by the stride; the second for what is left of a column
+# By the stride; the second for what is left of a column.
+TILES = {1: (of_scheme(SCHEME), of_scheme(SHORT)), 2: (PAIRS,)}
 
 
 @kernel
@@ -82,7 +80,7 @@ def winograd_of_rows(dtype, out, lanes, channels, filters, together, stride, pad
     filter_step, channel_step = (1, filters) if order == "flipped taps" else (channels, 1)
     asked = -(
         -lines * stride * together // filters
-    )  # of a channel's lines that the next tiles read, with each vector of sums
+    )  # lines of each channel of the next tiles, with each vector of sums
 
     def text(
         piece, slot, x, w, bias, y, zeros, slots, slot_size, points_at, groups,
