@@ -8,5 +8,5 @@
     strips_last.py       forward, channels last                  strips_last_kernels.py   its kernel
     folded.py            the input gradient as a product         folded_kernels.py        its kernel
     joined.py            the input gradient of long kernels: neighbouring cells in the lanes of
-                         the direct algorithm's tile (direct/direct.py)
+                         the direct algorithm's tile, which computes it
 """
