@@ -25,7 +25,7 @@ LADDER = [
     ["konv.book"],
     ["konv.layers"],
     ["konv.down"],
-    ["konv.ops", "konv.pooling"],
+    ["konv.ops", "konv.pooling", "konv.unfolding"],
     ["konv.engine.plan"],
     ["konv.engine"],  # one file per algorithm
     ["konv.textbook"],
@@ -34,6 +34,7 @@ LADDER = [
     ["konv.lending"],
     ["konv.segments"],
     ["konv.geometry"],
+    ["konv.shapes"],
     ["konv.arguments"],
     ["konv.names"],
 ]

@@ -30,10 +30,11 @@ from konv.layers import (
     SoftmaxWithLoss,
 )
 from konv.names import near as _near
-from konv.ops import conv, conv_backward, conv_transpose, conv_transpose_backward, fold, unfold
+from konv.ops import conv, conv_backward, conv_transpose, conv_transpose_backward
 from konv.pooling import avg_pool, avg_pool_backward, max_pool, max_pool_backward
 from konv.segments import SegmentWarning
 from konv.textbook import col2im, im2col
+from konv.unfolding import fold, unfold
 
 __version__ = "0.1.0"
 
