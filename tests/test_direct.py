@@ -10,12 +10,14 @@ import konv
 from compare import assert_equal, assert_same_bits
 from konv import textbook
 from konv.arrays import laid_out
-from konv.engine.direct import direct
+from konv.engine.direct import direct, weights
 from konv.engine.direct.sweeps import sweeps
 from konv.engine.plan import Problem, prefer
 from konv.engine.stems import joined
+from konv.engine.threads import using
 from plain_engine import MACHINES, engine
 from strategies import integers
+from test_guard_page import guarded
 
 DILATED = ((1, 3, 33, 30), (20, 3, 3, 3), dict(dilation=12, padding=12))
 
@@ -144,3 +146,42 @@ def test_channels_last(host):
             y = laid_out(np.full(g.output_shape, np.nan, np.float32), "last")
             direct.forward(laid_out(x, "last"), w, None, g, y)
             assert_equal(y, textbook.conv(x, w, **options))
+
+
+ONE_TILE = {  # dy is read where it lies: more pixels than are taken together, filters left over, windows in the padding
+    "1-D": ((3, 1, 1600), (70, 1, 5), dict(stride=2, padding=3)),
+    "3 channels": ((2, 3, 20, 21), (9, 3, 3, 3), dict(padding=4)),
+    "groups, 3-D": ((2, 4, 3, 4, 5), (6, 2, 1, 2, 3), dict(groups=2, stride=(1, 2, 1), padding=(1, 0, 2))),
+}
+
+
+def last_and_guarded(array):
+    return np.moveaxis(guarded(np.ascontiguousarray(np.moveaxis(array, 1, -1)), True), -1, 1)
+
+
+@pytest.mark.parametrize("name, host", [(name, host) for name in ONE_TILE for host in ("AVX-512", "AVX2", "SSE2")][:-2])
+def test_weight_gradients_of_one_tile_channels_last(name, host):
+    g, x, _, dy = case(*ONE_TILE[name])
+    with engine(MACHINES[host]):
+        for threads in (1, 3):
+            dw, db = (np.full(shape, np.nan, np.float32) for shape in (g.w_shape, g.w_shape[:1]))
+            arrays = (last_and_guarded(array) for array in (dy, x))
+            with using(threads):
+                weights.weight_and_bias_gradient(*arrays, g, dw, db)
+            _, right, bias = textbook.conv_backward(dy, x, np.zeros(g.w_shape), **ONE_TILE[name][2])
+            assert_equal(dw, right.astype(np.float32))
+            assert_equal(db, bias.astype(np.float32))
+
+
+def test_weight_gradients_of_one_tile_meet_what_is_not_finite_in_the_padding():
+    with engine(MACHINES["AVX-512"]):
+        for x_shape, w_shape, options in ONE_TILE.values():
+            g, x, _, dy = case(x_shape, w_shape, options)
+            assert weights.layout(g, "float32", True).together
+            dy.flat[0] = np.inf  # whose window sees nothing but padding
+            arrays = (laid_out(array, "last") for array in (dy, x))
+            dw, db = (np.zeros(shape, np.float32) for shape in (g.w_shape, g.w_shape[:1]))
+            with np.errstate(invalid="ignore"):
+                weights.weight_and_bias_gradient(*arrays, g, dw, db)
+                right = textbook.conv_backward(dy, x, np.zeros(g.w_shape), **options)[1]
+            assert_equal(dw, right.astype(np.float32), nan_equal=True)

@@ -93,14 +93,16 @@ def _prepare(g: Geometry, dtype: str, out: str, last: bool, threads: int) -> Pre
         sums_size=cut.sums_size, taps=taps, panel_rows=blocks.rows,
     )  # fmt: skip
     multiply = Job(
-        sum_outer_products(dtype, out, lanes, tile.vectors, tile.rows, tile.joined, interleaved, last), blocks.pieces,
+        sum_outer_products(
+            dtype, out, lanes, tile.vectors, tile.rows, tile.joined, interleaved, last, cut.together > 0
+        ), blocks.pieces,
         groups=g.groups, all_planes=g.batch * three(g, g.output)[0], planes=pixels.planes, block_rows=pixels.rows,
         block_columns=pixels.columns, row_blocks=pixels.counts[1], column_blocks=pixels.counts[2],
         units=math.prod(pixels.counts), line_count=len(pixels.lines), line_cells=pixels.cells,
         cell_step=pixels.step, column_cells=pixels.column_cells,
         row_step=pixels.row_lines * pixels.cells * blocks.channels, runs=run_groups, blocks=cut.blocks,
         slot_size=cut.slot_size, image_size=cut.image_size, whole=int(blocks.whole), lines=pixels.lines,
-        run_cells=cut.run_cells, run_ranges=cut.run_ranges, places=cut.places, **weights,
+        together=cut.together, run_cells=cut.run_cells, run_ranges=cut.run_ranges, places=cut.places, **weights,
         **{f"x_{axis}": n for axis, n in zip(axes, three(g, g.spatial))},
         **{f"out_{axis}": n for axis, n in zip(axes, three(g, g.output))},
         **{f"{axis}_stride": n for axis, n in zip(axes, three(g, g.stride))},

@@ -22,6 +22,7 @@ GRADIENT_BYTES = 256 << 10  # of dy in a unit, for all filters of a block
 UNIT_PIXELS = 256  # a panel of filters stays in L1, and a tile's sums are rarely added to memory,
 # Or where one tile holds all weights of a panel, which is read once: book-deep-1-16@28 .9 of the time.
 UNIT_PIXELS_FEW = 784
+IN_PLACE_BYTES, IN_PLACE_PIXELS = 64 << 10, (32, 256)  # of dy, where it is read in place: as many before the next panel
 PIECES = 16  # so many, that threads share them evenly
 PIECE_WORK = 1 << 20  # multiply-adds: where pieces would be smaller there are fewer
 MEMORY_SHARE = 7  # two threads' workspace is at most 1/7 of the textbook's matrix,
@@ -76,8 +77,8 @@ class Tile:
 class Weights:
     """How weights are cut into blocks of ``channels`` and of ``block_panels`` panels of filters, and pixels into ``parts``.
 
-    ``rows`` are those of all tiles of a panel; ``cycles`` is what a pixel is expected to take, ``excess`` how many times as
-    much memory as there is in L2, or is allowed, and at least 1.
+    ``rows`` are those of all tiles of a panel, ``once`` tells that it is one, and dy is read where it lies; ``cycles`` is what a
+    pixel is expected to take, ``excess`` how many times as much memory as there is in L2, or is allowed, and at least 1.
     """
 
     tile: Tile
@@ -89,6 +90,7 @@ class Weights:
     parts: int
     pieces: int
     rows: int
+    once: bool
     cycles: float
     excess: float
 
@@ -100,11 +102,16 @@ class Weights:
 
 @dataclass(frozen=True)
 class Layout:
-    """One geometry's cut: everything that its jobs need. ``blocks`` are the tiles along a run; sizes are in elements."""
+    """One geometry's cut: everything that its jobs need. ``blocks`` are the tiles along a run; sizes are in elements.
+
+    ``together``: where one tile has all weights of a panel, dy, channels last, is read where it lies, so many pixels of all
+    filters before the next; else 0.
+    """
 
     pixels: Pixels
     weights: Weights
     blocks: int
+    together: int
     run_cells: np.ndarray
     run_ranges: np.ndarray
     places: np.ndarray
@@ -120,16 +127,20 @@ def layout(g: Geometry, dtype: str, last: bool) -> Layout:
     channels = g.channels // g.groups
     pixels = _pixels(g, min(channels, 64) * wide_itemsize(dtype), last)
     run_taps = kernel[2] if dilation[2] == 1 else 1
-    blocks = [_weights(g, dtype, pixels, run_taps, size, count) for size, count in _blocks(g, lanes)]
+    blocks = [_weights(g, dtype, pixels, run_taps, size, count, last) for size, count in _blocks(g, lanes)]
     best = min(blocks, key=lambda cut: (cut.excess, cut.cycles))
     tile, panel = best.tile, lanes * best.tile.vectors
     run_cells, run_ranges = _runs(g, pixels, tile.joined, run_taps, best.channels)
     slack = lanes * (best.channels + 2) + tile.rows  # what vectors spill, and tiles read, after the last line
     image_size = _lines(pixels.size * best.channels + slack)
-    gradient_size = _lines((best.block_panels * pixels.outputs + lanes) * panel)
     run_blocks = -(-run_taps * best.channels // tile.rows)
+    together = 0
+    if best.once:
+        least, most = IN_PLACE_PIXELS
+        together = min(most, max(least, IN_PLACE_BYTES // (best.block_panels * panel * wide_itemsize(dtype))))
+    gradient_size = 0 if best.once else _lines((best.block_panels * pixels.outputs + lanes) * panel)
     return Layout(
-        pixels, best, run_blocks, run_cells, run_ranges, _places(g, tile, run_taps, best.channels, run_blocks),
+        pixels, best, run_blocks, together, run_cells, run_ranges, _places(g, tile, run_taps, best.channels, run_blocks),
         _lines(best.block_panels * panel * (best.rows + 1)), image_size, image_size + gradient_size,
     )  # fmt: skip
 
@@ -142,7 +153,9 @@ def _blocks(g: Geometry, lanes: int) -> list[tuple[int, int]]:
     return [(size, count) for size in sorted(sizes) for count in counts if count <= -(-filters // lanes)]
 
 
-def _weights(g: Geometry, dtype: str, pixels: Pixels, run_taps: int, channels: int, filter_blocks: int) -> Weights:
+def _weights(
+    g: Geometry, dtype: str, pixels: Pixels, run_taps: int, channels: int, filter_blocks: int, last: bool
+) -> Weights:
     """Blocks of so many channels, and so many blocks of filters; and what they cost."""
     lanes, kernel = machine().lanes(dtype), three(g, g.kernel)
     all_channels, filters = g.channels // g.groups, g.filters // g.groups
@@ -152,12 +165,14 @@ def _weights(g: Geometry, dtype: str, pixels: Pixels, run_taps: int, channels: i
     panels, channel_blocks = -(-filters // panel), -(-all_channels // channels)
     block_panels = -(-panels // filter_blocks)
     filter_blocks = -(-panels // block_panels)
-    rows = -(-runs // tile.joined) * -(-run_taps * channels // tile.rows) * tile.joined * tile.rows
+    tiles = -(-runs // tile.joined) * -(-run_taps * channels // tile.rows)
+    rows, once = tiles * tile.joined * tile.rows, last and tiles == 1
 
     wanted = max(1, min(PIECES, g.flops // 2 // PIECE_WORK))
     blocks = g.groups * filter_blocks * channel_blocks
     itemsize, panels_size = wide_itemsize(dtype), block_panels * panel
-    image, gradient, sums = channels * pixels.size, panels_size * pixels.outputs, panels_size * (rows + 1)
+    image, sums = channels * pixels.size, panels_size * (rows + 1)
+    gradient = 0 if once else panels_size * pixels.outputs
     textbook = math.prod((g.batch, *g.output, g.channels, *g.kernel)) * g.itemsize
     room = max(textbook // MEMORY_SHARE, MEMORY_BYTES) // itemsize - 2 * (image + gradient)
     parts = max(1, min(-(-wanted // blocks), math.prod(pixels.counts), room // (blocks * sums)))
@@ -167,12 +182,12 @@ def _weights(g: Geometry, dtype: str, pixels: Pixels, run_taps: int, channels: i
 
     cycles = channel_blocks * tile.cycles
     cycles += IMAGE_CYCLES * filter_blocks * channel_blocks * _whole(channels, lanes) * pixels.size / pixels.outputs
-    cycles += GRADIENT_CYCLES * channel_blocks * panels * panel
+    cycles += GRADIENT_CYCLES * channel_blocks * panels * panel * (not once)
     cycles += SUM_CYCLES * parts * blocks * sums / (g.batch * math.prod(g.output))
     shares, pieces = min(PIECES, wanted), blocks * parts
     cycles *= 1 + WAITING * (_whole(pieces, shares) / pieces - 1)
     return Weights(
-        tile, channels, channel_blocks, panels, block_panels, filter_blocks, parts, pieces, rows, cycles, excess
+        tile, channels, channel_blocks, panels, block_panels, filter_blocks, parts, pieces, rows, once, cycles, excess
     )  # fmt: skip
 
 
