@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
+import konv
+
 
 def assert_equal(actual, expected, *, nan_equal=False, contiguous=False):
     """The same array: type, shape, dtype and every element. NaN equals NaN only where ``nan_equal``; -0.0 equals 0.0.
@@ -28,6 +30,21 @@ def assert_same_bits(actual, expected):
     """The same array bit for bit: the sign of a zero and the payload of a NaN count too."""
     _assert_same_kind(actual, expected.shape, expected.dtype)
     assert actual.tobytes() == expected.tobytes(), f"other bits: {actual!r} instead of {expected!r}"
+
+
+def of_any_threads(compute):
+    """The results of ``compute()``, a list of arrays, which have the same bits for 1, 2 and 7 threads."""
+    before, results = konv.get_threads(), []
+    try:
+        for threads in (1, 2, 7):
+            konv.set_threads(threads)
+            results.append(compute())
+    finally:
+        konv.set_threads(before)
+    for other in results[1:]:
+        for actual, expected in zip(other, results[0], strict=True):
+            assert_same_bits(actual, expected)
+    return results[0]
 
 
 def assert_close(actual, expected, *, dtype, length, scale):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from compare import assert_close, assert_equal, assert_same_bits, tolerance, untouched
+import konv
+from compare import assert_close, assert_equal, assert_same_bits, of_any_threads, tolerance, untouched
 from strategies import BFLOAT16
 
 RIGHT = np.arange(6.0).reshape(2, 3)
@@ -113,3 +114,12 @@ def test_untouched_sees_a_write_beside_the_slice():
         pass
     with pytest.raises(AssertionError, match="input 1 was written to"), untouched(RIGHT, base[2:4]):
         base[7] = 1
+
+
+def test_bits_that_depend_on_the_threads_are_found():
+    before = konv.get_threads()
+    same = of_any_threads(lambda: [np.ones(3), np.zeros(2)])
+    assert len(same) == 2 and (same[0] == 1).all()
+    with pytest.raises(AssertionError, match="other bits"):
+        of_any_threads(lambda: [np.ones(3), np.full(2, konv.get_threads())])
+    assert konv.get_threads() == before

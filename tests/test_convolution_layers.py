@@ -28,42 +28,36 @@ def layer_options(case):
     return {("pad" if name == "padding" else name): value for name, value in case.options.items()}
 
 
-@given(convolutions(modes=PADDING_MODES), seeds, layouts)
-def test_convolution_computes_as_the_functions_do(case, seed, layout):
+def compared(made, forward, backward, case, seed, layout):
+    """A layer ``made`` of W and b that has run on x, whose results are those of the functions; x, and the layer's output."""
     rng = np.random.default_rng(seed)
     x, W, b = case.arrays(rng)
     x = LAYOUTS[layout](x)
-    layer = konv.Convolution(W, b, **layer_options(case))
+    layer = made(W, b, **layer_options(case))
     with untouched(x, W):
         out = layer.forward(x)
         dout = integers(rng, out.shape)
         dx = layer.backward(dout)
-    assert_equal(out, konv.conv(x, W, b, **case.options), contiguous=layout_of(x))
-    expected_dx, dW, db = konv.conv_backward(dout, x, W, **case.options)
+    assert_equal(out, forward(x, W, b, **case.options), contiguous=layout_of(x))
+    expected_dx, dW, db = backward(dout, x, W, **case.options)
     assert_equal(dx, expected_dx, contiguous=layout_of(x, dout))
     assert_equal(layer.dW, dW, contiguous=True)
     assert layer.db is None if b is None else (layer.db == db).all()
+    return layer, x, out
+
+
+@given(convolutions(modes=PADDING_MODES), seeds, layouts)
+def test_convolution_computes_as_the_functions_do(case, seed, layout):
+    layer, x, out = compared(konv.Convolution, konv.conv, konv.conv_backward, case, seed, layout)
     assert np.shares_memory(layer.x, x) or layout == "byte-swapped" or x.size == 0, "the input is kept, not a copy"
     if case.groups == 1:
-        rows = np.moveaxis(out, 1, -1).reshape(-1, len(W))
-        assert_equal(layer.col @ layer.col_W + (0 if b is None else b), rows)
+        rows = np.moveaxis(out, 1, -1).reshape(-1, len(layer.W))
+        assert_equal(layer.col @ layer.col_W + (0 if layer.b is None else layer.b), rows)
 
 
 @given(transposed_convolutions(), seeds, layouts)
 def test_transposed_convolution_computes_as_the_functions_do(case, seed, layout):
-    rng = np.random.default_rng(seed)
-    x, W, b = case.arrays(rng)
-    x = LAYOUTS[layout](x)
-    layer = konv.ConvolutionTranspose(W, b, **layer_options(case))
-    with untouched(x, W):
-        out = layer.forward(x)
-        dout = integers(rng, out.shape)
-        dx = layer.backward(dout)
-    assert_equal(out, konv.conv_transpose(x, W, b, **case.options), contiguous=layout_of(x))
-    expected_dx, dW, db = konv.conv_transpose_backward(dout, x, W, **case.options)
-    assert_equal(dx, expected_dx, contiguous=layout_of(x, dout))
-    assert_equal(layer.dW, dW, contiguous=True)
-    assert layer.db is None if b is None else (layer.db == db).all()
+    compared(konv.ConvolutionTranspose, konv.conv_transpose, konv.conv_transpose_backward, case, seed, layout)
 
 
 @pytest.mark.parametrize("count_include_pad", [True, False])

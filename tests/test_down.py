@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import konv
-from compare import assert_close, assert_equal, assert_same_bits, untouched
+from compare import assert_close, assert_equal, assert_same_bits, of_any_threads, untouched
 from konv import textbook
 from konv.down import GRADIENTS, _layered, _layered_backward, _shape, down_conv, down_conv_backward, down_shape
 from konv.engine import memory
@@ -151,23 +151,19 @@ BITS = {
 def test_bits_depend_neither_on_the_threads_nor_on_the_batch(case):
     rng = np.random.default_rng(0)
     x, w1, b1, w2, b2, dy = arrays(BITS[case], rng.standard_normal, np.float32)
-    options, before, results = dict(padding=BITS[case][3]), konv.get_threads(), []
+    options = dict(padding=BITS[case][3])
     many = [np.concatenate([array] * 40) for array in (x, dy)]  # work for several threads
-    try:
-        for threads in (1, 2, 7):
-            konv.set_threads(threads)
-            y, hidden = down_conv(many[0], w1, b1, w2, b2, **options)
-            results.append([y, *down_conv_backward(many[1], many[0], hidden, w1, w2, **options)])
-    finally:
-        konv.set_threads(before)
-    for other in results[1:]:
-        for a, b in zip(other, results[0]):
-            assert_same_bits(a, b)
+
+    def compute():
+        y, hidden = down_conv(many[0], w1, b1, w2, b2, **options)
+        return [y, *down_conv_backward(many[1], many[0], hidden, w1, w2, **options)]
+
+    whole_y, whole_dx, *_ = of_any_threads(compute)
     for n in range(len(x)):
         y, hidden = down_conv(x[n : n + 1], w1, b1, w2, b2, **options)
-        assert_same_bits(y, results[0][0][n : n + 1])
+        assert_same_bits(y, whole_y[n : n + 1])
         dx = down_conv_backward(dy[n : n + 1], x[n : n + 1], hidden, w1, w2, **options, need="x")[0]
-        assert_same_bits(dx, results[0][1][n : n + 1])
+        assert_same_bits(dx, whole_dx[n : n + 1])
 
 
 @pytest.mark.parametrize("case", BITS)
