@@ -33,6 +33,7 @@ OF_FEW_LAYERS = {
     "winograd_groups",
     "winograd_rows",
     "winograd_small",
+    "winograd_strided",
     "small_groups",
     "small_planes",
     "depthwise_paired",

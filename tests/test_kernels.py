@@ -358,6 +358,7 @@ def test_every_kernel_of_the_engine_is_run_here():
         "folded_kernels",
         "winograd_rows_kernels",
         "winograd_small_kernels",
+        "winograd_strided_kernels",
         "strips_kernels",
         "strips_last_kernels",
         "strips_outer",

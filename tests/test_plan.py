@@ -155,6 +155,7 @@ MOST_SHARES = {
     "pairs": 4,
     "winograd": 4,
     "winograd_groups": 4,
+    "winograd_strided": 2,
     "depthwise_paired": 1.3,
     "fourier": 50,
     "fourier_groups": 20,
@@ -175,6 +176,7 @@ LAYERS = {
     "winograd_groups": ((8, 64, 28, 28), (64, 16, 3, 3), dict(padding=1, groups=4), "float32"),
     "winograd_rows": ((8, 64, 28, 28), (64, 8, 3, 3), dict(padding=1, groups=8), "float32"),
     "winograd_small": ((8, 128, 14, 14), (128, 16, 3, 3), dict(padding=1, groups=8), "float32"),
+    "winograd_strided": ((8, 256, 28, 28), (256, 256, 3, 3), dict(padding=1, stride=2), "float32"),
     "winograd": ((8, 64, 28, 28), (96, 64, 3, 3), dict(padding=1), "float32"),
     "direct": ((8, 64, 28, 28), (96, 64, 3, 3), dict(stride=2), "float32"),
 }

@@ -6,8 +6,8 @@
                                                            -> fourier -> fourier_groups -> strips -> strips_last -> folded
                                                            -> joined -> winograd_rows -> winograd_small
                                                            -> winograd_groups -> small_groups
-                                                           -> depthwise_paired -> small_planes -> grouped -> winograd
-                                                           -> direct -> columns
+                                                           -> depthwise_paired -> small_planes -> grouped
+                                                           -> winograd_strided -> winograd -> direct -> columns
                                                            (the first that does not decline computes)
 
     products/     1x1 kernels, and kernels as long as their stride     a folder is a family of algorithms:

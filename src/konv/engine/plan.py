@@ -135,7 +135,7 @@ def algorithms() -> list[Algorithm]:
     from konv.engine.machine import machine
     from konv.engine.products import pairs, products, products_last, repeats
     from konv.engine.stems import folded, joined, strips, strips_last
-    from konv.engine.winograd import winograd, winograd_groups, winograd_rows, winograd_small
+    from konv.engine.winograd import winograd, winograd_groups, winograd_rows, winograd_small, winograd_strided
 
     if not machine().fused:  # a CPU of before 2013: its BLAS is faster than kernels made of calls
         return [cast(Algorithm, columns)]
@@ -152,6 +152,7 @@ def algorithms() -> list[Algorithm]:
         folded,
         joined,
         *few,
+        winograd_strided,
         winograd,
         direct,
         columns,

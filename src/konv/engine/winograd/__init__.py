@@ -11,6 +11,7 @@
     winograd_groups.py       small groups, channels in lanes      winograd_groups_kernels.py   its kernels
     winograd_rows.py         small groups, rows in lanes           winograd_rows_kernels.py     its kernels
     winograd_small.py        small groups, tiles in lanes         winograd_small_kernels.py    its kernels
+    winograd_strided.py      3 x 3 with stride 2, forward         winograd_strided_kernels.py  its kernels
 
 Begin with the formulas. ``konv.set_exact(True)`` refuses all of them.
 """

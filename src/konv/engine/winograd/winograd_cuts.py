@@ -199,7 +199,7 @@ def _cut(
     apart = len(axes.phases) // alike
     blocks = -(-tiled["all_rows"] // block_rows) * tiled["column_blocks"]
     counts = _tiles_at_points(axes, block_rows, block_columns, tiled["column_blocks"])
-    group = _group(counts, machine().tile[1])
+    group = group_of(counts, machine().tile[1])
     tiles = -(-block_rows * block_columns // group) * group
     while ahead and apart * blocks * -(-panels // share_panels) < 2 * threads and share_panels > 1:
         share_panels = -(-share_panels // 2)
@@ -262,7 +262,7 @@ def _tiles_at_points(axes: Axes, block_rows: int, block_columns: int, column_blo
     ]
 
 
-def _group(counts: list[tuple[int, int]], most: int) -> int:
+def group_of(counts: list[tuple[int, int]], most: int) -> int:
     """Tiles in registers at once: few values, each is a kernel to compile, and little waste in a block's last group.
 
     One step of a group takes about as many cycles as it has tiles, and one more. ``counts`` : see :func:`_tiles_at_points`

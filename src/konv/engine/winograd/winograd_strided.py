@@ -1,0 +1,196 @@
+"""Winograd's algorithm for 3 x 3 with stride 2, forward: 256 products instead of 441 for 7 x 7 outputs.
+
+What is read and multiplied is told in :mod:`konv.engine.winograd.winograd_strided_kernels`. A few images at a time: first all
+their numbers, which stay in L3, then panels of filters, each transformed once for all of these images.
+
+Error: 0.3-0.5e-6 of the largest output (direct: 0.2-0.4e-6), against float64 on normal, rectified and positive numbers: 128@28,
+256@28, 512@14, 512@33, 1024@7. In all else it is that of
+:mod:`konv.engine.winograd.winograd`: relative to the largest output, and a NaN may fill its tile.
+
+Losing: one sum of all parts in the points of two taps, 289 products for 7 x 7 (:mod:`konv.engine.winograd.winograd`), takes 1.05
+to 1.3 times the time of direct for 512@14, this 0.7: there are twice as many numbers of a filter to transform. Fewer images at
+a time, 2 MiB of numbers instead of 4.5: 1.15 to 1.3 times as long, for filters are transformed again; 128 channels summed
+before they are added up instead of 64: 0.98 of the time, twice the memory of the filters.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from konv.arrays import known_layout
+from konv.engine import memory, roofline
+from konv.engine.launch import Job, address
+from konv.engine.machine import dtype_name, machine, wide_type, widened
+from konv.engine.threads import get_threads, width
+from konv.engine.winograd.winograd_cuts import evenly, group_of
+from konv.engine.winograd.winograd_kernels import SPREAD
+from konv.engine.winograd.winograd_strided_kernels import (
+    CELLS,
+    KINDS,
+    MATRICES,
+    OUTPUTS,
+    POINTS,
+    STRIDE,
+    TAPS,
+    places,
+    strided_inputs,
+    strided_products,
+    tiles_of,
+)
+from konv.geometry import Geometry
+
+if TYPE_CHECKING:
+    from konv.engine.plan import Problem
+
+NAME = "winograd_strided"
+BEYOND = "few products stand for many of the formula's"
+DEPTH = 64  # channels that are summed before they are added up
+# See `declines`.
+LACKING = 0, 1, 2, 5
+LEAST_CHANNELS, LEAST_FILTERS, LEAST_FILTERS_OF_LARGE, LARGE = 128, 128, 256, 400
+VALUES_BYTES = 9 << 19  # of the numbers of a block of images
+
+__all__ = ["NAME", "blocking", "declines", "forward", "share", "workspace"]
+
+
+def declines(problem: Problem) -> str | None:
+    """What it does not compute."""
+    g = problem.geometry
+    if problem.kind != "forward":
+        return "it computes forward only"
+    if problem.exact:
+        return "an exact sum is asked for: its error is up to three times a direct sum's"
+    if g.groups > 1 or g.kernel != (TAPS, TAPS) or g.stride != (STRIDE, STRIDE) or max(g.dilation) > 1:
+        return "its kernels are 3 x 3 of stride 2, of one group"
+    if g.channels < LEAST_CHANNELS:
+        return (
+            f"{g.channels} channels to sum, fewer than {LEAST_CHANNELS}: what is transformed costs more than it saves"
+        )
+    least = LEAST_FILTERS_OF_LARGE if math.prod(g.output) >= LARGE else LEAST_FILTERS
+    if g.filters < least:
+        return f"{g.filters} filters, fewer than {least}: the inputs' numbers, which come from L3, are too seldom used"
+    if not set(LACKING).isdisjoint(g.output):
+        return f"{' x '.join(map(str, g.output))} outputs: it takes those that tiles of 4 and 3 add up to"
+    return None
+
+
+def workspace(problem: Problem) -> int:
+    """Bytes taken while it runs: of half types, w is copied in float32."""
+    g, dtype = problem.geometry, problem.dtype
+    return _prepare(g, dtype, dtype, problem.layout, get_threads()).size + widened(g.w_shape, dtype)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some images' jobs, and how many threads they use: their numbers, then all panels of filters."""
+
+    images: int
+    inputs: Job
+    products: Job
+    threads: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Blocks of images, each with its first; the bytes of their numbers, and of all; zeros for the filters of all panels."""
+
+    blocks: list[tuple[int, Block]]
+    values_size: int
+    size: int
+    no_bias: np.ndarray
+
+
+@functools.lru_cache(maxsize=512)
+def _prepare(g: Geometry, dtype: str, out: str, layout: str, threads: int) -> Prepared:
+    host, wide = machine(), wide_type(dtype)
+    itemsize, lanes, batch = np.dtype(wide).itemsize, host.lanes(wide), max(1, g.batch)
+    vectors = min(host.tile[0], -(-g.filters // lanes))
+    panel, most = lanes * vectors, host.tile[1]
+    depth = min(DEPTH, -(-g.channels // lanes) * lanes)
+    chunks = -(-g.channels // depth)
+    plane, output = depth * panel + SPREAD, (g.output[0], g.output[1])
+    (rows, whole_rows), (columns, whole_columns) = map(tiles_of, g.output)
+    pitch = -(-(STRIDE * g.output[1] + TAPS) // lanes) * lanes
+    strip = pitch * lanes * CELLS
+
+    def block(images: int) -> tuple[Block, int, int]:
+        """The jobs; cells of all numbers, and of the slots."""
+        groups = _groups(images, g, most)
+        table, cells = places(images, *output, groups)
+        shared: dict[str, Any] = dict(
+            matrices=table, channels=g.channels, chunks=chunks, height=g.output[0], width=g.output[1], tile_rows=rows,
+            tile_columns=columns, whole_rows=whole_rows, whole_columns=whole_columns, cells=cells,
+        )  # fmt: skip
+        inputs = Job(
+            strided_inputs(dtype, lanes, depth, layout), images * chunks, x_height=g.spatial[0], x_width=g.spatial[1],
+            pad_height=g.padding[0][0], pad_width=g.padding[1][0], pitch=pitch, slot_size=strip, **shared,
+        )  # fmt: skip
+        sums_at = MATRICES * plane
+        taps_at = sums_at + cells * panel
+        slot = taps_at + TAPS * TAPS * plane
+        products = Job(
+            strided_products(out, wide, lanes, vectors, depth, groups, layout), -(-g.filters // panel), images=images,
+            filters=g.filters, sums_at=sums_at, taps_at=taps_at, slot_size=slot, **shared,
+        )  # fmt: skip
+        used = (
+            width(inputs.pieces, images * g.channels * math.prod(g.spatial) * 4),
+            width(products.pieces, cells * g.channels * g.filters),
+        )
+        return Block(images, inputs, products, used), cells * chunks * depth, max(used[0] * strip, used[1] * slot)
+
+    one = places(1, *output, (1, 1))[1] * chunks * depth * itemsize
+    count, images = evenly(batch, max(1, VALUES_BYTES // one))
+    made = {n: block(n) for n in {images, batch - images * (count - 1)}}
+    blocks = [(i * images, made[min(images, batch - i * images)][0]) for i in range(count)]
+    values = -(-max(cells for _, cells, _ in made.values()) * itemsize // memory.LINE) * memory.LINE
+    slots = max(cells for _, _, cells in made.values()) * itemsize
+    return Prepared(blocks, values, values + slots, np.zeros(-(-g.filters // panel) * panel, wide))
+
+
+def _groups(images: int, g: Geometry, most: int) -> tuple[int, int]:
+    """Cells in registers at once, of matrices of points along both axes and of the others; see :func:`group_of`."""
+    table, _ = places(images, g.output[0], g.output[1], (1, 1))
+    counts = [(1, int(n)) for n in table[:, -1]]
+    others = [n for i, n in enumerate(counts) if POINTS in divmod(i, KINDS)]
+    return group_of(counts, most), group_of(others, most)
+
+
+def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
+    """Write conv(x, w) + b into ``out`` (N, F, *output)."""
+    if out.size == 0:
+        return
+    plan = _prepare(g, dtype_name(x.dtype), dtype_name(out.dtype), known_layout(x, out), get_threads())
+    bias = plan.no_bias
+    w = np.ascontiguousarray(w, bias.dtype)
+    if b is not None:
+        bias = np.zeros_like(bias)
+        bias[: len(b)] = b
+    x_at, y_at, w_at, bias_at = (address(array) for array in (x, out, w, bias))
+    with memory.workspace(plan.size) as values:
+        slots = values + plan.values_size
+        for first, block in plan.blocks:
+            x_first, y_first = (at + first * (array.nbytes // g.batch) for at, array in ((x_at, x), (y_at, out)))
+            block.inputs.run(block.threads[0], x=x_first, values=values, slots=slots)
+            block.products.run(block.threads[1], w=w_at, bias=bias_at, y=y_first, values=values, slots=slots)
+
+
+def blocking(problem: Problem) -> str:
+    """Tiles, blocks and pieces, in words."""
+    g, dtype = problem.geometry, problem.dtype
+    _, block = _prepare(g, dtype, dtype, problem.layout, get_threads()).blocks[0]
+    return (
+        f"tiles of {OUTPUTS} x {OUTPUTS} outputs; blocks of {block.images} images, a panel of filters a piece; "
+        f"{block.products.cut(block.threads[1])}"
+    )
+
+
+def share(problem: Problem) -> float:
+    """Of the limit; see :mod:`konv.engine.roofline`. Above 1, for few products stand for many of the formula's."""
+    g, lanes = problem.geometry, machine().lanes(problem.dtype)
+    done = math.prod(2 * n + -(-n // OUTPUTS) for n in g.output) / (math.prod(g.output) * math.prod(g.kernel))
+    return roofline.share(problem, done * roofline.padding(g.filters, lanes), speed=0.75, moving=0.75, storing=0)
