@@ -410,7 +410,7 @@ def test_words_of_an_input_gradient_that_is_zero_everywhere():
 
 
 @pytest.mark.parametrize("end", [True, False], ids=["page after", "page before"])
-@pytest.mark.parametrize("case", ["3x3, stride 2", "7x7", "dilated rows", "a phase in the padding"])
+@pytest.mark.parametrize("case", ["3x3, stride 2", "7x7", "dilated rows", "1-D, 31 taps", "a phase in the padding"])
 def test_channels_last_beside_a_forbidden_page(case, end):
     x_shape, w_shape, options = DEPTHWISE[case]
     options = options | {"groups": x_shape[1]}

@@ -26,6 +26,9 @@ PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one row
 MOST_TAPS = 32  # of a row of the kernel, taken together
 WOVEN_TAPS = 4  # their factors, too, are twice as many
 MOST_SUMS = 8, 24  # of a weight gradient, taken together: depthwise, in small groups
+# Of rows of more than 8 taps, where there are 32 registers: outputs of a tile; taps and outputs of a weight gradient's, so each
+# number is read for more of them: 31 taps .63 to .9 of the time, their weight gradient .8.
+MANY_TAPS, MANY_OUTPUTS, MANY_SUMS, MANY_ADDED = 9, (14, 12, 10), 16, 8
 SHORT = 14  # outputs of a row that is one tile, where there are 32 registers
 CHUNK_BYTES = 64 << 10  # of dy: what is read for every block of channels stays in the cache
 LEAST_PARTS = 16  # of a weight gradient: each is summed by itself
@@ -86,7 +89,7 @@ def correlation(g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: in
     taps = [
         (d * kernel[1] + h) * kernel[2] + i for d, h, i in itertools.product(depth.weights, height.weights, row.weights)
     ]
-    tile = tile_of(row.out)
+    tile = tile_of(row.out, 1 if cut or g.groups < g.channels else len(row.taps))
     lines = g.batch * depth.out * height.out
     chunk = max(1, min(-(-lines // (8 * threads)), PIECE_CELLS // max(1, row.out * g.channels)))
     spatial = (1,) * (3 - g.axes) + (g.output if phase == FORWARD else g.spatial)
@@ -120,10 +123,14 @@ def accumulation(g: Geometry, dtype: str) -> Depthwise:
     depth, height, row = forward_axes(g)
     apart, neighbours = g.dilation[-1], all(b == a + 1 for a, b in itertools.pairwise(height.taps))
     group = g.channels // g.groups
-    wide_tile = min(len(row.taps), max(1, MOST_SUMS[group > 1] // group))
+    most = max(1, MOST_SUMS[group > 1] // group)
+    many = group == 1 and len(row.taps) >= MANY_TAPS and row.out > SHORT and machine().registers >= 32
+    if many:
+        most = -(-len(row.taps) // -(-len(row.taps) // MANY_SUMS))
+    wide_tile = min(len(row.taps), most)
     high_tile = len(height.taps) if neighbours and len(height.taps) * wide_tile * group <= 9 else 1
     sources = _sources((depth, dataclasses.replace(height, taps=height.taps[::high_tile]), row), len(row.taps))
-    tile = row.out if tile_of(row.out) == row.out and group == 1 else min(4, row.out)
+    tile = row.out if tile_of(row.out) == row.out and group == 1 else min(MANY_ADDED if many else 4, row.out)
     lines = g.batch * depth.out * height.out
     chunk = max(1, min(depth.out * height.out, lines // LEAST_PARTS))
     segment = min(row.out, max(1, CHUNK_BYTES // (g.channels * ITEMSIZE[dtype] * tile)) * tile)
@@ -181,12 +188,15 @@ def _short(row: Axis, tile: int) -> tuple[int, int] | None:
     return (row.taps[0] - row.pad, row.length) if row.out == tile else None
 
 
-def tile_of(columns: int) -> int:
-    """Outputs of a tile: a whole short row, or those that compute fewest outputs twice."""
+def tile_of(columns: int, taps: int = 1) -> int:
+    """Outputs of a tile: a whole short row, or those that compute fewest outputs twice; more of them where taps are many."""
     most = 8 if machine().registers >= 32 else 4
     if columns <= SHORT * most // 8:
         return columns
-    return min((n for n in (8, 7, 4, 2, 1) if n <= min(most, columns)), key=lambda n: -(-columns // n) * (n + 2))
+    sizes = [n for n in (8, 7, 4, 2, 1) if n <= min(most, columns)]
+    if taps >= MANY_TAPS and most == 8:
+        sizes = [*(n for n in MANY_OUTPUTS if n <= columns and n < taps), *sizes]
+    return min(sizes, key=lambda n: -(-columns // n) * (n + 2))
 
 
 def blocking(g: Geometry, dtype: str, kind: str) -> str:
