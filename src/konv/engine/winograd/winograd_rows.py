@@ -13,15 +13,22 @@ groups of 12 and 16 on small images, and :mod:`konv.engine.groups`), on an AMD Z
     256@14, 8 x 8    0.93       1.1, not taken
     128@56, 4 x 4    0.74       0.77
     512@28, 16 x 16  1.1, not   0.81
-    256@56 / 2       0.7
-    512@28 / 2       0.87
 
-With a stride of 2 two rows of outputs are paired, which saves a sixth of the products: see ``PAIRS``. Weight gradients do not
-gain: 0.96 of the time of :mod:`konv.engine.groups.small_groups`, to take even and odd cells apart costs what is saved.
+Strides of 2, whose rows of outputs are paired (``PAIRS``), which saves a sixth of the products::
+
+                     forward    input gradient
+    256@56           0.68       0.87
+    512@28           0.87       0.84
+    128@56, 4 x 4    0.79       0.74
+    256@14           1.45       1.2, not taken
+
+Their weight gradients took 0.96 of the time of :mod:`konv.engine.groups.small_groups`: to take even and odd cells apart costs
+what is saved.
 
 Products of 256@28 take two thirds of its forward, near their limit. Waiting for x took a quarter, until its lines were asked
 for a row of tiles ahead, during the products; in weight gradients, too, where lines asked for during the transforms gained
-nothing. Twice or half as many of their cells at a time, or 8 filters by one channel, are not faster.
+nothing. Lines of y are asked for a row of tiles ahead, too: 0.94 of the time of strides of 2. In weight gradients twice or half
+as many cells at a time, or 8 filters by one channel, are not faster.
 """
 
 from __future__ import annotations
@@ -43,7 +50,8 @@ from konv.engine.winograd.winograd_rows_kernels import (
     POINTS,
     SHORT,
     TAPS,
-    TILES,
+    Rows,
+    rows_of,
     winograd_of_row_weights,
     winograd_of_rows,
 )
@@ -78,9 +86,9 @@ def declines(problem: Problem) -> str | None:
         return "an exact sum is asked for: its error is up to three times a direct sum's"
     if problem.layout == "last":
         return "channels are last"
-    strided = problem.kind == "forward" and g.stride == (2, 2)
+    strided = not weights and g.stride == (2, 2)
     if g.kernel != (TAPS, TAPS) or max(g.dilation) > 1 or not (strided or g.stride == (1, 1)):
-        return "its kernels are 3 x 3 of dilation 1 and stride 1, or forward of stride 2"
+        return "its kernels are 3 x 3 of dilation 1 and stride 1, or 2 but for weight gradients"
     most = MOST_FULL if weights or strided else MOST
     if not LEAST <= min(channels, filters) <= max(channels, filters) <= most or channels % 4 or filters % 4:
         return f"groups of {channels} x {filters}: it takes multiples of 4, {LEAST} to {most}"
@@ -97,15 +105,26 @@ def declines(problem: Problem) -> str | None:
     return None
 
 
+def _strides(g: Geometry, transposed: bool) -> tuple[int, int]:
+    """(down, up): of x from one output to the next, of outputs from one cell of what is read to the next."""
+    return (1, g.stride[0]) if transposed else (g.stride[0], 1)
+
+
+def _tile(problem: Problem) -> Rows:
+    g = problem.geometry
+    return rows_of(*_strides(g, problem.kind == "input_gradient"), g.padding[0][0])[0]
+
+
 def _used(problem: Problem) -> float:
     """The share of what it multiplies that is of outputs. Half vectors and short tiles are for outputs and dx only."""
-    g, lanes = problem.geometry, machine().lanes(problem.dtype)
-    height, row = g.spatial if problem.kind == "input_gradient" else g.output
+    g, lanes, back = problem.geometry, machine().lanes(problem.dtype), problem.kind == "input_gradient"
+    height, row = g.spatial if back else g.output
     if problem.kind == "weight_gradient":
         return height * row / max(1, -(-height // OUTPUTS) * OUTPUTS * (-(-row // lanes) * lanes))
     half = lanes // 2 if lanes > 2 else lanes
     if g.stride[0] == 2:
-        return height * row / max(1, (height + height % 2) * (-(-row // half) * half))
+        rows, cells = (4, 2 * half) if back else (2, half)
+        return height * row / max(1, -(-height // rows) * rows * (-(-row // cells) * cells))
     points = height // OUTPUTS * POINTS + (0, SHORT.points, SHORT.points, POINTS)[height % OUTPUTS]
     return height * row * POINTS / max(1, points * OUTPUTS * (-(-row // half) * half))
 
@@ -146,35 +165,31 @@ def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transp
 
 @functools.lru_cache(maxsize=512)
 def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, threads: int) -> Prepared:
-    host = machine()
+    host, stride = machine(), g.stride[0]
     channels, filters, lanes = g.channels // g.groups, g.filters // g.groups, host.lanes(dtype)
-    (x_height, x_width), cells = (g.output, g.spatial) if transposed else (g.spatial, g.output)
-    low = [TAPS - 1 - n if transposed else n for n, _ in g.padding]
+    (x_height, x_width), (out_height, out_width) = (g.output, g.spatial) if transposed else (g.spatial, g.output)
+    flipped = transposed and stride == 1
+    pads = tuple(TAPS - 1 - low if flipped else low for low, _ in g.padding)
     if transposed:
         channels, filters = filters, channels
-    stride = g.stride[0]
-    tile = TILES[stride][0]
-    tile_rows = -(-cells[0] // tile.outputs)
+    down, up = strides = _strides(g, transposed)
+    tile = rows_of(down, up, pads[0])[0]
+    tile_rows, columns = -(-out_height // tile.outputs), -(-out_width // up)
     all_rows = max(1, g.batch) * tile_rows
     parts, piece_rows = evenly(all_rows, max(1, all_rows * g.groups // LEAST_PIECES))
-    short, half = (
-        stride == 1 and 0 < cells[0] % OUTPUTS <= SHORT.outputs,
-        lanes > 2 and 0 < cells[1] % lanes <= lanes // 2,
-    )
-    pitch = lanes + -(-x_width // (stride * lanes)) * lanes
-    points_at = (tile.points + short * SHORT.points) * TAPS * channels * filters
+    short = stride == 1 and 0 < out_height % OUTPUTS <= SHORT.outputs
+    half = lanes > 2 and 0 < columns % lanes <= lanes // 2
+    pitch = lanes + -(-x_width // (down * lanes)) * lanes
+    points_at = (tile.factors + short * SHORT.points) * TAPS * channels * filters
     slot_size = (
-        points_at + channels * tile.points * stride * pitch + 3 * lanes
+        points_at + channels * tile.points * down * pitch + 3 * lanes
     )  # the last row's vectors may reach beyond it
-    together = 4 if host.registers >= 32 else 2
+    together = (4 if host.registers >= 32 else 2) // up
     job = Job(
-        winograd_of_rows(
-            dtype, out, lanes, channels, filters, together, stride, low[1],
-            "flipped taps" if transposed else "taps", short, half,
-        ),
+        winograd_of_rows(dtype, out, lanes, channels, filters, together, strides, pads, transposed, short, half),
         g.groups * parts, slot_size=slot_size, points_at=points_at, groups=g.groups, x_height=x_height, x_width=x_width,
-        pad_height=low[0], out_height=cells[0], out_width=cells[1], tile_rows=tile_rows,
-        all_rows=all_rows, piece_rows=piece_rows, parts=parts, pitch=pitch, zeros=_zeros(x_width),
+        out_height=out_height, out_width=out_width, tile_rows=tile_rows, all_rows=all_rows, piece_rows=piece_rows,
+        parts=parts, pitch=pitch, zeros=_zeros(x_width),
     )  # fmt: skip
     return prepared(job, g.flops // 4, slot_size, dtype, g.groups * filters)
 
@@ -213,7 +228,7 @@ def _zeros(cells: int) -> np.ndarray:
 def blocking(problem: Problem) -> str:
     """Tiles, vectors and pieces, in words."""
     g, dtype = problem.geometry, problem.dtype
-    tiles = f"tiles of {TILES[g.stride[0]][0].outputs} rows, {machine().lanes(dtype)} cells of a row in a vector"
+    tiles = f"tiles of {_tile(problem).outputs} rows, {machine().lanes(dtype)} cells of a row in a vector"
     if problem.kind == "weight_gradient":
         plan = _prepare_weights(g, dtype, dtype, get_threads())
         return f"{tiles}; {plan.job.numbers['chunk_rows']} rows of tiles a chunk, a group a piece; {plan.job.cut(plan.threads)}"
@@ -223,8 +238,7 @@ def blocking(problem: Problem) -> str:
 
 def share(problem: Problem) -> float:
     """Of the limit; see :mod:`konv.engine.roofline`. Above 1, for few products stand for many of the formula's."""
-    stride = problem.geometry.stride[0]
-    tile = TILES[stride][0]
-    done = tile.points / (tile.outputs * TAPS) / max(_used(problem), 1e-9)
+    tile, (_, up) = _tile(problem), _strides(problem.geometry, problem.kind == "input_gradient")
+    done = len(tile.products) / (tile.outputs * TAPS / up) / max(_used(problem), 1e-9)
     speed = 0.5 if problem.kind == "weight_gradient" else 0.65
     return roofline.share(problem, done, speed=speed, moving=0.75, storing=0)
