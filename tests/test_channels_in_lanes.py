@@ -28,7 +28,7 @@ LAYERS = {
     "8 x 8, rows in lanes": (winograd_rows, (3, 32, 12, 30), (32, 8, 3, 3), dict(padding=((2, 0), (2, 2))), ("first",)),
     "8 x 4, short rows": (winograd_rows, (2, 16, 9, 39), (8, 8, 3, 3), dict(padding=((0, 2), (1, 2))), ("first",)),
     "8 x 8 / 2, rows": (winograd_rows, (2, 16, 23, 28), (16, 8, 3, 3), dict(padding=((0, 2), (1, 0)), stride=2), ("first",)),
-    "4 x 8 / 2, rows": (winograd_rows, (2, 8, 16, 30), (16, 4, 3, 3), dict(padding=((1, 1), (2, 0)), stride=2), ("first",)),
+    "4 x 4 / 2, rows": (winograd_rows, (2, 8, 16, 30), (8, 4, 3, 3), dict(padding=((1, 1), (2, 0)), stride=2), ("first",)),
     "4 x 8, half a vector": (winograd_rows, (2, 16, 10, 8), (32, 4, 3, 3), dict(padding=1), ("first",)),
     "7 x 3, pairs of rows": (depthwise_paired, (2, 32, 9, 6), (32, 1, 7, 3), dict(padding=(3, 1)), ("first",)),
     "6 x 5, pairs of rows": (depthwise_paired, (3, 33, 7, 7), (33, 1, 6, 5), dict(padding=((2, 6), (4, 0))), ("first",)),
