@@ -357,6 +357,7 @@ def test_every_kernel_of_the_engine_is_run_here():
         "fourier_groups_kernels",
         "folded_kernels",
         "winograd_rows_kernels",
+        "winograd_rows_outer",
         "winograd_small_kernels",
         "winograd_strided_kernels",
         "strips_kernels",

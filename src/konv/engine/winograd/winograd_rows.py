@@ -52,9 +52,9 @@ from konv.engine.winograd.winograd_rows_kernels import (
     TAPS,
     Rows,
     rows_of,
-    winograd_of_row_weights,
     winograd_of_rows,
 )
+from konv.engine.winograd.winograd_rows_outer import winograd_of_row_weights
 from konv.geometry import Geometry
 
 if TYPE_CHECKING:
