@@ -4,12 +4,14 @@ The products of :mod:`konv.engine.products.products`, whose blocks are packed as
 :mod:`konv.engine.products.pairs_kernels`): nothing is widened. Sums are float32 and rounded once, as everywhere; but the
 instruction takes what is smaller than the smallest normal number, 2**-126, for zero, in its operands and in its sums.
 
-The instruction reaches twice the multiply-adds of float32 and the tile 95 to 100 % of that. On two cores of a Zen 4, 256-64@56
-forward takes .82 to .86 of the time that it took when each panel was packed by itself, and .85 of what the tile alone would:
-173 % of the limit in float32, its input gradient 168 %. Memory answers late where 128 bytes are read a page apart, and
-asking for them beside the tile gained nothing; four panels are read along each channel, and of the next four a line is asked for
-beside each pair. Weaving two vectors into two lines of y takes .9 of an input gradient's time; the instruction that rounds two
-vectors gained no more, and it takes a bias below the smallest normal number for zero, too.
+On two cores of a Zen 4 the instruction reaches twice the multiply-adds of float32, and the tile alone 95 to 100 % of that.
+256-64@56 reaches 173, 168 and 155 % of the limit in float32 (forward, input and weight gradient), with channels last 194, 182 and
+161 %, which was 141, 146, 125 and 142, 161, 141 % when tiles waited for memory. It answers late where 128 bytes are read a page
+apart, and asking for them beside the tile gained nothing; so four panels are read along each channel, and a line of what
+comes next is asked for beside each pair. What is left: packing x again (a tenth), and writing y. Weaving two vectors
+into two lines of y takes .9 of an input gradient's time; the instruction that rounds two vectors gained no more, and it takes
+a bias below the smallest normal number for zero, too. Regions of 256 x 256 sums of the weight gradient, not 256 x 192:
+.9 of the time of 256 channels, which are one region then and lay out dy once.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ PIECE_PANELS = 24  # of pixels
 TILES, FEW_REGISTERS = {(6, 4): 1, (12, 2): 1.03, (8, 2): 1.15}, {(6, 2): 1, (4, 2): 1.1}
 MOST_ROWS = 12  # of a tile with channels last
 CHUNK_BYTES = 16 << 10  # of its pixels, which stay in L1 while each panel of w meets them
-BLOCK_PIXELS = 256  # of the weight gradient: a panel of them stays in L1
-REGION = (256, 192)  # its sums, (filters, channels), stay in L2 beside those panels
+BLOCK_PIXELS = 256  # of the weight gradient
+REGION = (256, 256)  # its sums, (filters, channels), stay in L2 beside those pixels
 PARTS_BYTES = 256 << 10  # what sums over parts of the pixels may take, or 1/16 of x
 PIECES = 8  # so many, that threads share them evenly
 CELL = 4  # bytes of a pair, and of a sum
@@ -225,7 +227,7 @@ def _gradient(g: Geometry, out_dtype: str, last: bool, threads: int) -> Gradient
         if pieces * parts >= PIECES:
             break
     block_pairs = block_images * -(-block_pixels // 2)
-    packed = block_pairs * (region_rows + lanes * vectors)
+    packed = block_pairs * (region_rows + -(-region_columns // (lanes * vectors)) * lanes * vectors)
     slot_size = -(-(region_rows * region_columns + packed) // lanes) * lanes
     sums = Job(
         sum_pairs(out_dtype if parts == 1 else "float32", lanes, vectors, rows, last, block_pairs <= ONE_BLOCK),
@@ -255,4 +257,4 @@ def blocking(problem: Problem) -> str:
 
 def share(problem: Problem) -> float:
     """Of the limit in float32; see :mod:`konv.engine.roofline`. Two products an instruction."""
-    return roofline.share(problem, 0.5, speed=0.65, moving=1.5, storing=1)
+    return roofline.share(problem, 0.5, speed=0.9, moving=1.5, storing=1)

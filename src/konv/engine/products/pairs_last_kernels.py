@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from konv.engine.compile import kernel
 from konv.engine.products.pairs_kernels import LINE, multiply_tile
-from konv.engine.simd import loop, minimum, pair, transpose, within
+from konv.engine.simd import bits, loop, minimum, pair, pick, transpose, within
 from konv.engine.windows import in_vectors
 
 
@@ -14,9 +14,19 @@ def multiply_pairs_last(y_dtype, lanes, vectors, rows, turned, once):
     """Forward, or (``turned``) input gradient: y = x @ w.T + bias. A piece is (block of pixels, part of the panels of w).
 
     x is (pixels, reduction), y (pixels, filters), w (filters, reduction), turned (reduction, filters). Of odd lengths a pair
-    would hold a number of the next pixel: ``reduction`` is even.
+    would hold a number of the next pixel: ``reduction`` is even. Two vectors of a panel have the even filters and the odd ones
+    (``both``, ``weave``); a last one without a second has neighbours.
     """
     width = lanes * vectors
+    first_vectors = range(0, vectors, 2)
+
+    def woven(j):
+        return j + 1 < vectors
+
+    def filter_of(j, lane):
+        """Which of its panel lane ``lane`` of vector j is."""
+        first = j // 2 * 2
+        return lanes * first + (2 * lane + j % 2 if woven(first) else lane)
 
     def text(
         piece, slot, w, x, bias, y, workspace, slot_size, pixels, block_pixels, chunk_pixels, parts, part_panels, all_panels,
@@ -28,23 +38,28 @@ def multiply_pairs_last(y_dtype, lanes, vectors, rows, turned, once):
         first_panel = part * part_panels
         used_panels = minimum(part_panels, all_panels - first_panel)
         for p in loop(used_panels):  # panels[panel, pair, filters]
-            for j in range(vectors):
-                f, out = (first_panel + p) * width + lanes * j, panels.at(p * pairs * width + lanes * j)
-                if turned:
+            out = panels.at(p * pairs * width)
+            if turned:
+                for j in first_vectors:
+                    f = (first_panel + p) * width + lanes * j
                     for k in loop(pairs):
-                        low, high = (w.vec((2 * k + i) * filters + f, lanes, count=filters - f) for i in range(2))
-                        out.put(k * width, pair(low, high))
-                else:
+                        two = [w.at((2 * k + i) * filters + f) for i in range(2)]
+                        if woven(j):
+                            columns = zip(*[row.both(0, lanes, bits(0, filters - f)) for row in two])
+                        else:
+                            columns = [[row.vec(0, lanes, count=filters - f) for row in two]]
+                        for n, (low, high) in enumerate(columns):
+                            out.put(k * width + lanes * (j + n), pair(low, high))
+            else:
+                for j in range(vectors):
+                    # Past the last filter comes the last again, in columns that are not used
+                    places = [(first_panel + p) * width + filter_of(j, i) for i in range(lanes)]
+                    places = [minimum(f, filters - 1) * reduction for f in places]
                     for k, used in in_vectors(pairs, pairs, lanes):
-                        lines = []
-                        for i in range(
-                            lanes
-                        ):  # past the last filter comes the last again, in columns that are not used
-                            row = w.at(minimum(f + i, filters - 1) * reduction + 2 * k)
-                            lines.append(row.pairs(0, lanes, None if used is None else reduction - 2 * k))
-                        for i, line in enumerate(transpose(lines)):
+                        left = None if used is None else reduction - 2 * k
+                        for i, line in enumerate(transpose([w.at(f).pairs(2 * k, lanes, left) for f in places])):
                             for _ in loop(1 if used is None else within(i, used)):
-                                out.put((k + i) * width, line)
+                                out.put((k + i) * width + lanes * j, line)
 
         for chunk in loop((last - first + (chunk_pixels - 1)) // chunk_pixels):
             begin = first + chunk * chunk_pixels
@@ -62,15 +77,32 @@ def multiply_pairs_last(y_dtype, lanes, vectors, rows, turned, once):
                             target.prefetch(j, write=True)
 
                     def start(i, j, f=f):
-                        return bias.vec(f + lanes * j, lanes)
+                        first = j // 2 * 2
+                        return (
+                            bias.both(f + lanes * first, lanes)[j % 2]
+                            if woven(first)
+                            else bias.vec(f + lanes * j, lanes)
+                        )
 
-                    totals = multiply_tile(lines, 1, panels.at(p * pairs * width), pairs, lanes, vectors, once, start)
-                    for j in range(vectors):
+                    # Beside the last panel the caches are asked for the next chunk
+                    block = panels.at(p * pairs * width)
+                    coming = x.at((begin + chunk_pixels + tile * rows) * reduction)
+                    limit = within(used_panels - 1, p + 1) * (rows * reduction // LINE)
+
+                    def ask(q, coming=coming, limit=limit, block=block):
+                        pick(within(q, limit), coming.at(q * LINE).as_("int32"), block).prefetch(0)
+
+                    totals = multiply_tile(lines, 1, block, pairs, lanes, vectors, once, start, ask)
+                    for j in first_vectors:
                         used = filters - f - lanes * j
-                        full = within(lanes - 1, used)
+                        full = within((2 * lanes if woven(j) else lanes) - 1, used)
                         for count, times in ((None, full), (used, within(0, used) * (1 - full))):
                             for _ in loop(times):
                                 for i, target in enumerate(targets):
-                                    target.put(lanes * j, totals[vectors * i + j], count=count)
+                                    v = vectors * i + j
+                                    if woven(j):
+                                        target.weave(lanes * j, totals[v], totals[v + 1], count)
+                                    else:
+                                        target.put(lanes * j, totals[v], count=count)
 
     return text, {"w": "bfloat16", "x": "bfloat16", "bias": "float32", "y": y_dtype, "workspace": "float32"}
