@@ -253,6 +253,34 @@ def test_planes_of_a_known_size_compiled(host, cases):
 
 
 @pytest.mark.usefixtures("fixed")
+def test_two_taps_of_bfloat16_at_once_in_plain_python():
+    with engine(dataclasses.replace(MACHINES["AVX-512"], features=FEATURES), plain=True) as asked:
+        check("9 x 24, even", "first", "bfloat16")
+    assert "correlate_fixed" in asked
+
+
+@compiled_too
+@pytest.mark.usefixtures("fixed")
+@pytest.mark.parametrize("case", ["28 x 22", "9 x 24, even"])
+def test_two_taps_of_bfloat16_at_once_beside_a_forbidden_page_and_beside_infinities(case):
+    x_shape, w_shape, options = FIXED[case]
+    options = options | {"groups": x_shape[1]}
+    g = konv.geometry(x_shape, w_shape, **options, dtype=BFLOAT16)
+    for end, number in ((True, 1), (False, np.inf), (True, np.nan)):
+        arrays = [a.copy() for a in drawn(x_shape, w_shape, options, small_bfloat16)]
+        for array in (arrays[0], arrays[3]):
+            array[0, 1, 3, -1] = array[-1, 0, 0, 4] = number
+        x, w, b, dy = (guarded(array, end) for array in arrays)
+        y, dx = (guarded(np.full_like(array, np.nan), end) for array in (dy, x))
+        with np.errstate(invalid="ignore"):
+            right = expected(arrays, options)
+            grouped.forward(x, w, b, g, y)
+            grouped.input_gradient(dy, w, g, dx)
+        assert_equal(y, right["forward"].astype(BFLOAT16), nan_equal=True)
+        assert_equal(dx, right["input_gradient"].astype(BFLOAT16), nan_equal=True)
+
+
+@pytest.mark.usefixtures("fixed")
 @pytest.mark.parametrize("end", [True, False], ids=["page after", "page before"])
 def test_planes_of_a_known_size_beside_a_forbidden_page_and_beside_infinities(end, monkeypatch):
     for name in ("FAR_BYTES", "FAR_ROW_BYTES"):  # as of large planes: two rows together

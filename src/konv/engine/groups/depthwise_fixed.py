@@ -16,7 +16,7 @@ import numpy as np
 
 from konv.arrays import all_finite
 from konv.engine import columns
-from konv.engine.groups.depthwise_fixed_kernels import accumulate_fixed, correlate_fixed
+from konv.engine.groups.depthwise_fixed_kernels import KEPT_FACTORS, accumulate_fixed, correlate_fixed
 from konv.engine.groups.planes_jobs import FAR_BYTES, FAR_ROW_BYTES, FAR_TAPS
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
@@ -102,14 +102,18 @@ def correlation(g: Geometry, backwards: bool, x_dtype: str, y_dtype: str, thread
     vectors = vectors_of(y_size[1], x_dtype, woven(y_size[1], g.stride[1], x_dtype, y_dtype))
     planes = g.batch * g.channels
     moved = planes * (math.prod(x_size) + math.prod(y_size)) * ITEMSIZE[x_dtype]
-    most = ((14 if len(vectors) == 1 else 8) if machine().registers >= 32 else 4) // vectors[0][2]
+    two_taps = vectors[0][2] == 2 and g.kernel[1] > 1 and g.kernel[0] * -(-g.kernel[1] // 2) <= KEPT_FACTORS
+    if machine().registers < 32:
+        most = 4 // vectors[0][2]
+    else:
+        most = 8 if two_taps else (14 if len(vectors) == 1 else 8) // vectors[0][2]
     if moved > FAR_BYTES and g.kernel[0] <= FAR_TAPS and y_size[1] * ITEMSIZE[y_dtype] > FAR_ROW_BYTES:
         most = min(most, 1 if g.stride[0] == 2 and g.kernel[0] <= 3 else 2)
     rows = _rows(y_size[0], most)
     chunk = -(-planes // max(1, 8 * threads))
     job = Job(
         correlate_fixed(
-            x_dtype, y_dtype, vectors, rows, g.kernel, g.stride, pad, x_size, y_size, backwards
+            x_dtype, y_dtype, vectors, rows, g.kernel, g.stride, pad, x_size, y_size, backwards, two_taps
         ),
         -(-planes // max(1, chunk)), planes=planes, chunk=chunk, channels=g.channels,
     )  # fmt: skip

@@ -3,6 +3,9 @@
 A vector is a run of a row of outputs, as in :mod:`konv.engine.groups.planes`. Here every address is a plane's plus a constant,
 and which rows and lanes a tap meets is known: no pointers of rows to keep, nothing to choose, no masks to compute. A plane of 7
 x 7, 3 x 3 taps, takes 50 cycles instead of 100; 7 x 7 taps on 28 x 28 run 1.2 to 1.3 times as fast.
+
+Two neighbouring cells of bfloat16 are a pair as they lie, whichever is the first: ``dots`` multiplies two taps of a row in one
+instruction, and widens nothing. 3 x 3 taps: 6 instead of 9, 1.2 to 1.3 times as fast on 28 to 112 pixels.
 """
 
 from __future__ import annotations
@@ -12,13 +15,13 @@ from typing import Any
 
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
-from konv.engine.simd import Variable, bits, fma, loop, minimum, pinned, shuffle, splat
+from konv.engine.simd import Variable, bits, dot, fma, loop, minimum, pair, pinned, shuffle, splat
 
 KEPT_FACTORS = 9  # stay in registers for a plane
 
 
 @kernel
-def correlate_fixed(x_dtype, y_dtype, columns, rows, taps, stride, pad, x_size, y_size, backwards):
+def correlate_fixed(x_dtype, y_dtype, columns, rows, taps, stride, pad, x_size, y_size, backwards, dots=False):
     """Forward, or with ``backwards`` the input gradient of stride 1: taps in reverse order. A piece is some planes.
 
     Parameters
@@ -27,17 +30,43 @@ def correlate_fixed(x_dtype, y_dtype, columns, rows, taps, stride, pad, x_size, 
         the other in turns (``woven`` in :mod:`konv.engine.groups.planes`)
     rows : of outputs, whose sums are in registers together; the last tile of a plane may begin within the one before
     taps, stride, pad, x_size, y_size : (rows, columns), ``pad`` that before the first
+    dots : of two sets in bfloat16, two neighbouring taps are one :func:`konv.engine.simd.dot` with cells as they lie
     """
     (height, width), (out_height, out_width), (taps_high, taps_wide) = x_size, y_size, taps
     count = taps_high * taps_wide
     tiles = [min(low, out_height - rows) for low in range(0, out_height, rows)]
 
     def text(piece, slot, x, w, bias, y, planes, chunk, channels):
+        def two_taps(own, k, t, lanes):
+            """Taps t and t + 1 of a row as a pair, or zero and the last."""
+            found = [own[count - 1 - (k + i) if backwards else k + i] for i in range(t, min(t + 2, taps_wide))]
+            return pair(*[x.zero(lanes)] * (2 - len(found)), *(splat(v, lanes) for v in found))
+
+        def dotted(source, sums, factors, lows, first, lanes):
+            """The products of a tile, two taps at a time. A last one is the upper half of pairs whose lower half is zero."""
+            names = [(s, t) for s in (0, 1) for t in range(0, taps_wide, 2)]
+            for line, met in met_lines(lows, height, taps_high, 1, pad[0]):
+                row = source.at(line * width)
+                for s, t in names:
+                    cell = first + s + t
+                    inside = lanes_of(-cell, width - cell, 2 * lanes)
+                    if t + 1 < taps_wide:
+                        values = row.pairs(cell, lanes, bits=inside)
+                    else:
+                        values = pair(row.zero(lanes), row.alternate(cell, lanes, bits=inside))
+                    for r, k in met:
+                        sums[r, s].set(pinned(dot(values, factors(k, t, lanes), sums[r, s].get())))
+
         def tile(source, to, start, factors, low, column, lanes, sets):
             """``rows`` rows of outputs from ``low`` on, the vectors at one place of each."""
-            sums = {(r, s): Variable(splat(start, lanes)) for r in range(low, low + rows) for s in range(sets)}
+            begun = x.zero(lanes) if dots else splat(start, lanes)
+            sums = {(r, s): Variable(begun) for r in range(low, low + rows) for s in range(sets)}
             left, first_cell = out_width - column, column * stride[1] - pad[1]
-            for together in shared_reads(taps_wide, stride[1], sets, lanes, left):
+            if dots:
+                dotted(source, sums, factors, range(low, low + rows), first_cell, lanes)
+                for total in sums.values():
+                    total.set(total.get() + splat(start, lanes))
+            for together in () if dots else shared_reads(taps_wide, stride[1], sets, lanes, left):
                 pairs = [(t, s, t - s) for t in together for s in range(sets) if 0 <= t - s < taps_wide]
                 own = {(k, tap): factors(k, tap, lanes) for k in range(taps_high) for _, _, tap in pairs}
                 for line, met in met_lines(range(low, low + rows), height, taps_high, stride[0], pad[0]):
@@ -56,9 +85,18 @@ def correlate_fixed(x_dtype, y_dtype, columns, rows, taps, stride, pad, x_size, 
             plane = first + i
             channel = plane % channels
             own, most = w.at(channel * count), max(lanes for _, lanes, _ in columns)
-            kept = [splat(own[k], most) for k in range(count)] if count <= KEPT_FACTORS else None
+            if dots:
+                kept = {
+                    (k, t): two_taps(own, k * taps_wide, t, most)
+                    for k in range(taps_high)
+                    for t in range(0, taps_wide, 2)
+                }
+            else:
+                kept = [splat(own[k], most) for k in range(count)] if count <= KEPT_FACTORS else None
 
             def factors(k, t, lanes, own=own, kept=kept, most=most):
+                if dots:
+                    return shuffle(kept[k, t], kept[k, t], range(lanes))
                 at = k * taps_wide + t
                 at = count - 1 - at if backwards else at
                 return splat(own[at], lanes) if kept is None else shuffle(kept[at], kept[at], range(lanes))

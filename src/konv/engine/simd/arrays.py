@@ -40,9 +40,9 @@ class ArrayPointer:
         used = _used(lanes, count, start, bits)
         return self._read(i + used, used, lanes, fill)
 
-    def pairs(self, i: int, lanes: int, count: int | None = None) -> np.ndarray:
+    def pairs(self, i: int, lanes: int, count: int | None = None, bits: int | None = None) -> np.ndarray:
         """As :meth:`Pointer.pairs`."""
-        return pair(*self.vec(i, 2 * lanes, count).reshape(lanes, 2).T)
+        return pair(*self.vec(i, 2 * lanes, count, bits=bits).reshape(lanes, 2).T)
 
     def put(
         self, i: int, vector: np.ndarray, count: int | None = None, start: int | None = None, bits: int | None = None

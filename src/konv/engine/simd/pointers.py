@@ -67,14 +67,17 @@ class Pointer:
             return self._filled(call(name, vector, address, INT32(size), mask, zeros(vector)), mask, fill)
         return Value(widened(loaded, self.stored))
 
-    def pairs(self, i: Any, lanes: int, count: Any = None) -> Value:
-        """bfloat16 elements i .. i + 2 * lanes - 1 as pairs (see :func:`pair`); from ``count`` on zeros, and not touched."""
+    def pairs(self, i: Any, lanes: int, count: Any = None, bits: Any = None) -> Value:
+        """bfloat16 elements i .. i + 2 * lanes - 1 as pairs (see :func:`pair`); from ``count`` on zeros, and not touched.
+
+        Or those that ``bits`` tell (see :meth:`vec`).
+        """
         vector, address, size = ir.VectorType(BITS16, 2 * lanes), self.at(i).address, ITEMSIZE[self.stored]
-        if count is None:
+        if count is None and bits is None:
             loaded = emit.load(address, typ=vector, align=size)
         else:
-            name, mask = f"llvm.masked.load.{mangled(vector)}.p0", _mask(2 * lanes, count, None)
-            loaded = call(name, vector, address, INT32(size), mask, zeros(vector))
+            mask = _mask(2 * lanes, count, None) if bits is None else _bit_mask(2 * lanes, bits)
+            loaded = call(f"llvm.masked.load.{mangled(vector)}.p0", vector, address, INT32(size), mask, zeros(vector))
         return Value(emit.bitcast(loaded, ir.VectorType(INT32, lanes)))
 
     def put(self, i: Any, vector: Value, count: Any = None, start: Any = None, bits: Any = None) -> None:
