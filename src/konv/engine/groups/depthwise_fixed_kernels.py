@@ -85,18 +85,19 @@ def correlate_fixed(x_dtype, y_dtype, columns, rows, taps, stride, pad, x_size, 
             plane = first + i
             channel = plane % channels
             own, most = w.at(channel * count), max(lanes for _, lanes, _ in columns)
+            own_pairs, kept = {}, None
             if dots:
-                kept = {
+                own_pairs = {
                     (k, t): two_taps(own, k * taps_wide, t, most)
                     for k in range(taps_high)
                     for t in range(0, taps_wide, 2)
                 }
-            else:
-                kept = [splat(own[k], most) for k in range(count)] if count <= KEPT_FACTORS else None
+            elif count <= KEPT_FACTORS:
+                kept = [splat(own[k], most) for k in range(count)]
 
-            def factors(k, t, lanes, own=own, kept=kept, most=most):
+            def factors(k, t, lanes, own=own, own_pairs=own_pairs, kept=kept, most=most):
                 if dots:
-                    return shuffle(kept[k, t], kept[k, t], range(lanes))
+                    return shuffle(own_pairs[k, t], own_pairs[k, t], range(lanes))
                 at = k * taps_wide + t
                 at = count - 1 - at if backwards else at
                 return splat(own[at], lanes) if kept is None else shuffle(kept[at], kept[at], range(lanes))

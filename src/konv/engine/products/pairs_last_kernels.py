@@ -45,9 +45,9 @@ def multiply_pairs_last(y_dtype, lanes, vectors, rows, turned, once):
                     for k in loop(pairs):
                         two = [w.at((2 * k + i) * filters + f) for i in range(2)]
                         if woven(j):
-                            columns = zip(*[row.both(0, lanes, bits(0, filters - f)) for row in two])
+                            columns = list(zip(*[row.both(0, lanes, bits(0, filters - f)) for row in two]))
                         else:
-                            columns = [[row.vec(0, lanes, count=filters - f) for row in two]]
+                            columns = [tuple(row.vec(0, lanes, count=filters - f) for row in two)]
                         for n, (low, high) in enumerate(columns):
                             out.put(k * width + lanes * (j + n), pair(low, high))
             else:
