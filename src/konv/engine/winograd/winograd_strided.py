@@ -184,7 +184,7 @@ def blocking(problem: Problem) -> str:
     g, dtype = problem.geometry, problem.dtype
     _, block = _prepare(g, dtype, dtype, problem.layout, get_threads()).blocks[0]
     return (
-        f"tiles of {OUTPUTS} x {OUTPUTS} outputs; blocks of {block.images} images, a panel of filters a piece; "
+        f"tiles of {OUTPUTS} x {OUTPUTS} outputs; images in blocks of {block.images}, a panel of filters a piece; "
         f"{block.products.cut(block.threads[1])}"
     )
 
