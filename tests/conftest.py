@@ -1,5 +1,7 @@
 """Hypothesis profiles: the same examples on every run, or (HYPOTHESIS_PROFILE=thorough) many new ones. And the algorithms."""
 
+import contextlib
+import gc
 import os
 
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import HealthCheck, settings
 
 from konv.engine import contention
 from konv.engine.plan import algorithms, prefer
+from preferring import repeated
 
 settings.register_profile(
     "default",
@@ -21,6 +24,12 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+
+# Threads that wait for work sleep: they would spin on the core where other tests run. OpenMP reads it once, here with PyTorch;
+# programs in processes of their own wait as users' do.
+with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
+    patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    import torch  # noqa: F401
 
 contention.UNNOTICED = 1 << 62  # what tests threads has them, however busy the machine is
 
@@ -40,8 +49,28 @@ OF_FEW_LAYERS = {
 }
 
 
-@pytest.fixture(scope="module", params=[a.NAME for a in algorithms() if a.NAME not in OF_FEW_LAYERS])
+NAMES = [a.NAME for a in algorithms() if a.NAME not in OF_FEW_LAYERS]
+
+
+@pytest.fixture(scope="module", params=[None, *NAMES], ids=["as planned", *NAMES])
 def every_algorithm(request):
-    """The tests of a module that uses this run once with each algorithm of the engine preferred that takes many layers."""
-    with prefer(request.param):
+    """The tests of a module that uses this run once as planned, and with each algorithm preferred that takes many layers."""
+    with prefer(request.param) if request.param else contextlib.nullcontext():
         yield
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "layer(function): see preferring.py")
+
+
+def pytest_collection_modifyitems(config, items):
+    left_out = [item for item in items if repeated(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
+def pytest_collection_finish():
+    """What was imported stays: searches for garbage, of which some tests ask many, pass it over."""
+    gc.collect()
+    gc.freeze()

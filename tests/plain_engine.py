@@ -30,6 +30,19 @@ MACHINES = {
 """Widths and tile shapes of other CPUs. All of them are compiled for this one."""
 
 
+def hosts_of(number):
+    """The hosts that compute the case of that number: the widest, of AVX2 and SSE2 one in turns, each third also NEON.
+
+    Each compiles kernels of its own. NEON is as wide as SSE2 and has more registers.
+    """
+    return ["AVX-512", ("AVX2", "SSE2")[number % 2], *(["NEON"] if number % 3 == 0 else [])]
+
+
+def share_of(host, cases):
+    """Of a list of cases those that the host computes (see :func:`hosts_of`)."""
+    return [case for number, case in enumerate(cases) if host in hosts_of(number)]
+
+
 def factories():
     """The @kernel factories of the engine by name."""
     found = {

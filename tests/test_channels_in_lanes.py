@@ -13,7 +13,7 @@ from konv.engine import threads
 from konv.engine.groups import depthwise_fixed, depthwise_paired, small_groups, small_planes
 from konv.engine.plan import KINDS, Problem
 from konv.engine.winograd import winograd_groups, winograd_rows, winograd_small
-from plain_engine import MACHINES, engine
+from plain_engine import MACHINES, engine, hosts_of
 from strategies import integers
 from test_guard_page import guarded
 
@@ -92,8 +92,15 @@ def lie(arrays, layout):
     return laid_out(x, layout), w, b, laid_out(dy, layout)
 
 
-@pytest.mark.parametrize("host", MACHINES)
-@EVERY
+@pytest.mark.parametrize(
+    "name, layout, host",
+    [
+        (name, layout, host)
+        for number, (name, (*_, layouts)) in enumerate(LAYERS.items())
+        for layout in layouts
+        for host in hosts_of(number + (layout == "last"))
+    ],
+)
 def test_right_on_every_machine(name, layout, host):
     """Exactly, on small integers; within Winograd's error, with Winograd."""
     algorithm, arrays, g, options = arrays_of(

@@ -14,7 +14,7 @@ from konv.engine.groups import depthwise, depthwise_fixed, grouped, planes_jobs,
 from konv.engine.machine import machine
 from konv.engine.plan import KINDS, Problem, prefer
 from konv.engine.simd import bits, pick, within
-from plain_engine import MACHINES, engine, many_small_jobs
+from plain_engine import MACHINES, engine, many_small_jobs, share_of
 from strategies import BFLOAT16, integers
 from test_guard_page import guarded
 from test_kernels import channels_last, drawn, expected
@@ -104,7 +104,7 @@ def test_in_plain_python(case, layout, host, monkeypatch):
 @pytest.mark.parametrize("host", MACHINES)
 def test_compiled(host, monkeypatch):
     with engine(MACHINES[host]):
-        for case, layout in CASES[::3] if host == "NEON" else CASES:  # as wide as SSE2, with more registers
+        for case, layout in share_of(host, CASES):
             check(case, layout)
             with monkeypatch.context() as patch:
                 many_small_jobs(patch)

@@ -13,6 +13,8 @@ import pytest
 import konv
 from compare import assert_equal
 from konv import textbook
+from konv.geometry import transposed_geometry
+from preferring import layer, of_options
 from strategies import BFLOAT16, integers
 
 pytestmark = [
@@ -57,9 +59,16 @@ SHAPES = [
 ]
 
 
+@layer(lambda end, **of: of_options(**of))
 @pytest.mark.parametrize("end", [True, False], ids=["page after", "page before"])
-@pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16], ids=str)
-@pytest.mark.parametrize("x_shape, w_shape, options", SHAPES)
+@pytest.mark.parametrize(
+    "x_shape, w_shape, options, dtype",  # each layer in float32 and, for each compiles kernels, in one other type
+    [
+        (*layer, np.dtype(dtype))
+        for number, layer in enumerate(SHAPES)
+        for dtype in (np.float32, (np.float64, np.float16, BFLOAT16)[number % 3])
+    ],
+)
 def test_convolution(x_shape, w_shape, options, dtype, end):
     rng = np.random.default_rng(0)
     x, w, b = (guarded(integers(rng, shape, dtype), end) for shape in (x_shape, w_shape, w_shape[:1]))
@@ -74,6 +83,7 @@ def test_convolution(x_shape, w_shape, options, dtype, end):
         assert_equal(actual, expected.astype(dtype))
 
 
+@layer(lambda x_shape, w_shape, options, end: ([transposed_geometry(x_shape, w_shape, **options)], np.float32))
 @pytest.mark.parametrize("end", [True, False], ids=["page after", "page before"])
 @pytest.mark.parametrize(
     "x_shape, w_shape, options",
@@ -95,6 +105,7 @@ def test_transposed_convolution(x_shape, w_shape, options, end):
         assert_equal(actual, expected)
 
 
+@layer(None)
 @pytest.mark.parametrize("end", [True, False], ids=["page after", "page before"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize(
@@ -135,6 +146,7 @@ def test_streaming(end):
     assert_equal(np.concatenate(parts, axis=2), expected)
 
 
+@layer(None)
 def test_the_page_really_is_forbidden():
     """A process of its own reads one byte too far, and must not live to tell."""
     import subprocess

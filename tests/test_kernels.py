@@ -19,7 +19,7 @@ from konv.engine.direct import direct, weights
 from konv.engine.groups import small_groups
 from konv.engine.plan import KINDS, Problem, algorithms
 from konv.engine.products import products_last
-from plain_engine import MACHINES, MODULES, engine, factories, many_small_jobs
+from plain_engine import MACHINES, MODULES, engine, factories, hosts_of, many_small_jobs, share_of
 from strategies import BFLOAT16, convolutions, integers, seeds
 
 DTYPES = {"float16": np.float16, "bfloat16": BFLOAT16, "float32": np.float32, "float64": np.float64}
@@ -70,6 +70,7 @@ FEW_CASES = (
     "4 groups of 8",
 )
 OTHER_DTYPES = [(FEW_CASES, [host], t) for host, t in (("AVX2", "float16"), ("SSE2", "float64"), ("NEON", "bfloat16"))]
+FEW_CASES_IN_TURNS = [(FEW_CASES[i::3], [host], "float32") for i, host in enumerate(("AVX2", "SSE2", "NEON"))]
 COMPILED = [algorithm for algorithm in algorithms() if algorithm.NAME not in ("columns", "pairs")]  # see test_pairs.py
 
 
@@ -185,7 +186,7 @@ def small_jobs(monkeypatch):
 
 
 @pytest.mark.usefixtures("small_jobs")
-@each_algorithm((CASES, ["AVX-512"], "float32"), (FEW_CASES, ["AVX2", "SSE2", "NEON"], "float32"), *OTHER_DTYPES)
+@each_algorithm((CASES, ["AVX-512"], "float32"), *FEW_CASES_IN_TURNS, *OTHER_DTYPES)
 def test_in_plain_python(algorithm, case, host, dtype):
     """No text touches a cell outside its arrays, its tables, or its part of the workspace; and it is right."""
     with engine(MACHINES[host], plain=True):
@@ -213,7 +214,7 @@ def test_weight_gradients_of_channels_last(host, plain):
     """Read as they are: the kernels are given the memory of x and dy itself."""
     rng = np.random.default_rng(0)
     with engine(MACHINES[host], plain=plain):
-        for case in FEW_CASES if plain else CASES:
+        for case in FEW_CASES if plain else share_of(host, CASES):
             x_shape, w_shape, options = CASES[case]
             arrays = drawn(x_shape, w_shape, options, lambda shape: integers(rng, shape, np.float32, limit=2))
             out = np.full(w_shape, np.nan, np.float32)
@@ -256,7 +257,7 @@ def test_any_geometry_in_plain_python(algorithm):
 @pytest.mark.parametrize("algorithm", COMPILED, ids=lambda a: a.NAME)
 def test_compiled(algorithm, host):
     with engine(MACHINES[host]):
-        for case in CASES.values():
+        for case in share_of(host, CASES.values()):
             check(algorithm, case)
 
 
@@ -273,7 +274,7 @@ def test_compiled_on_numbers_that_are_rounded(algorithm, host):
     """As near to the textbook as sums in float32 can be."""
     rng = np.random.default_rng(0)
     with engine(MACHINES[host]):
-        for x_shape, w_shape, options in CASES.values():
+        for x_shape, w_shape, options in share_of(host, CASES.values()):
             draw = lambda shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
             arrays = drawn(x_shape, w_shape, options, draw)
             right, scale = expected(arrays, options), expected([np.abs(a) for a in arrays], options)
@@ -292,8 +293,8 @@ def test_an_output_has_the_same_bits_in_vectors_of_any_width(algorithm, case, ho
     x_shape, w_shape, options = CASES[case]
     arrays = drawn(x_shape, w_shape, options, lambda shape: rng.standard_normal(shape).astype(dtype))
     results = []
-    for machine in MACHINES.values():
-        with engine(machine):
+    for name in hosts_of(list(CASES).index(case)):
+        with engine(MACHINES[name]):
             results.append(computed(algorithm, arrays, options))
     for kind in {"forward", "input_gradient"} & results[0].keys():
         for other in results[1:]:
@@ -307,7 +308,7 @@ def test_compiled_on_infinity_and_nan(algorithm, host):
     """One of them in x, in w, in dy: it goes where the textbook's sums take it (of Winograd's tiles, there at least)."""
     rng = np.random.default_rng(0)
     with engine(MACHINES[host]):
-        for x_shape, w_shape, options in CASES.values():
+        for x_shape, w_shape, options in share_of(host, CASES.values()):
             for place, value in ((0, np.inf), (0, np.nan), (1, -np.inf), (1, np.nan), (3, np.inf), (3, np.nan)):
                 arrays = drawn(x_shape, w_shape, options, lambda shape: integers(rng, shape, np.float32, limit=2))
                 arrays[place] = arrays[place].copy()

@@ -12,6 +12,7 @@ from konv.engine.direct.weights_cut import BLOCK_BYTES as UNIT_BYTES
 from konv.engine.memory import release
 from konv.engine.plan import Problem, choose
 from konv.geometry import transposed_geometry
+from preferring import layer, of_options
 
 SLACK = 100_000  # Python objects, NumPy's iterators and buffers
 pytestmark = pytest.mark.usefixtures("every_algorithm")
@@ -76,6 +77,7 @@ def arrays(x_shape, w_shape, dtype, options):
     return x, w, konv.geometry(x_shape, w_shape, **options, dtype=dtype)
 
 
+@layer(lambda name, dtype: of_options(*LAYERS[name], dtype))
 @pytest.mark.parametrize(
     "name, dtype",
     [
@@ -103,6 +105,7 @@ def test_a_plan_says_truly_what_it_allocates(name, dtype):
         assert peak >= 0.5 * workspace - SLACK, (kind, peak, workspace)
 
 
+@layer(of_options)
 @pytest.mark.parametrize("x_shape, w_shape, options", LAYERS.values(), ids=LAYERS.keys())
 def test_memory_is_bounded_by_blocks_and_not_by_the_batch(x_shape, w_shape, options):
     """A few blocks, the sample that is being read, and the weights: whatever the batch is."""
@@ -117,6 +120,7 @@ def test_memory_is_bounded_by_blocks_and_not_by_the_batch(x_shape, w_shape, opti
         assert peak <= bound, need
 
 
+@layer(lambda: ([konv.geometry((batch, 32, 12, 12), (32, 32, 3, 3), padding=1) for batch in (100, 1000)], np.float32))
 def test_a_batch_ten_times_as_large_needs_no_more_workspace():
     w = np.ones((32, 32, 3, 3), np.float32)
     peaks = []
@@ -127,6 +131,7 @@ def test_a_batch_ten_times_as_large_needs_no_more_workspace():
     assert min(peaks) > 10_000, "nothing was measured"
 
 
+@layer(lambda dtype: of_options((64, 8, 32, 32), (8, 8, 3, 3), dict(padding=1), dtype))
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_out_allocates_no_result(dtype):
     x, w, g = arrays((64, 8, 32, 32), (8, 8, 3, 3), dtype, dict(padding=1))
@@ -190,6 +195,7 @@ def test_a_layer_in_inference_holds_nothing(make, shape):
     assert held <= (1.1 * x.nbytes if streaming else winners + SLACK // 5)
 
 
+@layer(None)
 def test_average_pooling_lets_its_input_go():
     """Its gradient needs a shape only."""
     layer = konv.AveragePooling(2, 2)
@@ -199,6 +205,7 @@ def test_average_pooling_lets_its_input_go():
     assert layer.backward(np.ones((2, 3, 2, 2))).shape == x.shape
 
 
+@layer(None)
 @pytest.mark.parametrize(
     "pool, back", [(konv.max_pool, konv.max_pool_backward), (konv.avg_pool, konv.avg_pool_backward)]
 )

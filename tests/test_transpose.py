@@ -1,8 +1,10 @@
 """``konv.conv_transpose`` and its gradients: against the textbook, PyTorch and ``konv.conv_backward``."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import konv
@@ -12,6 +14,7 @@ from konv.arrays import layout_of
 from konv.engine import columns
 from konv.geometry import transposed_geometry
 from oracles import numerical_gradient, torch_conv_transpose, with_gradients
+from preferring import repeats_the_plan
 from strategies import (
     BFLOAT16,
     DTYPES,
@@ -29,6 +32,10 @@ from strategies import (
 pytestmark = pytest.mark.usefixtures("every_algorithm")
 
 
+def repeated(case, *dtypes):
+    return repeats_the_plan(transposed_geometry(case.x_shape, case.w_shape, **case.options), *dtypes)
+
+
 def draw_arrays(case, seed, dtype=np.float64):
     rng = np.random.default_rng(seed)
     x, w, b = case.arrays(rng, dtype)
@@ -37,6 +44,8 @@ def draw_arrays(case, seed, dtype=np.float64):
 
 @given(transposed_convolutions(), seeds)
 def test_equals_the_textbook_and_pytorch(case, seed):
+    if repeated(case, np.float64):
+        return
     x, w, b, dy = draw_arrays(case, seed)
     with untouched(x, w, dy):
         y = konv.conv_transpose(x, w, b, **case.options)
@@ -57,6 +66,8 @@ def test_equals_the_textbook_and_pytorch(case, seed):
 
 @given(transposed_convolutions(), seeds, dtypes, st.tuples(layouts, layouts, layouts, layouts))
 def test_any_dtype_in_any_memory_layout(case, seed, dtype, layout):
+    if repeated(case, dtype):
+        return
     arrays = [None if a is None else LAYOUTS[name](a) for a, name in zip(draw_arrays(case, seed, dtype), layout)]
     x, w, b, dy = arrays
     with untouched(*(a for a in arrays if a is not None)):
@@ -72,6 +83,8 @@ def test_any_dtype_in_any_memory_layout(case, seed, dtype, layout):
 
 @given(transposed_convolutions(min_batch=1), seeds, dtypes)
 def test_random_floats_are_off_by_rounding_only(case, seed, dtype):
+    if repeated(case, dtype):
+        return
     rng = np.random.default_rng(seed)
     arrays = [None if a is None else rng.standard_normal(a.shape).astype(dtype) for a in draw_arrays(case, seed)]
 
@@ -91,6 +104,8 @@ def test_random_floats_are_off_by_rounding_only(case, seed, dtype):
 
 @given(transposed_convolutions(), seeds, st.integers(1, 2_000))
 def test_blocks_of_any_size_give_the_same(case, seed, block_bytes):
+    if repeated(case, np.float64):
+        return
     x, w, b, dy = draw_arrays(case, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(columns, "BLOCK_BYTES", block_bytes)
@@ -101,8 +116,11 @@ def test_blocks_of_any_size_give_the_same(case, seed, block_bytes):
         assert_equal(actual, expected)
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each compiles for two types
 @given(transposed_convolutions(), seeds, st.sampled_from([np.dtype(np.float16), BFLOAT16]))
 def test_half_types_are_the_float32_result_rounded_once(case, seed, dtype):
+    if repeated(case, dtype, np.float32):
+        return
     rng = np.random.default_rng(seed)
     x, w, b, dy = (None if a is None else rng.standard_normal(a.shape).astype(dtype) for a in draw_arrays(case, seed))
     wide = [None if a is None else a.astype(np.float32) for a in (x, w, b, dy)]
@@ -159,6 +177,8 @@ def test_an_empty_batch(dtype):
 
 @given(transposed_convolutions(min_batch=1), seeds)
 def test_a_sample_does_not_depend_on_its_batch(case, seed):
+    if repeated(case, np.float64) and repeated(replace(case, x_shape=(1, *case.x_shape[1:])), np.float64):
+        return
     rng = np.random.default_rng(seed)
     x, w, b, dy = (None if a is None else rng.standard_normal(a.shape).astype("f4") for a in draw_arrays(case, seed))
     y = konv.conv_transpose(x, w, b, **case.options)
