@@ -191,7 +191,7 @@ def lane_constants(numbers: Sequence[int]) -> ir.Constant:
 
 
 # Constants know their text once it was asked for, so the same ones are used again: tracing takes half the time.
-@functools.lru_cache(4096)
+@functools.lru_cache(1024)
 def _constants(numbers: tuple[int, ...]) -> ir.Constant:
     return ir.Constant(ir.VectorType(INT32, len(numbers)), list(numbers))
 
