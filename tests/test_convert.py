@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -17,6 +18,7 @@ from torch.nn.utils import parametrizations, parametrize  # noqa: E402
 from torch.nn.utils import spectral_norm as old_spectral_norm  # noqa: E402
 
 import konv.torch  # noqa: E402
+from konv.engine.plan import exactly  # noqa: E402
 from konv.torch import convert  # noqa: E402
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "distributed.py"
@@ -316,8 +318,12 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
         ((1, 320, 7, 7), (1280, 320, 1, 1), {}, "first", True, False),
         ((1, 64, 14, 14), (384, 64, 1, 1), {}, "first", False, False),
         ((8, 64, 14, 14), (384, 64, 1, 1), {}, "first", True, True),
-        ((1, 384, 14, 14), (768, 384, 2, 2), {"stride": 2}, "last", False, True),
-        ((8, 256, 28, 28), (256, 256, 3, 3), {"padding": 1, "stride": 2}, "first", False, True),
+        ((1, 384, 14, 14), (768, 384, 2, 2), {"stride": 2}, "last", True, True),
+        ((1, 96, 56, 56), (192, 96, 2, 2), {"stride": 2}, "last", False, True),
+        ((8, 256, 28, 28), (256, 256, 3, 3), {"padding": 1, "stride": 2}, "first", True, True),
+        ((8, 256, 28, 28), (256, 256, 3, 3), {"padding": 1, "stride": 2}, "last", False, True),
+        ((1, 512, 14, 14), (512, 512, 3, 3), {"padding": 1, "stride": 2}, "first", True, True),
+        ((1, 64, 28, 28), (64, 64, 3, 3), {"padding": 1, "stride": 2}, "first", False, True),
         ((8, 128, 56, 56), (128, 128, 3, 3), {"padding": 1, "stride": 2}, "first", True, True),
         ((8, 3, 224, 224), (32, 3, 3, 3), {"padding": 1, "stride": 2}, "first", True, True),
         ((8, 3, 224, 224), (32, 3, 3, 3), {"padding": 1, "stride": 2}, "last", False, False),
@@ -339,6 +345,28 @@ def test_who_computes(x, w, options, layout, forward, backward):
     assert all(
         gains(direction, g, dtype, layout, False) for direction in directions for dtype in ("float16", "float64")
     )
+
+
+def test_who_computes_without_a_graph():
+    from konv.geometry import geometry
+    from konv.torch.faster import gains
+
+    g = geometry((1, 64, 14, 14), (384, 64, 1, 1))
+    assert gains("inference", g, "float32", "first", False) and not gains("forward", g, "float32", "first", False)
+    assert not gains("inference", g, "float32", "last", False)
+
+
+def test_few_strided_outputs_are_direct_sums():
+    x, options = torch.randn(1, 128, 48, 48), {"stride": 2, "padding": 1}
+    layer = nn.Conv2d(128, 128, 3, **options)
+    konv.torch.convert(nn.Sequential(layer))
+    arrays = [t.detach().numpy() for t in (x, layer.weight, layer.bias)]
+    with exactly():
+        direct = konv.conv(*arrays, **options)
+    assert not np.array_equal(konv.conv(*arrays, **options), direct)
+    assert np.array_equal(layer(x).detach().numpy(), direct)
+    with torch.no_grad():
+        assert np.array_equal(layer(x).numpy(), direct)
 
 
 def test_exact_sums_are_konvs():

@@ -559,27 +559,33 @@ def test_op_info_error_inputs(name, op_infos):
 
 @pytest.mark.parametrize("infinite", [False, True])
 @pytest.mark.parametrize(
-    ("x_shape", "w_shape", "options"),
+    ("x_shape", "w_shape", "options", "layout"),
     [
-        ((2, 24, 7, 7), (40, 24, 1, 1), {}),
-        ((2, 3, 8, 8), (16, 3, 4, 4), {"stride": 4}),
-        ((2, 64, 7, 7), (64, 1, 3, 3), {"padding": 1, "groups": 64}),
+        ((2, 24, 7, 7), (40, 24, 1, 1), {}, "first"),
+        ((2, 3, 8, 8), (16, 3, 4, 4), {"stride": 4}, "first"),
+        ((2, 64, 7, 7), (64, 1, 3, 3), {"padding": 1, "groups": 64}, "first"),
+        ((2, 32, 7, 7), (32, 1, 7, 7), {"padding": 3, "groups": 32}, "last"),
+        ((1, 32, 14, 14), (32, 32, 3, 3), {"padding": 1}, "first"),
+        ((1, 32, 14, 14), (32, 32, 3, 3), {"padding": 1}, "last"),
     ],
-    ids=["1x1", "patches", "depthwise"],
+    ids=["1x1", "patches", "depthwise", "depthwise last", "winograd", "winograd last"],
 )
-def test_what_is_run_on_addresses_has_the_bits_of_what_is_run_on_arrays(x_shape, w_shape, options, infinite):
+def test_what_is_run_on_addresses_has_the_bits_of_what_is_run_on_arrays(x_shape, w_shape, options, layout, infinite):
     rng = np.random.default_rng(0)
     x, w, b = (rng.standard_normal(shape).astype(np.float32) for shape in (x_shape, w_shape, w_shape[0]))
     if infinite:
         w[-1, 0, 0, 0] = np.inf
     g = konv.geometry(x_shape, w_shape, dtype=np.float32, **options)
-    assert on_addresses("forward", g, "float32", "first", 2) is not None
-    assert on_addresses("input_gradient", g, "float32", "first", 2) is not None
+    assert on_addresses("forward", g, "float32", layout, 2) is not None
+    assert on_addresses("input_gradient", g, "float32", layout, 2) is not None
     dy = rng.standard_normal(g.output_shape).astype(np.float32)
-    leaves = [torch.from_numpy(a).requires_grad_() for a in (x, w, b)]
+    form = LAST[2] if layout == "last" else torch.contiguous_format
+    tx, tdy = (torch.from_numpy(a).contiguous(memory_format=form) for a in (x, dy))
+    leaves = [t.requires_grad_() for t in (tx, torch.from_numpy(w), torch.from_numpy(b))]
     with np.errstate(all="ignore"):
+        x, dy = tx.detach().numpy(), tdy.numpy()  # laid out so
         y, gradients = konv.conv(x, w, b, **options), konv.conv_backward(dy, x, w, **options)
         found = kt.conv2d(*leaves, **options)
-        found.backward(torch.from_numpy(dy))
+        found.backward(tdy)
     for expected, result in zip((y, *gradients), (found.detach(), *(t.grad for t in leaves))):
         np.testing.assert_array_equal(result.numpy(), expected)

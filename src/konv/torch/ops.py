@@ -25,8 +25,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
-from konv.torch import aten, tensors
-from konv.torch.faster import expected, forward, gradients
+from konv.torch import aten
+from konv.torch.faster import computed, expected, forward, gradients
 from konv.torch.tensors import DTYPES, Call, Options, call, memory_format, weight_format
 
 _ORDINARY = (Tensor, torch.nn.Parameter)
@@ -79,14 +79,15 @@ def convolution(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Ten
 
 def quiet_convolution(x: Tensor, w: Tensor, b: Tensor | None, known: Call) -> Tensor | None:
     """:func:`convolution` where it is known that nobody watches; None where PyTorch's function would do all of it."""
-    ours = not known.options.where_faster or expected("forward", known)
+    recorded = differentiable(x, w, b)
+    ours = not known.options.where_faster or expected("forward" if recorded else "inference", known)
     whole = x.dim() < 5  # of volumes PyTorch's forgets the layout
-    if differentiable(x, w, b):
+    if recorded:
         if not ours and whole and not expected("backward", known):
             return None
         return _recorded(x, w, b, known)
     if ours:
-        return tensors.forward(x, w, b, known)
+        return computed(x, w, b, known)
     return None if whole else forward(x, w, b, known)
 
 

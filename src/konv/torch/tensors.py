@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -226,6 +226,11 @@ class Call:
     weights: torch.memory_format
     where: str
     dtype: str
+
+    @functools.cached_property
+    def exactly(self) -> Call:
+        """The same, of exact sums."""
+        return replace(self, options=self.options._replace(exact=True))
 
     @functools.cached_property
     def y(self) -> Blank:

@@ -77,9 +77,14 @@ def correlate(
     """Forward, or with ``backwards`` the input gradient."""
     plan = correlation(g, backwards, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
     bias = plan.no_bias if b is None else np.ascontiguousarray(b, plan.no_bias.dtype)
+    launch(plan, address(x), address(w), address(bias), address(out))
+
+
+def launch(plan: Correlation, x: int, w: int, b: int, out: int) -> None:
+    """The same of what lies at these addresses, b of the type that sums have; 0: none."""
     with memory.workspace(plan.size) as weights:
-        plan.lay.run(1, w=address(w), out=weights)
-        plan.job.run(plan.threads, x=address(x), weights=weights, bias=address(bias), y=address(out))
+        plan.lay.run(1, w=w, out=weights)
+        plan.job.run(plan.threads, x=x, weights=weights, bias=b or address(plan.no_bias), y=out)
 
 
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:

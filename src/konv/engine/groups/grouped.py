@@ -134,13 +134,16 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
 
 
 def on_addresses(problem: Problem) -> OnAddresses | None:
-    """See :func:`konv.engine.plan.on_addresses`: what is compiled for the size of its planes."""
+    """See :func:`konv.engine.plan.on_addresses`: depthwise layers, but not their weight gradients."""
     g, dtype, backwards = problem.geometry, problem.dtype, problem.kind == "input_gradient"
-    if (
-        problem.layout == "last"
-        or problem.kind == "weight_gradient"
-        or not depthwise_fixed.takes(g, dtype, problem.kind)
-    ):
+    if problem.kind == "weight_gradient":
+        return None
+    if problem.layout == "last":
+        if dtype != wide_type(dtype) or not depthwise_rows.takes(g):
+            return None
+        rows = depthwise_rows.correlation(g, backwards, dtype, dtype, get_threads())
+        return OnAddresses(functools.partial(depthwise_rows.launch, rows), finite_weights=True)
+    if not depthwise_fixed.takes(g, dtype, problem.kind):
         return None
     plan = depthwise_fixed.correlation(g, backwards, dtype, dtype, get_threads())
     return OnAddresses(functools.partial(depthwise_fixed.launch, plan), finite_weights=True)

@@ -34,6 +34,7 @@ import numpy as np
 
 from konv.arrays import known_layout
 from konv.engine import memory, roofline
+from konv.engine.addresses import OnAddresses
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type, widened
 from konv.engine.threads import get_threads, width
@@ -152,7 +153,6 @@ class Prepared:
     transform : the filters to points, ahead of the rest; None where each piece transforms what it needs
     multiply : everything else
     no_bias : zeros for the filters of all panels
-    sections, phases : the tables
     filter_cells : cells of the transformed filters; the slots lie behind them
     threads : that ``multiply`` uses, each with a slot
     size : bytes of the workspace
@@ -161,8 +161,6 @@ class Prepared:
     transform: Job | None
     multiply: Job
     no_bias: np.ndarray
-    sections: np.ndarray
-    phases: np.ndarray
     filter_cells: int
     threads: int
     size: int
@@ -174,12 +172,13 @@ def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, layout: str, t
     sizes, cut = Sizes.of(g, transposed, wide), best(g, transposed, wide, threads)
     schemes = [(axis.scheme.outputs, axis.scheme.taps) for axis in (axes.rows, axes.columns)]
     taps, (sections, phases) = taps_of(axes, g), tables(axes, g)
-    shared = {
+    shared: dict[str, int | np.ndarray] = {
         "filter_stride": math.prod(g.kernel) * (1 if transposed else g.channels),
         "channel_stride": math.prod(g.kernel) * (g.channels if transposed else 1),
         "filters": sizes.filters,
         "channels": sizes.channels,
         "panels": sizes.panels,
+        "sections": sections,
         "section_count": len(sections),
         "chunk_channels": sizes.chunk_channels,
     }
@@ -192,28 +191,44 @@ def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, layout: str, t
         dtype, out, sizes.lanes, sizes.vectors, cut.group, sizes.depth, *schemes, (*taps, cut.kept), int(cut.ahead), layout,
         *((axes.rows.in_step, axes.columns.in_step), (axes.rows.out_step, axes.columns.out_step)), axes.dilated,
     )  # fmt: skip
-    multiply = Job(kernel, cut.pieces, channel_chunks=sizes.channel_chunks, **shapes(axes), **cut.numbers, **shared)
+    multiply = Job(
+        kernel, cut.pieces, channel_chunks=sizes.channel_chunks, phases=phases, **shapes(axes), **cut.numbers, **shared
+    )
     no_bias = np.zeros(sizes.panels * sizes.lanes * sizes.vectors, wide)
-    return Prepared(transform, multiply, no_bias, sections, phases, cut.filter_cells, cut.threads, cut.size)
+    return Prepared(transform, multiply, no_bias, cut.filter_cells, cut.threads, cut.size)
 
 
 def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transposed: bool, out: np.ndarray) -> None:
     if out.size == 0:
         return
     job = _prepare(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), known_layout(x, out), get_threads())
-    bias, sections = job.no_bias, address(job.sections)
+    bias = job.no_bias
     w = np.ascontiguousarray(w, bias.dtype)
     if b is not None:
         bias = np.zeros_like(bias)
         bias[: len(b)] = b
+    _launch(job, address(x), address(w), address(bias), address(out))
+
+
+def _launch(job: Prepared, x: int, w: int, b: int, out: int) -> None:
+    """A convolution of what lies at these addresses; b, if not 0, is as long as ``no_bias``."""
     with memory.workspace(job.size) as points:
         if job.transform is not None:
-            threads = width(job.transform.pieces, job.filter_cells)
-            job.transform.run(threads, w=address(w), points=points, sections=sections)
+            job.transform.run(width(job.transform.pieces, job.filter_cells), w=w, points=points)
         job.multiply.run(
-            job.threads, x=address(x), w=address(w), bias=address(bias), y=address(out), points=points,
-            slots=points + job.filter_cells * bias.itemsize, sections=sections, phases=address(job.phases),
+            job.threads, x=x, w=w, bias=b or address(job.no_bias), y=out, points=points,
+            slots=points + job.filter_cells * job.no_bias.itemsize,
         )  # fmt: skip
+
+
+def on_addresses(problem: Problem) -> OnAddresses | None:
+    """See :func:`konv.engine.plan.on_addresses`: where filters, and so a bias, fill whole panels."""
+    g, dtype, transposed = problem.geometry, problem.dtype, problem.kind == "input_gradient"
+    if problem.kind == "weight_gradient" or dtype != wide_type(dtype):
+        return None
+    job = _prepare(g, transposed, dtype, dtype, problem.layout, get_threads())
+    filled = len(job.no_bias) == (g.channels if transposed else g.filters)
+    return OnAddresses(functools.partial(_launch, job)) if filled else None
 
 
 def blocking(problem: Problem) -> str:
