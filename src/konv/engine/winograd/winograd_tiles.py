@@ -1,7 +1,9 @@
 """Rows of tiles between arrays and points: parts of the kernels' texts.
 
 Arrays pass through a *strip*: the lines of one row of tiles, for each of their cells a vector of channels. Arrays whose
-layout is "last" lie like that in memory; others are transposed, ``lanes`` channels by ``lanes`` cells at a time.
+layout is "last" lie like that in memory; others are transposed, ``lanes`` channels by ``lanes`` cells at a time. Lines that a
+strip reads from edge to edge are one line to it: line by line, which transposes what lies beside them too, 16 channels at 14
+pixels took 1.1 to 1.2 times as long, 32 and 64 at 8 1.07 to 1.1.
 
 In a dilated convolution the cells of a tile of m outputs lie ``dilation`` apart, and as many tiles lie between each other's
 cells: tiles 0 .. dilation - 1 are the phases of the first ``m * dilation`` outputs, the next ones of the next. Of an array with
@@ -124,7 +126,15 @@ def read_strip(images, strip, lanes, lines, image, plane, first, top, left, cell
                 strip.cells.put((i * strip.pitch + q) * lanes, cell)
         return
     planes = [((image * channels + minimum(first + i, channels - 1)) * depth + plane) * height for i in range(lanes)]
-    for i in loop(lines):
+    together = 0
+    if steps == (1, 1) and isinstance(strip.rows.dilation, int) and strip.rows.dilation == 1:
+        # Lines that are read from edge to edge follow each other in memory
+        above = minimum(maximum(0 - top, 0), lines)
+        there = maximum(minimum(lines, height - top) - above, 0) * exists
+        together = within(0 - left, width + 1) * within(width, left + cells + 1)
+        together *= within(lanes - 1, there * width)
+        _read_together(array, strip, lanes, planes, (lines, above, there, top, left, cells, width), together)
+    for i in loop(lines * (1 - together)):
         h = top + i * step
         inside = within(h, height) * exists
         for q in loop((cells + (lanes - 1)) // lanes):
@@ -132,6 +142,28 @@ def read_strip(images, strip, lanes, lines, image, plane, first, top, left, cell
             rows = [_cells_apart(array, (p + h) * width + w, -w, (width - w) * inside, steps[1], lanes) for p in planes]
             for k, column in enumerate(transpose(rows)):
                 strip.cells.put((i * strip.pitch + q * lanes + k) * lanes, column)
+
+
+def _read_together(array, strip, lanes, planes, shape, wanted):
+    """Lines ``above`` .. ``above + there - 1`` of a strip as one line of the array; at its end ``lanes`` cells are read again."""
+    lines, above, there, top, left, cells, width = shape
+    zero, pitch, all_cells = strip.cells.zero(lanes), strip.pitch, there * width
+    for q in loop((all_cells + (lanes - 1)) // lanes * wanted):
+        cell = minimum(q * lanes, all_cells - lanes)
+        line, column = cell // width, cell % width
+        rows = [array.vec((p + top + above) * width + cell, lanes) for p in planes]
+        place = (above + line) * pitch + column - left
+        for numbers in transpose(rows):
+            strip.cells.put(place * lanes, numbers)
+            column = column + 1
+            ended = 1 - within(column, width)
+            column, place = column * (1 - ended), place + 1 + ended * (pitch - width)
+    for i in loop(lines * wanted):
+        outside = 1 - within(i - above, there)
+        for q in loop(cells * outside + (0 - left) * (1 - outside)):
+            strip.cells.put((i * pitch + q) * lanes, zero)
+        for q in loop((cells + left - width) * (1 - outside)):
+            strip.cells.put((i * pitch + width - left + q) * lanes, zero)
 
 
 def write_strip(images, strip, lanes, image, plane, first, top, left, cells, steps=(1, 1)):
