@@ -1,16 +1,19 @@
 """Winograd's algorithm for 3 x 3 with stride 2, forward: 256 products instead of 441 for 7 x 7 outputs.
 
-What is read and multiplied is told in :mod:`konv.engine.winograd.winograd_strided_kernels`. A few images at a time: first all
-their numbers, which stay in L3, then panels of filters, each transformed once for all of these images.
+What is read and multiplied is told in :mod:`konv.engine.winograd.winograd_strided_kernels`. A few images at a time, and of
+them up to 128 channels: first their numbers, which stay in L3, then panels of filters, each transformed once for all of these
+images, and sums of outputs that are added to y. How many channels depends on the layer alone, and so do the bits. Half types
+do not hold such sums: they take all channels at once.
 
 Error: 0.3-0.5e-6 of the largest output (direct: 0.2-0.4e-6), against float64 on normal, rectified and positive numbers: 128@28,
 256@28, 512@14, 512@33, 1024@7. In all else it is that of
 :mod:`konv.engine.winograd.winograd`: relative to the largest output, and a NaN may fill its tile.
 
 Losing: one sum of all parts in the points of two taps, 289 products for 7 x 7 (:mod:`konv.engine.winograd.winograd`), takes 1.05
-to 1.3 times the time of direct for 512@14, this 0.7: there are twice as many numbers of a filter to transform. Fewer images at
-a time, 2 MiB of numbers instead of 4.5: 1.15 to 1.3 times as long, for filters are transformed again; 128 channels summed
-before they are added up instead of 64: 0.98 of the time, twice the memory of the filters.
+to 1.3 times the time of direct for 512@14, this 0.7: there are twice as many numbers of a filter to transform. All channels at
+once, with 2.9 and 1.7 times the memory for 512@14 and 256@28 of batch 8: 0.95 of the time; of as few images as this memory
+allows 1.15 to 1.3 times. 64 channels at a time: 1.04 times as long; sums in y that are transposed each time 1.03 times. 64
+channels summed before they are added up, not 32: 0.97 to 1.0 of the time, 1.2 times the memory.
 """
 
 from __future__ import annotations
@@ -49,11 +52,12 @@ if TYPE_CHECKING:
 
 NAME = "winograd_strided"
 BEYOND = "few products stand for many of the formula's"
-DEPTH = 64  # channels that are summed before they are added up
+DEPTH = 32  # channels that are summed before they are added up
+CHANNELS = 128  # whose outputs are added to y at once
 # See `declines`.
 LACKING = 0, 1, 2, 5
 LEAST_CHANNELS, LEAST_FILTERS, LEAST_FILTERS_OF_LARGE, LARGE = 128, 128, 256, 400
-VALUES_BYTES = 9 << 19  # of the numbers of a block of images
+VALUES_BYTES, VALUES_BYTES_OF_HALF = 17 << 17, 9 << 19  # of the numbers of a block of images
 
 __all__ = ["NAME", "blocking", "declines", "forward", "share", "workspace"]
 
@@ -87,11 +91,10 @@ def workspace(problem: Problem) -> int:
 
 @dataclass(frozen=True)
 class Block:
-    """Some images' jobs, and how many threads they use: their numbers, then all panels of filters."""
+    """Some images' jobs, and how many threads they use: of some channels their numbers, then all panels of filters."""
 
     images: int
-    inputs: Job
-    products: Job
+    jobs: list[tuple[Job, Job]]
     threads: tuple[int, int]
 
 
@@ -112,8 +115,13 @@ def _prepare(g: Geometry, dtype: str, out: str, layout: str, threads: int) -> Pr
     vectors = min(host.tile[0], -(-g.filters // lanes))
     panel, most = lanes * vectors, host.tile[1]
     depth = min(DEPTH, -(-g.channels // lanes) * lanes)
-    chunks = -(-g.channels // depth)
+    all_chunks = -(-g.channels // depth)
+    turn_chunks, values_bytes = evenly(all_chunks, max(1, CHANNELS // depth))[1], VALUES_BYTES
+    if out != wide:
+        turn_chunks, values_bytes = all_chunks, VALUES_BYTES_OF_HALF
     plane, output = depth * panel + SPREAD, (g.output[0], g.output[1])
+    image = places(1, *output, (1, 1))[1] * depth * itemsize  # bytes of its numbers of one chunk
+    chunks = all_chunks if batch * all_chunks * image <= values_bytes else turn_chunks
     (rows, whole_rows), (columns, whole_columns) = map(tiles_of, g.output)
     pitch = -(-(STRIDE * g.output[1] + TAPS) // lanes) * lanes
     strip = pitch * lanes * CELLS
@@ -123,28 +131,31 @@ def _prepare(g: Geometry, dtype: str, out: str, layout: str, threads: int) -> Pr
         groups = _groups(images, g, most)
         table, cells = places(images, *output, groups)
         shared: dict[str, Any] = dict(
-            matrices=table, channels=g.channels, chunks=chunks, height=g.output[0], width=g.output[1], tile_rows=rows,
+            matrices=table, channels=g.channels, height=g.output[0], width=g.output[1], tile_rows=rows,
             tile_columns=columns, whole_rows=whole_rows, whole_columns=whole_columns, cells=cells,
         )  # fmt: skip
-        inputs = Job(
-            strided_inputs(dtype, lanes, depth, layout), images * chunks, x_height=g.spatial[0], x_width=g.spatial[1],
-            pad_height=g.padding[0][0], pad_width=g.padding[1][0], pitch=pitch, slot_size=strip, **shared,
-        )  # fmt: skip
         sums_at = MATRICES * plane
-        taps_at = sums_at + cells * panel
-        slot = taps_at + TAPS * TAPS * plane
-        products = Job(
-            strided_products(out, wide, lanes, vectors, depth, groups, layout), -(-g.filters // panel), images=images,
-            filters=g.filters, sums_at=sums_at, taps_at=taps_at, slot_size=slot, **shared,
-        )  # fmt: skip
+        slot = sums_at + (cells + lanes) * panel  # whole vectors of cells are turned
+        jobs = []
+        for first in range(0, all_chunks, chunks):
+            own = dict(shared, first_chunk=first, chunks=min(chunks, all_chunks - first))
+            own_vectors = -(-min(chunks * depth, g.channels - first * depth) // lanes)
+            inputs = Job(
+                strided_inputs(dtype, lanes, depth, layout), images * own_vectors, x_height=g.spatial[0], x_width=g.spatial[1],
+                pad_height=g.padding[0][0], pad_width=g.padding[1][0], pitch=pitch, slot_size=strip, **own,
+            )  # fmt: skip
+            products = Job(
+                strided_products(out, wide, lanes, vectors, depth, groups, layout), -(-g.filters // panel), images=images,
+                filters=g.filters, turn_chunks=turn_chunks, sums_at=sums_at, slot_size=slot, **own,
+            )  # fmt: skip
+            jobs.append((inputs, products))
         used = (
-            width(inputs.pieces, images * g.channels * math.prod(g.spatial) * 4),
-            width(products.pieces, cells * g.channels * g.filters),
+            width(jobs[0][0].pieces, images * g.channels * math.prod(g.spatial) * 4),
+            width(jobs[0][1].pieces, cells * g.channels * g.filters),
         )
-        return Block(images, inputs, products, used), cells * chunks * depth, max(used[0] * strip, used[1] * slot)
+        return Block(images, jobs, used), cells * chunks * depth, max(used[0] * strip, used[1] * slot)
 
-    one = places(1, *output, (1, 1))[1] * chunks * depth * itemsize
-    count, images = evenly(batch, max(1, VALUES_BYTES // one))
+    count, images = evenly(batch, max(1, values_bytes // (chunks * image)))
     made = {n: block(n) for n in {images, batch - images * (count - 1)}}
     blocks = [(i * images, made[min(images, batch - i * images)][0]) for i in range(count)]
     values = -(-max(cells for _, cells, _ in made.values()) * itemsize // memory.LINE) * memory.LINE
@@ -175,8 +186,9 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
         slots = values + plan.values_size
         for first, block in plan.blocks:
             x_first, y_first = (at + first * (array.nbytes // g.batch) for at, array in ((x_at, x), (y_at, out)))
-            block.inputs.run(block.threads[0], x=x_first, values=values, slots=slots)
-            block.products.run(block.threads[1], w=w_at, bias=bias_at, y=y_first, values=values, slots=slots)
+            for inputs, products in block.jobs:
+                inputs.run(block.threads[0], x=x_first, values=values, slots=slots)
+                products.run(block.threads[1], w=w_at, bias=bias_at, y=y_first, values=values, slots=slots)
 
 
 def blocking(problem: Problem) -> str:
@@ -184,8 +196,8 @@ def blocking(problem: Problem) -> str:
     g, dtype = problem.geometry, problem.dtype
     _, block = _prepare(g, dtype, dtype, problem.layout, get_threads()).blocks[0]
     return (
-        f"tiles of {OUTPUTS} x {OUTPUTS} outputs; images in blocks of {block.images}, a panel of filters a piece; "
-        f"{block.products.cut(block.threads[1])}"
+        f"tiles of {OUTPUTS} x {OUTPUTS} outputs; images in blocks of {block.images}, channels in {len(block.jobs)}, a panel of "
+        f"filters a piece; {block.jobs[0][1].cut(block.threads[1])}"
     )
 
 

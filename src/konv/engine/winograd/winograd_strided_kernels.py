@@ -118,33 +118,37 @@ class Tiles:
 
 @kernel
 def strided_inputs(dtype, lanes, depth, layout):
-    """``values[chunk, cell, channel]``: an image's numbers of ``depth`` channels for all matrices, which are a piece."""
+    """``values[chunk, cell, channel]``: an image's numbers of a vector of channels for all matrices, which are a piece.
+
+    Chunks have ``depth`` channels; they are numbers 0 .. ``chunks - 1`` from ``first_chunk`` on.
+    """
 
     def text(
-        piece, slot, x, values, slots, matrices, channels, chunks, x_height, x_width, pad_height, pad_width,
+        piece, slot, x, values, slots, matrices, channels, first_chunk, chunks, x_height, x_width, pad_height, pad_width,
         height, width, tile_rows, tile_columns, whole_rows, whole_columns, cells, pitch, slot_size,
     ):  # fmt: skip
-        image, chunk = piece // chunks, piece % chunks
+        own_vectors = (minimum(chunks * depth, channels - first_chunk * depth) + (lanes - 1)) // lanes
+        image, vector = piece // own_vectors, piece % own_vectors
+        chunk, lane = vector * lanes // depth, vector * lanes % depth
         tiles = Tiles(matrices, (height, tile_rows, whole_rows), (width, tile_columns, whole_columns), cells)
-        to, first = values.at(chunk * cells * depth), chunk * depth
+        to, first = values.at(chunk * cells * depth + lane), first_chunk * depth + vector * lanes
         strip = Strip(slots.at(slot * slot_size), pitch, Tiling(STRIDE * OUTPUTS), Tiling(STRIDE * OUTPUTS))
         source, number = Images(x, layout, channels, 1, x_height, x_width), constants(slots.zero(lanes))
         order = [*range(0, CELLS, STRIDE), *range(1, CELLS, STRIDE)]
-        for v in loop((minimum(depth, channels - first) + (lanes - 1)) // lanes):
-            for r in loop(tile_rows):
-                place = tiles.row(image, r)
-                read_strip(
-                    source, strip, lanes, CELLS, image, 0, first + v * lanes, tiles.first(tiles.rows, r) * STRIDE - pad_height,
-                    0 - pad_width, width * STRIDE + TAPS,
-                )  # fmt: skip
-                for c in loop(tile_columns):
-                    left, lines = tiles.first(tiles.columns, c) * STRIDE, []
-                    for j in order:
-                        column = [strip.cells.vec((i * pitch + left + j) * lanes, lanes) for i in range(CELLS)]
-                        lines.append(inputs(column[::STRIDE], number) + column[1::STRIDE])
-                    for line, own in zip(zip(*lines), place(c)):
-                        for value, at in zip(inputs(line[:POINTS], number) + list(line[POINTS:]), own):
-                            to.put(at * depth + v * lanes, value)
+        for r in loop(tile_rows):
+            place = tiles.row(image, r)
+            read_strip(
+                source, strip, lanes, CELLS, image, 0, first, tiles.first(tiles.rows, r) * STRIDE - pad_height,
+                0 - pad_width, width * STRIDE + TAPS,
+            )  # fmt: skip
+            for c in loop(tile_columns):
+                left, lines = tiles.first(tiles.columns, c) * STRIDE, []
+                for j in order:
+                    column = [strip.cells.vec((i * pitch + left + j) * lanes, lanes) for i in range(CELLS)]
+                    lines.append(inputs(column[::STRIDE], number) + column[1::STRIDE])
+                for line, own in zip(zip(*lines), place(c)):
+                    for value, at in zip(inputs(line[:POINTS], number) + list(line[POINTS:]), own):
+                        to.put(at * depth, value)
 
     wide = wide_type(dtype)
     return text, {"x": dtype, "values": wide, "slots": wide, "matrices": "int64"}
@@ -155,72 +159,86 @@ def strided_products(out, wide, lanes, vectors, depth, groups, layout):
     """All outputs of a panel of filters, which are a piece.
 
     Its filters are transformed a chunk of channels after the other, and lie in L2 while they multiply the numbers of all
-    images, which come from L3.
+    images, which come from L3. The sums of ``turn_chunks`` chunks become outputs, which are added to y: until all channels are
+    summed it holds them as they lie here, cell by cell.
     """
     panel = lanes * vectors
     taps = Taps(TAPS, TAPS, 0, 0, TAPS * TAPS)
     plane = depth * panel + SPREAD
 
     def text(
-        piece, slot, w, bias, y, values, slots, matrices, images, channels, filters, chunks, height, width, tile_rows,
-        tile_columns, whole_rows, whole_columns, cells, sums_at, taps_at, slot_size,
+        piece, slot, w, bias, y, values, slots, matrices, images, channels, filters, first_chunk, chunks, turn_chunks,
+        height, width, tile_rows, tile_columns, whole_rows, whole_columns, cells, sums_at, slot_size,
     ):  # fmt: skip
         own = slots.at(slot * slot_size)
-        sums, kept, number = own.at(sums_at), own.at(taps_at), constants(slots.zero(lanes))
+        sums, number = own.at(sums_at), constants(slots.zero(lanes))
         tiles = Tiles(matrices, (height, tile_rows, whole_rows), (width, tile_columns, whole_columns), cells)
         filter_ = channels * (TAPS * TAPS)
 
-        def multiply(matrix, group, chunk, count):
+        def multiply(matrix, group, chunk, count, added):
             place = matrices.at(matrix * PLACE)
             for g in loop((place[2] + (group - 1)) // group):
                 at = place[0] + g * group
                 _add_products(
                     values.at((chunk * cells + at) * depth), own.at(matrix * plane), sums.at(at * panel), count, depth, group,
-                    lanes, vectors, minimum(chunk, 1) * lanes,
+                    lanes, vectors, minimum(added, 1) * lanes,
                 )  # fmt: skip
 
-        for chunk in loop(chunks):
-            first = chunk * depth
-            count = minimum(depth, channels - first)
-            turn_taps(
-                w, kept, lanes, vectors, vectors, taps, piece * panel, filters, filter_, first * (TAPS * TAPS), TAPS * TAPS,
-                count, plane,
-            )  # fmt: skip
-            _filters_to_points(kept, own, count * vectors, plane, lanes, number)
-            ended = within(chunks - 1 - chunk, 1)
-            ahead = w.at((piece + ended) * panel * filter_ + (first + depth) * (TAPS * TAPS) * (1 - ended))
-            for i in loop(KINDS):
-                for f in loop(panel):  # the taps to come
-                    for k in range(0, -(-depth * TAPS * TAPS // KINDS), lanes):
-                        ahead.prefetch(f * filter_ + i * (depth * TAPS * TAPS // KINDS) + k)
-                whole = i // POINTS  # 1 of the one tap of rows
-                for j in loop(POINTS * (1 - whole)):
-                    multiply(i * KINDS + j, groups[0], chunk, count)
-                for j in loop(1 + POINTS * whole):
-                    multiply(i * KINDS + POINTS * (1 - whole) + j, groups[1], chunk, count)
-        size, left = height * width, filters - piece * panel
-        for image in loop(images):
-            for r in loop(tile_rows):
-                place = tiles.row(image, r)
-                for c in loop(tile_columns):
-                    at = place(c)
-                    for j in loop(vectors):
-                        offset = bias.vec(piece * panel + lanes * j, lanes)
-                        _add_to_outputs(sums.at(lanes * j), at, panel, offset, lanes, number)
-            done = sums.at((matrices[(MATRICES - 1) * PLACE] + image * size) * panel)
-            if layout == "first":
-                outputs_first(done, size, left, size, y.at((image * filters + piece * panel) * size), lanes, vectors)
-            else:
-                to = y.at(image * size * filters + piece * panel)
-                outputs_last(done, size, 1, 0, left, filters, to, lanes, vectors)
+        for turn in loop((chunks + (turn_chunks - 1)) // turn_chunks):
+            start = turn * turn_chunks
+            for added in loop(minimum(turn_chunks, chunks - start)):
+                chunk = start + added
+                first = (first_chunk + chunk) * depth
+                count = minimum(depth, channels - first)
+                turn_taps(
+                    w, own, lanes, vectors, vectors, taps, piece * panel, filters, filter_, first * (TAPS * TAPS), TAPS * TAPS,
+                    count, plane,
+                )  # fmt: skip
+                _filters_to_points(own, count * vectors, plane, lanes, number)
+                ended = within(chunks - 1 - chunk, 1)
+                next_ = first + depth - chunks * depth * ended
+                ahead = w.at((piece + ended) * panel * filter_ + next_ * (TAPS * TAPS))
+                for i in loop(KINDS):
+                    for f in loop(panel):  # the taps to come
+                        for k in range(0, -(-depth * TAPS * TAPS // KINDS), lanes):
+                            ahead.prefetch(f * filter_ + i * (depth * TAPS * TAPS // KINDS) + k)
+                    whole = i // POINTS  # 1 of the one tap of rows
+                    for j in loop(POINTS * (1 - whole)):
+                        multiply(i * KINDS + j, groups[0], chunk, count, added)
+                    for j in loop(1 + POINTS * whole):
+                        multiply(i * KINDS + POINTS * (1 - whole) + j, groups[1], chunk, count, added)
+            size, left = height * width, filters - piece * panel
+            begun = minimum(first_chunk + start, 1)
+            done = 1 - minimum(maximum(channels - (first_chunk + start + turn_chunks) * depth, 0), 1)
+            for image in loop(images):
+                for r in loop(tile_rows):
+                    place = tiles.row(image, r)
+                    for c in loop(tile_columns):
+                        cell = place(c)
+                        for j in loop(vectors):
+                            offset = bias.vec(piece * panel + lanes * j, lanes, count=lanes * (1 - begun))
+                            _add_to_outputs(sums.at(lanes * j), cell, panel, offset, lanes, number)
+                own_sums = sums.at((matrices[(MATRICES - 1) * PLACE] + image * size) * panel)
+                if layout == "first":
+                    to, step = y.at((image * filters + piece * panel) * size), minimum(left, panel)
+                else:
+                    to, step, done = y.at(image * size * filters + piece * panel), filters, 0
+                for cell in loop(size * begun if out == wide else 0):
+                    for j in range(vectors):
+                        at = (cell * vectors + j) * lanes
+                        before = to.vec(cell * step + lanes * j, lanes, count=left - lanes * j)
+                        own_sums.put(at, own_sums.vec(at, lanes) + before)
+                outputs_last(own_sums, size * (1 - done), 1, 0, left, step, to, lanes, vectors)
+                if layout == "first":
+                    outputs_first(own_sums, size * done, left, size, to, lanes, vectors)
 
     return text, dict.fromkeys(("w", "bias", "values", "slots"), wide) | {"y": out, "matrices": "int64"}
 
 
-def _filters_to_points(kept, points, count, plane, lanes, number):
-    """``points[matrix, channel, filters]`` of all taps ``kept[tap, channel, filters]``."""
+def _filters_to_points(points, count, plane, lanes, number):
+    """``points[matrix, channel, filters]`` of all taps ``points[tap, channel, filters]``, in their place."""
     for i in loop(count):
-        square = [[kept.vec((TAPS * h + v) * plane + i * lanes, lanes) for v in range(TAPS)] for h in range(TAPS)]
+        square = [[points.vec((TAPS * h + v) * plane + i * lanes, lanes) for v in range(TAPS)] for h in range(TAPS)]
         columns = [[*filters_of([first, last], number), middle] for first, middle, last in zip(*square)]
         for h, (first, middle, last) in enumerate(zip(*columns)):
             for v, value in enumerate([*filters_of([first, last], number), middle]):
