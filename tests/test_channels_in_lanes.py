@@ -216,3 +216,17 @@ def test_weight_gradients_of_winograd_small_ask_for_the_threads_of_now():
             konv.conv_backward(dy, x, np.zeros(g.w_shape, np.float32), groups=32, padding=1, need="w")
             sizes.append(winograd_small.workspace(Problem("weight_gradient", g, "float32")))
     assert sizes[0] == sizes[2] == 2 * sizes[1]
+
+
+def test_a_layer_of_one_small_group_is_not_transformed():
+    """Whatever its batch."""
+
+    def declines(batch, channels, size, groups=1):
+        g = konv.geometry(
+            (batch, channels * groups, size, size), (channels * groups, channels, 3, 3), padding=1, groups=groups
+        )
+        return [winograd_rows.declines(Problem(kind, g, "float32")) for kind in ("forward", "input_gradient")]
+
+    for batch in (1, 100):
+        assert all("one group" in reason for reason in declines(batch, 8, 8) + declines(batch, 4, 16))
+        assert declines(batch, 8, 16) == declines(batch, 4, 28) == declines(batch, 8, 8, 32) == [None, None]
