@@ -139,7 +139,7 @@ def test_what_is_lost_is_the_wait_for_a_helper(monkeypatch):
     for _ in range(20):
         run(even, 2)
     assert min(lost) < 0  # who was done first waited for less than the time of two pieces
-    for _ in range(100):  # the caller, as a rule, comes first and takes the short piece
+    for _ in range(1000):  # the caller, as a rule, comes first and takes the short piece
         run(uneven, 2)
         if lost[-1] > 500_000:
             break

@@ -68,8 +68,16 @@ def not_pytorch(monkeypatch):
         monkeypatch.setattr(torch.nn.functional, name, refuse)
 
 
+@pytest.fixture
+def exact():
+    """Integers come out as they are: no Winograd."""
+    konv.set_exact(True)
+    yield
+    konv.set_exact(False)
+
+
 @pytest.mark.parametrize("name, options", CASES, ids=str)
-def test_equals_pytorchs_module(name, options):
+def test_equals_pytorchs_module(exact, name, options):
     ours, theirs = pair(name, 4, 8, 3, **options)
     assert isinstance(ours, getattr(nn, name)) and repr(ours) == repr(theirs)
     x = sequence(int(name[-2]), options.get("dtype", torch.float32))

@@ -441,11 +441,17 @@ class Space(ArrayPointer):
         return self.at(size // 4)
 
 
+def flat(array):
+    """What stands for the address of an array whose kernels run as texts."""
+    return ArrayPointer(array.reshape(-1) if array.flags.c_contiguous else np.moveaxis(array, 1, -1).reshape(-1))
+
+
 class PlainJob:
     """A job whose kernel is a text."""
 
-    def __init__(self, text, pieces, **numbers):
-        self.text, self.pieces, self.numbers = text, pieces, numbers
+    def __init__(self, text, pieces, **given):
+        self.text, self.pieces = text, pieces
+        self.numbers = {name: flat(value) if isinstance(value, np.ndarray) else value for name, value in given.items()}
 
     def run(self, threads, **pointers):
         for piece in range(self.pieces):
@@ -465,7 +471,7 @@ def run_texts(monkeypatch):
     monkeypatch.setattr(algorithm.memory, "workspace", workspace)
     monkeypatch.setattr(algorithm, "_prepare", algorithm._prepare.__wrapped__)
     monkeypatch.setattr(algorithm, "Job", PlainJob)
-    monkeypatch.setattr(algorithm, "address", lambda array: ArrayPointer(array.reshape(-1)))
+    monkeypatch.setattr(algorithm, "address", flat)
     monkeypatch.setattr(algorithm, "winograd", winograd.text)
     monkeypatch.setattr(algorithm, "filters_to_points", filters_to_points.text)
 

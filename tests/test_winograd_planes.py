@@ -17,8 +17,7 @@ from konv.engine.winograd.winograd_outer import add_parts, tiles_to_weights
 from konv.geometry import geometry
 from strategies import seeds
 from test_guard_page import guarded
-from test_winograd import PlainJob, every_cut, normal, run_texts
-from test_winograd_weights import flat
+from test_winograd import PlainJob, every_cut, flat, normal, run_texts
 
 LAYOUTS = ["first", "last"]
 

@@ -12,13 +12,25 @@ import konv
 from compare import assert_same_bits
 from konv import textbook
 from konv.engine import memory
-from konv.engine.simd import ArrayPointer
 from konv.engine.winograd import winograd_weights
 from konv.engine.winograd.winograd_outer import add_parts, tiles_to_weights
 from konv.geometry import geometry
 from strategies import seeds
 from test_guard_page import guarded
-from test_winograd import FILLED, TAPS, UNIT, PlainJob, Space, assert_within, matrix, normal, number, tiles_of, wide
+from test_winograd import (
+    FILLED,
+    TAPS,
+    UNIT,
+    PlainJob,
+    Space,
+    assert_within,
+    flat,
+    matrix,
+    normal,
+    number,
+    tiles_of,
+    wide,
+)
 
 LAYOUTS = ["first", "last"]
 
@@ -44,11 +56,6 @@ def run(dy, x, padding, layout="first"):
 def textbook_weights(dy, x, padding):
     w = np.zeros((dy.shape[1], x.shape[1], TAPS, TAPS))
     return textbook.conv_backward(*wide(dy, x), w, padding=padding)[1]
-
-
-def flat(array):
-    """What stands for the address of an array whose kernels run as texts."""
-    return ArrayPointer(array.reshape(-1) if array.flags.c_contiguous else np.moveaxis(array, 1, -1).reshape(-1))
 
 
 def drawn(rng, x_shape, filters, padding):

@@ -186,7 +186,7 @@ def segments(seq_len: int, m_segments: int, k1: int) -> Segments:
 
 
 def down_conv_segments(
-    seq_len: int, hidden_size: int, m_segments: int, k1: int, channel_reduction: int, *, stacklevel: int = 3
+    seq_len: int, hidden_size: int, m_segments: int, k1: int, channel_reduction: int, *, stacklevel: int = 4
 ) -> Segments:
     """Check the arguments of a ``DownConv``, NumPy's or PyTorch's, and return its cut. Nothing is allocated.
 
@@ -195,7 +195,7 @@ def down_conv_segments(
     seq_len, hidden_size, m_segments, k1, channel_reduction : int
         As ``DownConv`` takes them.
     stacklevel : int
-        As for :func:`warnings.warn`; 3 shows the line that calls the caller.
+        As for :func:`warnings.warn`; 4 shows the line that calls the caller through :func:`konv.names.names_told`.
 
     Raises
     ------
