@@ -27,8 +27,6 @@ class Docstrings(griffe.Extension):
 def _rewrite(found: griffe.Object) -> None:
     if found.docstring is not None:
         found.docstring.value = "\n".join(_markdown(found.docstring.value.splitlines(), found))
-    if isinstance(found, griffe.Function) and "unknown" in found.parameters:
-        del found.parameters["unknown"]  # it takes what is refused; see konv.names
     for member in found.members.values():
         if isinstance(member, griffe.Object):
             _rewrite(member)

@@ -323,6 +323,13 @@ MISTAKES = {
         ["conv_backward() has no argument 'pad'; here it is called padding"],
     ),
     "PyTorch's name of x": (lambda: konv.unfold(input=X, kernel_size=2), TypeError, ["'input'; here it is called x"]),
+    "PyTorch's name of w": (
+        lambda: konv.conv(X, weight=W),
+        TypeError,
+        ["conv() has no", "'weight'; here it is called w"],
+    ),
+    "the book's name of a window": (lambda: konv.max_pool(X, pool_size=2), TypeError, ["it is called kernel_size"]),
+    "no w": (lambda: konv.conv(X), TypeError, ["missing 1 required positional argument: 'w'"]),
     "a transposed name": (lambda: konv.conv_transpose(X, W, strides=1), TypeError, ["'strides'; near: stride"]),
     "a name of a transposed gradient": (
         lambda: konv.conv_transpose_backward(X, X, W, padding_mode="zeros"),
@@ -526,7 +533,7 @@ def test_a_mistake_is_refused_in_the_users_words(call, error, words):
 
 
 def test_what_tells_names_shows_its_own():
-    """Neither ``**unknown`` nor the arguments of what stands around a function."""
+    """Not the arguments of what stands around a function."""
     functions = [getattr(konv, name) for name in konv.__all__ if inspect.isfunction(getattr(konv, name))]
     variadic = {
         f.__name__: p.name for f in functions for p in inspect.signature(f).parameters.values() if p.kind in (2, 4)

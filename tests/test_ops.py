@@ -218,6 +218,16 @@ def test_nan_and_infinity_reach_what_they_reach_in_the_textbook(case, seed, dtyp
             assert_equal(a, e.astype(dtype), nan_equal=True)
 
 
+@pytest.mark.parametrize("groups", [1, 6])
+def test_nothing_is_said_of_infinities(groups):
+    """Kernels are silent; so is the product of NumPy's that takes weights that are not finite (warnings are errors here)."""
+    x, w = np.ones((2, 6, 9, 9), np.float32), np.full((6, 6 // groups, 3, 3), np.inf, np.float32)
+    with np.errstate(all="raise"):
+        y = konv.conv(x - 1, w, padding=1, groups=groups)
+        gradients = konv.conv_backward(np.full_like(x, -np.inf), x, w, padding=1, groups=groups)
+    assert np.isnan(y).all() and not any(np.isfinite(gradient).any() for gradient in gradients)
+
+
 @given(convolutions(modes=PADDING_MODES), seeds, dtypes, st.sampled_from(WRITABLE_LAYOUTS))
 def test_out_is_written_in_any_memory_layout(case, seed, dtype, layout):
     if repeated(case, dtype):

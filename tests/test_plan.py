@@ -235,7 +235,9 @@ def test_the_names_of_the_algorithms_differ():
 def test_what_computes_streams_does_not_depend_on_their_length(case, dtype):
     """CausalConv1d promises the same bits for any chunks: a BLAS does not keep that, and no plan may change with the length."""
     g = konv.geometry(case.x_shape, case.w_shape, **case.options)
-    g = dataclasses.replace(g, padding_mode="zeros", stride=(1,))
-    longer = dataclasses.replace(g, spatial=(g.spatial[0] + 100,), output=(g.output[0] + 100,))
-    names = {choose(Problem("forward", problem, dtype)).algorithm.NAME for problem in (g, longer)}
-    assert len(names) == 1 and "columns" not in names
+    for stride in (1, g.kernel[0]):
+        short = dataclasses.replace(g, padding_mode="zeros", stride=(stride,))
+        longer = dataclasses.replace(short, spatial=(g.spatial[0] + 100 * stride,), output=(g.output[0] + 100,))
+        for exact in (False, True):
+            names = {choose(Problem("forward", problem, dtype, exact)).algorithm.NAME for problem in (short, longer)}
+            assert len(names) == 1 and "columns" not in names

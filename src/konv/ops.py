@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Collection, Sequence
-from typing import Any, Never
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from konv.arrays import (
 )
 from konv.engine.plan import algorithm_for
 from konv.geometry import Geometry, are_plain, geometry, transposed_geometry
-from konv.names import names_told, refuse
+from konv.names import names_told
 
 GRADIENTS = ("x", "w", "b")
 
@@ -52,7 +52,6 @@ def conv(
     groups: int = 1,
     padding_mode: str = "zeros",
     out: np.ndarray | None = None,
-    **unknown: Never,
 ) -> np.ndarray:
     """Convolution (cross-correlation, as in every deep learning library) in 1, 2 or 3 dimensions.
 
@@ -84,8 +83,6 @@ def conv(
     >>> conv(x, np.array([[[1.0, 1.0, 1.0]]]), padding="same")
     array([[[1., 3., 6., 9., 7.]]])
     """
-    if unknown:
-        refuse(conv, unknown)
     given = (x, w, b)
     x, w, b = checked_floats(x=x, w=w, b=b)
     g = _geometry(x, w, stride, padding, dilation, groups, padding_mode)
@@ -117,7 +114,6 @@ def conv_backward(
     groups: int = 1,
     padding_mode: str = "zeros",
     need: Sequence[str] = GRADIENTS,
-    **unknown: Never,
 ) -> tuple[Any, Any, Any]:
     """Gradients of :func:`conv`: from ``dy = dL/dy`` to ``(dL/dx, dL/dw, dL/db)``.
 
@@ -145,8 +141,6 @@ def conv_backward(
     >>> dx, dw, db
     (array([[[1., 2., 3., 2., 1.]]]), array([[[3., 6., 9.]]]), array([3.]))
     """
-    if unknown:
-        refuse(conv_backward, unknown)
     dy, x, w = checked_floats(dy=dy, x=x, w=w)
     g = _geometry(x, w, stride, padding, dilation, groups, padding_mode)
     check_upstream(dy, g.output_shape)
@@ -185,7 +179,6 @@ def conv_transpose(
     output_padding: IntOrAxes = 0,
     dilation: IntOrAxes = 1,
     groups: int = 1,
-    **unknown: Never,
 ) -> np.ndarray:
     """Transposed convolution: the input gradient of a convolution, used to enlarge.
 
@@ -216,8 +209,6 @@ def conv_transpose(
     >>> conv_transpose(np.array([[[1.0, 10.0]]]), np.array([[[1.0, 2.0, 3.0]]]), stride=2)
     array([[[ 1.,  2., 13., 20., 30.]]])
     """
-    if unknown:
-        refuse(conv_transpose, unknown)
     x, w, b = checked_floats(x=x, w=w, b=b)
     g = _geometry_of_transposed(x, w, stride, padding, output_padding, dilation, groups)
     _check_bias(b, g.channels)
@@ -247,7 +238,6 @@ def conv_transpose_backward(
     dilation: IntOrAxes = 1,
     groups: int = 1,
     need: Sequence[str] = GRADIENTS,
-    **unknown: Never,
 ) -> tuple[Any, Any, Any]:
     """Gradients of :func:`conv_transpose`: ``(dx, dw, db)``, None where not needed.
 
@@ -274,8 +264,6 @@ def conv_transpose_backward(
     >>> conv_transpose_backward(np.ones((1, 1, 5)), x, w, stride=2)
     (array([[[6., 6.]]]), array([[[11., 11., 11.]]]), array([5.]))
     """
-    if unknown:
-        refuse(conv_transpose_backward, unknown)
     dy, x, w = checked_floats(dy=dy, x=x, w=w)
     g = _geometry_of_transposed(x, w, stride, padding, output_padding, dilation, groups)
     check_upstream(dy, g.x_shape)

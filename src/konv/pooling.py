@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Never
+from typing import Any
 
 import numpy as np
 
 from konv.arguments import IntOrAxes, Padding
 from konv.arrays import check_flag, check_upstream, checked_floats, layout_of
 from konv.geometry import Geometry, are_plain, pooling_geometry
-from konv.names import names_told, refuse
+from konv.names import names_told
 
 
 @names_told
@@ -21,7 +21,6 @@ def max_pool(
     stride: IntOrAxes | None = None,
     padding: Padding = 0,
     dilation: IntOrAxes = 1,
-    **unknown: Never,
 ) -> np.ndarray:
     """The largest cell of each window. Padding never wins; a NaN in a window does.
 
@@ -46,8 +45,6 @@ def max_pool(
     >>> max_pool(np.array([[[1.0, 5.0, 2.0, 3.0]]]), 2)
     array([[[5., 3.]]])
     """
-    if unknown:
-        refuse(max_pool, unknown)
     return max_pool_winners(x, kernel_size, stride=stride, padding=padding, dilation=dilation)[0]
 
 
@@ -80,7 +77,6 @@ def max_pool_backward(
     stride: IntOrAxes | None = None,
     padding: Padding = 0,
     dilation: IntOrAxes = 1,
-    **unknown: Never,
 ) -> np.ndarray:
     """Gradient of :func:`max_pool`: each ``dy`` goes to the first largest cell (the first NaN) of its window.
 
@@ -103,8 +99,6 @@ def max_pool_backward(
     >>> max_pool_backward(np.array([[[10.0, 20.0]]]), np.array([[[1.0, 5.0, 3.0, 3.0]]]), 2)
     array([[[ 0., 10., 20.,  0.]]])
     """
-    if unknown:
-        refuse(max_pool_backward, unknown)
     (x,) = checked_floats(x=x)
     _, winners = max_pool_winners(x, kernel_size, stride=stride, padding=padding, dilation=dilation)
     return max_pool_from_winners(dy, x, winners, kernel_size, stride=stride, padding=padding, dilation=dilation)
@@ -143,7 +137,6 @@ def avg_pool(
     padding: Padding = 0,
     dilation: IntOrAxes = 1,
     count_include_pad: bool = True,
-    **unknown: Never,
 ) -> np.ndarray:
     """The mean of each window, summed in float32 for the half types.
 
@@ -166,8 +159,6 @@ def avg_pool(
     >>> avg_pool(np.array([[[2.0, 4.0]]]), 2, padding=1, count_include_pad=False)
     array([[[2., 4.]]])
     """
-    if unknown:
-        refuse(avg_pool, unknown)
     (x,) = checked_floats(x=x)
     check_flag("count_include_pad", count_include_pad)
     g = _geometry(x, kernel_size, stride, padding, dilation)
@@ -184,7 +175,6 @@ def avg_pool_backward(
     padding: Padding = 0,
     dilation: IntOrAxes = 1,
     count_include_pad: bool = True,
-    **unknown: Never,
 ) -> np.ndarray:
     """Gradient of :func:`avg_pool`: every cell of a window gets an equal share of its ``dy``.
 
@@ -207,8 +197,6 @@ def avg_pool_backward(
     >>> avg_pool_backward(np.array([[[2.0, 4.0]]]), np.zeros((1, 1, 4)), 2)
     array([[[1., 1., 2., 2.]]])
     """
-    if unknown:
-        refuse(avg_pool_backward, unknown)
     dy, x = checked_floats(dy=dy, x=x)
     check_flag("count_include_pad", count_include_pad)
     g = _geometry(x, kernel_size, stride, padding, dilation)

@@ -8,9 +8,10 @@ are copied, and rounded once, on the way out.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
 
 NAME = "columns"
 BLOCK_BYTES = 8 << 20  # 2-32 MiB are equally fast on the layers of the book and of ResNet; 1 and 64 MiB are slower
+
+
+def silent(function: Callable[..., None]) -> Callable[..., None]:
+    """Nothing is said of infinities, NaN and overflow: kernels are silent, too."""
+
+    @functools.wraps(function)
+    def told(*arrays: Any) -> None:
+        with np.errstate(all="ignore"):
+            function(*arrays)
+
+    return told
 
 
 def declines(problem: Problem) -> str | None:
@@ -48,6 +60,7 @@ def workspace(problem: Problem) -> int:
     return wide * cells
 
 
+@silent
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
     """``out[n] = w @ columns(x[n]) + b``, x (N, C, *spatial), w (F, C // groups, *kernel), out (N, F, *output)."""
     dtype = accumulator(x.dtype)
@@ -64,6 +77,7 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
             out[samples, :, rows] = y
 
 
+@silent
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """``dcol = w.T @ dy[n]``, each row of it added to the cells it came from."""
     dtype = accumulator(dy.dtype)
@@ -87,6 +101,7 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
         out[start : start + count] = padded[:, :, *_inside(g)]
 
 
+@silent
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """``dw = sum over n of dy[n] @ columns(x[n]).T``, in the order of the samples."""
     dtype = accumulator(x.dtype)

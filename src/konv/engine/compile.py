@@ -107,8 +107,8 @@ def _traced(text: Text, pointers: dict[str, str]) -> str:
 def _uncollected() -> Iterator[None]:
     """No searches for garbage: a trace drops nothing, but what it makes starts many: in a large program 3/4 of its time."""
     searching = gc.isenabled()
-    gc.disable()
     try:
+        gc.disable()
         yield
     finally:
         if searching:

@@ -71,7 +71,7 @@ class _Convolution(Layer):
 
     def _filters(self, W: np.ndarray, groups: int) -> tuple[int, str]:
         """Channels of the output, the length of b, and why."""
-        return W.shape[0], f"one for each filter of W {W.shape}"
+        return W.shape[0], f"one for each filter of W (FN, C, *kernel) = {W.shape}"
 
     @property
     def x(self) -> np.ndarray | None:

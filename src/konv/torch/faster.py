@@ -102,8 +102,8 @@ def sums_directly(g: Geometry, dtype: str, layout: str, transposed: bool) -> boo
     """Whether few outputs of a strided 3 x 3 layer are computed without Winograd's algorithm.
 
     That of one image turns as many weights as that of eight. The plan must not ask for the batch, so that a sample's bits do
-    not depend on it; who computes a converted layer does. 256@28 and 128@56 in ResNet-50, batch 1: 1.32 and 1.31 ms; by the
-    plan 1.73 and 1.80, by PyTorch 1.51 and 1.46 among konv's layers, 1.28 and 1.30 in a model of PyTorch's alone.
+    not depend on it; who computes a converted layer does. 128@56 in ResNet-50, batch 1: 1.31 ms; by the plan 1.80, by PyTorch
+    1.46 among konv's layers, 1.30 in a model of PyTorch's alone. (Deeper ones are ``winograd_strided``'s, always konv's.)
     """
     if max(g.stride) == 1 or g.kernel != (3, 3) or dtype != "float32" or layout == "last" or transposed:
         return False

@@ -53,7 +53,8 @@ def declines(problem: Problem) -> str | None:
             f"{g.filters} filters, {g.channels} channels; it computes at most {MOST_FILTERS}, at least {LEAST_CHANNELS}"
         )
     period, lanes = _period(g, problem.dtype)
-    least = 2 * period if problem.kind == "weight_gradient" else period
+    # Forward takes any row: what computes a stream must not depend on its length
+    least = {"forward": 1, "input_gradient": period, "weight_gradient": 2 * period}[problem.kind]
     if g.output[0] * g.kernel[0] < least:
         return f"rows of {g.output[0] * g.kernel[0]} cells; it computes at least {least}"
     size = g.filters * g.channels * period * np.dtype(wide_type(problem.dtype)).itemsize
