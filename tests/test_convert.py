@@ -71,8 +71,10 @@ def test_undo_gives_the_classes_back_and_keeps_what_was_learned():
     with torch.no_grad():
         model[0].weight.mul_(2)
     weight = model[0].weight
+    assert "undone" not in str(conversion)
     conversion.undo()
     conversion.undo()  # nothing more to do
+    assert "computed by konv, until it was undone" in str(conversion).splitlines()[0]
     assert [type(m) for m in model.modules()] == classes and model[0].weight is weight
     assert vars(model[0]).keys() == vars(network()[0]).keys()
 

@@ -157,9 +157,8 @@ def means(run: Run) -> Grid:
 
 def _means(results: Sequence[Result], goal: str) -> list[str]:
     torch, best = (Mean.of(result.against(rival) for result in results) for rival in ("torch", "best"))
-    first = torch or best
     wrong = sum(bool(result.failed) for result in results)
-    losing = NOTHING if first is None else f"{first.losing} of {first.rows}"
+    losing = NOTHING if torch is None else f"{torch.losing} of {torch.rows}"
     return [
         ratio_text(torch.ratio if torch else None), goal, ratio_text(best.ratio if best else None),
         losing + (f", {wrong} WRONG" if wrong else ""),

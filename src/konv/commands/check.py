@@ -24,8 +24,10 @@ def check(
     from konv import checks
 
     table = Table("layer", "elements", "worst element", "difference", "tolerance", "")
-    for column in (1, 3, 4):
-        table.columns[column].justify = "right"
+    for number, column in enumerate(table.columns):
+        column.justify = "right" if number in (1, 3, 4) else "left"
+        column.overflow = "fold"  # where a terminal is narrow, nothing is cut short
+        column.no_wrap = number not in (0, 2)
     failed = []
     for name, result in checks.run(seed):
         worst = result.worst

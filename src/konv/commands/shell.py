@@ -14,7 +14,7 @@ from konv.training.errors import INSTALL, UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-EXTRAS = {"sklearn", "matplotlib", "PIL", "pooch", "requests"}
+EXTRAS = {"sklearn", "matplotlib", "ml_dtypes", "PIL", "pooch", "requests"}
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

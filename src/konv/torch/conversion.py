@@ -35,6 +35,7 @@ class Conversion:
     left : name of a convolution that stayed as it was -> why
     already : names of those that konv computed before
     dry_run : whether nothing was changed
+    undone : whether :meth:`undo` took it back
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class Conversion:
     left: dict[str, str] = field(default_factory=dict)
     already: list[str] = field(default_factory=list)
     dry_run: bool = False
+    undone: bool = False
     _modules: list[nn.Module] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
@@ -51,6 +53,7 @@ class Conversion:
                 _become(module, ORIGINALS)
                 vars(module).pop(modules.ONLY_WHERE_FASTER, None)
         self._modules.clear()
+        self.undone = not self.dry_run
 
     def __call__(self, *arguments: Any, **more: Any) -> NoReturn:
         """Always refused: the model was changed in place, this is the report about it."""
@@ -61,6 +64,8 @@ class Conversion:
         ours, lazy = len(self.swapped) + len(self.already), sum(what.endswith(LATER) for what in self.swapped.values())
         more = f", {lazy} more{LATER}".replace("its", "its" if lazy == 1 else "their") if lazy else ""
         lines = [f"{ours - lazy} of {ours + len(self.left)} convolutions {verb}{more}"]
+        if self.undone:
+            lines[0] += ", until it was undone"
         lines += [f"  {name or '(the model)'}: {what}" for name, what in self.swapped.items()]
         lines += [f"  {name or '(the model)'} was konv's already" for name in self.already]
         lines += [f"  {name or '(the model)'} stays as it is: {why}" for name, why in self.left.items()]
