@@ -18,7 +18,7 @@ def warmup() -> None:
     """Compile the kernels of all usual layers now, so that no program has to wait for them later.
 
     Takes some minutes, once for each CPU and version of konv. What is compiled already is not compiled again. Kernels are
-    kept in a folder that `KONV_CACHE` chooses.
+    kept in ~/.cache/konv/kernels, or where `KONV_CACHE` says.
     """
     import time
 
