@@ -26,7 +26,7 @@
     simd/         the language that kernels are written in
     compile.py    texts to machine code             machine.py    for which CPU
     launch.py     a job's threads                   threads.py    how many      memory.py    workspaces
-    prepared.py   a job with what it borrows
+    prepared.py   jobs with what they borrow, and the ways in that algorithms share
     addresses.py  what is run again and again, without arrays
     contention.py fewer, where other programs want the cores
 

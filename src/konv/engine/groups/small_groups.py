@@ -27,17 +27,17 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from konv.arrays import known_layout
-from konv.engine import columns, memory, roofline
+from konv.engine import columns, roofline
 from konv.engine.groups.small_groups_kernels import accumulate_groups, correlate_groups
-from konv.engine.launch import Job, address
-from konv.engine.machine import dtype_name, machine, wide_type
-from konv.engine.threads import get_threads, width
+from konv.engine.launch import Job
+from konv.engine.machine import dtype_name, machine
+from konv.engine.prepared import Prepared, both_ways, prepared, without_bias
+from konv.engine.threads import get_threads
 from konv.engine.winograd import winograd
 from konv.geometry import Geometry
 
@@ -90,75 +90,32 @@ def declines(problem: Problem) -> str | None:
 def workspace(problem: Problem) -> int:
     """Bytes taken while it runs: sums of all parts, or w in the kernel's order."""
     g, dtype, layout = problem.geometry, problem.dtype, problem.layout
-    weights = math.prod(g.w_shape) * np.dtype(wide_type(dtype)).itemsize
     if problem.kind == "weight_gradient":
-        plan = _prepare(g, dtype, layout, get_threads())
-        return plan.size + plan.parts * weights
-    return _correlation(g, problem.kind == "input_gradient", dtype, dtype, layout, get_threads()).size + weights
-
-
-def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
-    """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    if np.isfinite(w).all():
-        _correlate(x, w, b, g, False, out)
-    else:  # padding that is left out, times infinity, would have been NaN
-        columns.forward(x, w, b, g, out)
-
-
-def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dx (N, C, *spatial) into ``out``."""
-    if np.isfinite(w).all():
-        _correlate(dy, w, None, g, True, out)
-    else:
-        columns.input_gradient(dy, w, g, out)
-
-
-def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dw (F, C // groups, *kernel) into ``out``."""
-    weight_and_bias_gradient(dy, x, g, out, np.empty(g.filters, out.dtype))
+        sums = _prepare(g, dtype, layout, get_threads())
+        return sums.size + sums.sums_size
+    plan = _correlation(g, problem.kind == "input_gradient", dtype, dtype, layout, get_threads())
+    return plan.size + math.prod(g.w_shape) * plan.no_bias.itemsize
 
 
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``."""
-    plan = _prepare(g, dtype_name(x.dtype), known_layout(x, dy), get_threads())
-    wide, group = wide_type(dtype_name(x.dtype)), g.channels // g.groups
-    together = machine().lanes(dtype_name(x.dtype)) // group  # groups in a vector
-    sums = np.empty((plan.parts, *g.kernel, group, g.groups // together, group, together), wide)
-    biases = np.empty((plan.parts, g.filters), wide)
-    with memory.workspace(plan.size) as slots:
-        plan.job.run(
-            plan.threads, x=address(x), dy=address(dy), sums=address(sums), biases=address(biases), slots=slots
-        )
-    db[...] = biases.sum(axis=0)
-    if not np.isfinite(biases).all():  # nor is dy: taps in the padding, left out here, make NaN of it
+    sums, finite = _prepare(g, dtype_name(x.dtype), known_layout(x, dy), get_threads()).accumulate(dy, x, db)
+    if finite:
+        vectors, group, together = sums.shape[-3:]
+        out.reshape(vectors, together, group, group, *g.kernel)[...] = sums.transpose(3, 5, 2, 4, 0, 1)
+    else:
         columns.weight_gradient(dy, x, g, out)
-        return
-    total = sums.sum(axis=0) if plan.parts > 1 else sums[0]
-    out.reshape(g.groups // together, together, group, group, *g.kernel)[...] = total.transpose(3, 5, 2, 4, 0, 1)
 
 
 def _correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, back: bool, out: np.ndarray) -> None:
     plan = _correlation(g, back, dtype_name(x.dtype), dtype_name(out.dtype), known_layout(x, out), get_threads())
-    wide, group, lanes = wide_type(dtype_name(x.dtype)), g.channels // g.groups, machine().lanes(dtype_name(x.dtype))
+    group, lanes = g.channels // g.groups, machine().lanes(dtype_name(x.dtype))
     parts = w.reshape(g.channels // lanes, lanes // group, group, group, *g.kernel)
-    weights = np.ascontiguousarray(
-        parts.transpose(0, 4, 5, 2, 3, 1) if back else parts.transpose(0, 4, 5, 3, 2, 1), wide
-    )
-    bias = np.zeros(g.channels, wide) if b is None else np.ascontiguousarray(b, wide)
-    with memory.workspace(plan.size) as slots:
-        plan.job.run(
-            plan.threads, x=address(x), weights=address(weights), bias=address(bias), y=address(out), slots=slots
-        )
+    plan.correlate(x, parts.transpose(0, 4, 5, 2, 3, 1) if back else parts.transpose(0, 4, 5, 3, 2, 1), b, out)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A job, the bytes that its threads borrow, and in how many parts its sums are."""
-
-    job: Job
-    threads: int
-    size: int
-    parts: int = 1
+forward, input_gradient = both_ways(_correlate, finite=True)
+weight_gradient = without_bias(weight_and_bias_gradient)
 
 
 @functools.lru_cache(maxsize=256)
@@ -187,8 +144,7 @@ def _correlation(g: Geometry, back: bool, x_dtype: str, y_dtype: str, layout: st
         out_height=out_height, chunk_rows=chunk_rows, weights_size=taps_high * taps * group * lanes,
         rows=np.array(rows, np.int64), chunks=np.array(chunks, np.int64),
     )  # fmt: skip
-    used = width(job.pieces, g.flops // 2)
-    return Prepared(job, used, used * (y_at + y_size) * np.dtype(wide_type(x_dtype)).itemsize)
+    return prepared(job, g.flops // 2, y_at + y_size, x_dtype, g.channels, names={"weights": "w"})
 
 
 def _rows_met(row: int, g: Geometry, back: bool, height: int) -> list[tuple[int, int]]:
@@ -221,8 +177,8 @@ def _prepare(g: Geometry, dtype: str, layout: str, threads: int) -> Prepared:
         channels=g.channels, x_height=x_height, x_width=x_width, out_height=out_height, out_width=out_width,
         taps_high=taps_high, pad_high=g.padding[0][0], stride_high=g.stride[0], chunk_rows=chunk_rows,
     )  # fmt: skip
-    used = width(job.pieces, g.flops // 2)
-    return Prepared(job, used, used * slot_size * np.dtype(wide_type(dtype)).itemsize, parts)
+    sums = parts, taps_high, taps, group, blocks, group, lanes // group
+    return prepared(job, g.flops // 2, slot_size, dtype, sums=sums)
 
 
 def _edges(g: Geometry) -> tuple[int, int, int]:
@@ -246,7 +202,7 @@ def blocking(problem: Problem) -> str:
         plan = _correlation(g, problem.kind == "input_gradient", dtype, dtype, layout, get_threads())
         row = (g.spatial if problem.kind == "input_gradient" else g.output)[1]
         chunk = f"chunks of {plan.job.numbers['chunk_rows']} x {row} outputs"
-    return f"{held}; {chunk}; {plan.job.cut(plan.threads)}"
+    return f"{held}; {chunk}; {plan.cut}"
 
 
 def share(problem: Problem) -> float:

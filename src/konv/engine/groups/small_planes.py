@@ -10,7 +10,6 @@ pixels cost half as much again.
 from __future__ import annotations
 
 import functools
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +17,8 @@ import numpy as np
 from konv.engine import columns, roofline
 from konv.engine.groups.small_planes_kernels import accumulate_small_planes, correlate_small_planes
 from konv.engine.launch import Job
-from konv.engine.machine import dtype_name, machine, wide_type, widened
-from konv.engine.prepared import Prepared, prepared
+from konv.engine.machine import dtype_name, machine, widened
+from konv.engine.prepared import Prepared, both_ways, prepared, without_bias
 from konv.engine.threads import get_threads
 from konv.geometry import Geometry
 
@@ -60,44 +59,19 @@ def workspace(problem: Problem) -> int:
     """Bytes taken while it runs: sums of all parts; of half types, w is copied in float32."""
     g, dtype = problem.geometry, problem.dtype
     if problem.kind == "weight_gradient":
-        plan, parts = _accumulation(g, dtype, get_threads())
-        return plan.size + parts * math.prod(g.w_shape) * np.dtype(wide_type(dtype)).itemsize
+        plan = _accumulation(g, dtype, get_threads())
+        return plan.size + plan.sums_size
     return _correlation(g, problem.kind == "input_gradient", dtype, dtype, get_threads()).size + widened(
         g.w_shape, dtype
     )
 
 
-def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
-    """Write conv(x, w) + b into ``out`` (N, C, *output)."""
-    if np.isfinite(w).all():
-        _correlate(x, w, b, g, False, out)
-    else:  # padding that is left out, times infinity, would have been NaN
-        columns.forward(x, w, b, g, out)
-
-
-def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dx (N, C, *spatial) into ``out``."""
-    if np.isfinite(w).all():
-        _correlate(dy, w, None, g, True, out)
-    else:
-        columns.input_gradient(dy, w, g, out)
-
-
-def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dw (C, 1, *kernel) into ``out``."""
-    weight_and_bias_gradient(dy, x, g, out, np.empty(g.filters, out.dtype))
-
-
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
     """Write dL/dw (C, 1, *kernel) into ``out`` and dL/db (C,) into ``db``."""
-    plan, parts = _accumulation(g, dtype_name(x.dtype), get_threads())
-    wide = wide_type(dtype_name(x.dtype))
-    sums, biases = np.empty((parts, *g.w_shape), wide), np.empty((parts, g.channels), wide)
-    plan.run(x=x, dy=dy, sums=sums, biases=biases)
-    db[...] = biases.sum(axis=0)
-    if np.isfinite(biases).all():
-        out[...] = sums.sum(axis=0) if parts > 1 else sums[0]
-    else:  # nor is dy: taps in the padding, left out here, make NaN of it
+    sums, finite = _accumulation(g, dtype_name(x.dtype), get_threads()).accumulate(dy, x, db)
+    if finite:
+        out[...] = sums
+    else:
         columns.weight_gradient(dy, x, g, out)
 
 
@@ -105,6 +79,10 @@ def _correlate(
     x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, backwards: bool, out: np.ndarray
 ) -> None:
     _correlation(g, backwards, dtype_name(x.dtype), dtype_name(out.dtype), get_threads()).correlate(x, w, b, out)
+
+
+forward, input_gradient = both_ways(_correlate, finite=True)
+weight_gradient = without_bias(weight_and_bias_gradient)
 
 
 @functools.lru_cache(maxsize=256)
@@ -126,8 +104,7 @@ def _correlation(g: Geometry, backwards: bool, x_dtype: str, y_dtype: str, threa
 
 
 @functools.lru_cache(maxsize=256)
-def _accumulation(g: Geometry, dtype: str, threads: int) -> tuple[Prepared, int]:
-    """The job, and in how many parts its sums are."""
+def _accumulation(g: Geometry, dtype: str, threads: int) -> Prepared:
     lanes, (taps_high, taps) = machine().lanes(dtype), g.kernel
     (x_height, x_width), (out_height, out_width) = g.spatial, g.output
     blocks = -(-g.channels // lanes)
@@ -143,7 +120,7 @@ def _accumulation(g: Geometry, dtype: str, threads: int) -> tuple[Prepared, int]
         channels=g.channels, x_height=x_height, out_height=out_height, taps_high=taps_high, pad_high=g.padding[0][0],
         chunk_rows=max(1, PRODUCTS // max(1, out_width)),
     )  # fmt: skip
-    return prepared(job, g.flops // 2, slot_size, dtype), parts
+    return prepared(job, g.flops // 2, slot_size, dtype, sums=(parts, *g.w_shape))
 
 
 def _vectors(cells: int, lanes: int) -> int:
@@ -155,13 +132,13 @@ def blocking(problem: Problem) -> str:
     """Lanes, planes and pieces, in words."""
     g, dtype, lanes = problem.geometry, problem.dtype, machine().lanes(problem.dtype)
     if problem.kind == "weight_gradient":
-        plan, _ = _accumulation(g, dtype, get_threads())
+        plan = _accumulation(g, dtype, get_threads())
         n = plan.job.numbers
         images = f"{n['part_images']} images a piece, summed over {n['chunk_rows']} rows at a time"
     else:
         plan = _correlation(g, problem.kind == "input_gradient", dtype, dtype, get_threads())
         images = f"{plan.job.numbers['piece_images']} images a piece"
-    return f"{lanes} channels in a vector, whole planes; {images}; {plan.job.cut(plan.threads)}"
+    return f"{lanes} channels in a vector, whole planes; {images}; {plan.cut}"
 
 
 def share(problem: Problem) -> float:

@@ -20,7 +20,7 @@ from konv.arrays import known_layout
 from konv.engine import roofline
 from konv.engine.launch import Job
 from konv.engine.machine import dtype_name, machine, widened
-from konv.engine.prepared import Prepared, prepared
+from konv.engine.prepared import Prepared, both_ways, prepared
 from konv.engine.threads import get_threads
 from konv.engine.winograd.winograd_cuts import evenly
 from konv.engine.winograd.winograd_groups_kernels import OUTPUTS, POINTS, SPAN, TAPS, winograd_of_groups
@@ -63,16 +63,6 @@ def workspace(problem: Problem) -> int:
     g, dtype = problem.geometry, problem.dtype
     job = _prepare(g, problem.kind == "input_gradient", dtype, dtype, problem.layout, get_threads())
     return job.size + widened(g.w_shape, dtype)
-
-
-def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
-    """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    _run(x, w, b, g, False, out)
-
-
-def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dx (N, C, *spatial) into ``out``."""
-    _run(dy, w, None, g, True, out)
 
 
 @functools.lru_cache(maxsize=512)
@@ -120,9 +110,11 @@ def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, layout: str, t
 
 
 def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transposed: bool, out: np.ndarray) -> None:
-    if out.size:
-        names, layout = (dtype_name(x.dtype), dtype_name(out.dtype)), known_layout(x, out)
-        _prepare(g, transposed, *names, layout, get_threads()).correlate(x, w, b, out)
+    names, layout = (dtype_name(x.dtype), dtype_name(out.dtype)), known_layout(x, out)
+    _prepare(g, transposed, *names, layout, get_threads()).correlate(x, w, b, out)
+
+
+forward, input_gradient = both_ways(_run)
 
 
 def blocking(problem: Problem) -> str:
@@ -132,7 +124,7 @@ def blocking(problem: Problem) -> str:
     n = plan.job.numbers
     return (
         f"tiles of {OUTPUTS} x {OUTPUTS} outputs; blocks of {n['block_images']} x {n['block_rows']} x {n['block_columns']} tiles "
-        f"by {n['filters']} filters of a group, {n['piece_blocks']} blocks a piece; {plan.job.cut(plan.threads)}"
+        f"by {n['filters']} filters of a group, {n['piece_blocks']} blocks a piece; {plan.cut}"
     )
 
 

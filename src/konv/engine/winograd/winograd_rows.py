@@ -42,7 +42,7 @@ import numpy as np
 from konv.engine import roofline
 from konv.engine.launch import Job
 from konv.engine.machine import dtype_name, machine, widened
-from konv.engine.prepared import Prepared, prepared
+from konv.engine.prepared import Prepared, both_ways, prepared, without_bias
 from konv.engine.threads import get_threads
 from konv.engine.winograd.winograd_cuts import evenly
 from konv.engine.winograd.winograd_rows_kernels import (
@@ -144,21 +144,6 @@ def workspace(problem: Problem) -> int:
     return _prepare(g, problem.kind == "input_gradient", dtype, dtype, get_threads()).size + widened(g.w_shape, dtype)
 
 
-def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
-    """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    _run(x, w, b, g, False, out)
-
-
-def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dx (N, C, *spatial) into ``out``."""
-    _run(dy, w, None, g, True, out)
-
-
-def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dw (F, C // groups, *kernel) into ``out``."""
-    weight_and_bias_gradient(dy, x, g, out, np.empty(g.filters, out.dtype))
-
-
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``: dy is read once."""
     plan = _prepare_weights(g, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
@@ -166,8 +151,11 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
 
 
 def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transposed: bool, out: np.ndarray) -> None:
-    if out.size:
-        _prepare(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), get_threads()).correlate(x, w, b, out)
+    _prepare(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), get_threads()).correlate(x, w, b, out)
+
+
+forward, input_gradient = both_ways(_run)
+weight_gradient = without_bias(weight_and_bias_gradient)
 
 
 @functools.lru_cache(maxsize=512)
@@ -238,9 +226,9 @@ def blocking(problem: Problem) -> str:
     tiles = f"tiles of {_tile(problem).outputs} rows, {machine().lanes(dtype)} cells of a row in a vector"
     if problem.kind == "weight_gradient":
         plan = _prepare_weights(g, dtype, dtype, get_threads())
-        return f"{tiles}; {plan.job.numbers['chunk_rows']} rows of tiles a chunk, a group a piece; {plan.job.cut(plan.threads)}"
+        return f"{tiles}; {plan.job.numbers['chunk_rows']} rows of tiles a chunk, a group a piece; {plan.cut}"
     plan = _prepare(g, problem.kind == "input_gradient", dtype, dtype, get_threads())
-    return f"{tiles}; {plan.job.numbers['piece_rows']} rows of tiles of a group a piece; {plan.job.cut(plan.threads)}"
+    return f"{tiles}; {plan.job.numbers['piece_rows']} rows of tiles of a group a piece; {plan.cut}"
 
 
 def share(problem: Problem) -> float:

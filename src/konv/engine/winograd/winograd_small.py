@@ -22,7 +22,7 @@ import numpy as np
 from konv.engine import roofline
 from konv.engine.launch import Job
 from konv.engine.machine import dtype_name, machine, wide_type, widened
-from konv.engine.prepared import Prepared, prepared
+from konv.engine.prepared import Prepared, both_ways, prepared, without_bias
 from konv.engine.threads import get_threads
 from konv.engine.winograd.winograd_cuts import evenly
 from konv.engine.winograd.winograd_kernels import SPREAD
@@ -97,21 +97,6 @@ def workspace(problem: Problem) -> int:
     return _prepare(g, problem.kind == "input_gradient", dtype, dtype, get_threads()).size + widened(g.w_shape, dtype)
 
 
-def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
-    """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    _run(x, w, b, g, False, out)
-
-
-def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dx (N, C, *spatial) into ``out``."""
-    _run(dy, w, None, g, True, out)
-
-
-def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dw (F, C // groups, *kernel) into ``out``."""
-    weight_and_bias_gradient(dy, x, g, out, np.empty(g.filters, out.dtype))
-
-
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``: dy is read once."""
     plan = _prepare_weights(g, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
@@ -119,8 +104,11 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
 
 
 def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transposed: bool, out: np.ndarray) -> None:
-    if out.size:
-        _prepare(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), get_threads()).correlate(x, w, b, out)
+    _prepare(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), get_threads()).correlate(x, w, b, out)
+
+
+forward, input_gradient = both_ways(_run)
+weight_gradient = without_bias(weight_and_bias_gradient)
 
 
 @dataclass(frozen=True)
@@ -212,10 +200,7 @@ def blocking(problem: Problem) -> str:
         plan = _prepare(g, transposed, dtype, dtype, get_threads())
         n = plan.job.numbers
         what = f"{n['piece_blocks']} blocks of {cut.vectors} vectors a piece"
-    return (
-        f"tiles of {OUTPUTS} x {OUTPUTS} outputs, {cut.rows} x {cut.columns} in a vector; {what}; "
-        f"{plan.job.cut(plan.threads)}"
-    )
+    return f"tiles of {OUTPUTS} x {OUTPUTS} outputs, {cut.rows} x {cut.columns} in a vector; {what}; {plan.cut}"
 
 
 def share(problem: Problem) -> float:
