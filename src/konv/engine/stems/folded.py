@@ -17,19 +17,19 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from konv.arrays import known_layout
-from konv.engine import memory, roofline
+from konv.engine import roofline
 from konv.engine.direct.direct import forward, weight_gradient  # never asked for: it declines
-from konv.engine.launch import Job, address
+from konv.engine.launch import Job
 from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.prepared import Prepared, prepared
 from konv.engine.stems.folded_kernels import fold_products
 from konv.engine.stems.strips_cut import whole
-from konv.engine.threads import get_threads, width
+from konv.engine.threads import get_threads
 from konv.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -75,35 +75,30 @@ def declines(problem: Problem) -> str | None:
 def workspace(problem: Problem) -> int:
     """Bytes borrowed while it runs, and the weights."""
     g, dtype = problem.geometry, problem.dtype
-    plan = _prepared(g, dtype, dtype, problem.layout, get_threads())
-    return plan.size + g.filters * plan.taps.size * np.dtype(wide_type(dtype)).itemsize
+    plan = _prepare(g, dtype, dtype, problem.layout, get_threads())
+    return plan.size + g.filters * _taps(g, dtype).size * plan.no_bias.itemsize
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dx (N, C, *spatial) into ``out``."""
-    plan = _prepared(g, dtype_name(dy.dtype), dtype_name(out.dtype), known_layout(dy, out), get_threads())
-    weights = w.reshape(g.filters, -1).astype(wide_type(dtype_name(dy.dtype)), copy=False)
-    if len(plan.taps) > 1:  # tile by tile
-        weights = weights[:, plan.taps].swapaxes(0, 1)
-    weights = np.ascontiguousarray(weights)
-    with memory.workspace(plan.size) as space:
-        plan.job.run(plan.threads, dy=address(dy), w=address(weights), dx=address(out), space=space)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The job, the taps of each tile, the threads, and bytes of the workspace."""
-
-    job: Job
-    taps: np.ndarray
-    threads: int
-    size: int
+    dtype = dtype_name(dy.dtype)
+    plan, taps = _prepare(g, dtype, dtype_name(out.dtype), known_layout(dy, out), get_threads()), _taps(g, dtype)
+    weights = w.reshape(g.filters, -1)
+    if len(taps) > 1:  # tile by tile
+        weights = weights[:, taps].swapaxes(0, 1)
+    plan.run(dy=dy, w=np.ascontiguousarray(weights, plan.no_bias.dtype), dx=out)
 
 
 @functools.lru_cache(maxsize=256)
-def _prepared(g: Geometry, dtype: str, out: str, layout: str, threads: int) -> Prepared:
-    lanes, itemsize = machine().lanes(dtype), np.dtype(wide_type(dtype)).itemsize
-    ones = (1,) * (2 - g.axes)
+def _taps(g: Geometry, dtype: str) -> np.ndarray:
+    """Those of each tile."""
+    taps, rows = g.channels * math.prod(g.kernel), _cut(g, dtype)[0][1]
+    return np.minimum(np.arange(-(-taps // rows)) * rows, taps - rows)[:, None] + np.arange(rows)
+
+
+@functools.lru_cache(maxsize=256)
+def _prepare(g: Geometry, dtype: str, out: str, layout: str, threads: int) -> Prepared:
+    lanes, ones = machine().lanes(dtype), (1,) * (2 - g.axes)
     (height, row), (out_height, out_row), kernel, (row_stride, stride), dilation = (
         ones + n for n in (g.spatial, g.output, g.kernel, g.stride, g.dilation)
     )
@@ -126,11 +121,10 @@ def _prepared(g: Geometry, dtype: str, out: str, layout: str, threads: int) -> P
     products_start = ring * g.channels * stride * pitch
     panel_start = whole(products_start + taps * products_pitch + lanes, 16)
     slot_size = whole(panel_start + whole(g.filters, lanes) * lanes * vectors, 16)
-    tap_tiles = -(-taps // rows)
     steps = tuple(dilation[1] * j for j in range(kernel[1]))
     job = Job(
         fold_products(dtype, out, lanes, rows, vectors, steps, stride, g.channels * (layout == "last")),
-        g.batch * row_blocks * column_blocks, all_channels=g.channels, filters=g.filters, taps=taps, tap_tiles=tap_tiles,
+        g.batch * row_blocks * column_blocks, all_channels=g.channels, filters=g.filters, taps=taps, tap_tiles=-(-taps // rows),
         kernel_rows=kernel[0], dilated_rows=dilation[0], row_stride=row_stride, height=height, row=row,
         out_height=out_height, out_row=out_row, pad_height=pad_height, pad_row=pad_row, row_blocks=row_blocks,
         block_rows=block_rows, column_blocks=column_blocks, block_columns=block_columns, read_columns=read_columns,
@@ -139,9 +133,7 @@ def _prepared(g: Geometry, dtype: str, out: str, layout: str, threads: int) -> P
         pitch=pitch, products_pitch=products_pitch, products_start=products_start, panel_start=panel_start,
         slot_size=slot_size,
     )  # fmt: skip
-    firsts = np.minimum(np.arange(tap_tiles) * rows, taps - rows)
-    used = width(job.pieces, g.flops // 2)
-    return Prepared(job, firsts[:, None] + np.arange(rows), used, used * slot_size * itemsize)
+    return prepared(job, g.flops // 2, slot_size, dtype, slots="space")
 
 
 @functools.lru_cache(maxsize=256)
@@ -172,11 +164,11 @@ def _cut(g: Geometry, dtype: str) -> tuple[tuple[int, int], int, int, int, int]:
 def blocking(problem: Problem) -> str:
     """Tile, blocks and pieces, in words."""
     g, dtype = problem.geometry, problem.dtype
-    (vectors, rows), plan = _cut(g, dtype)[0], _prepared(g, dtype, dtype, problem.layout, get_threads())
+    (vectors, rows), plan = _cut(g, dtype)[0], _prepare(g, dtype, dtype, problem.layout, get_threads())
     n = plan.job.numbers
     return (
         f"{rows} taps by {vectors * machine().lanes(dtype)} pixels in registers, {n['unit_rows']} rows of dy at a time; "
-        f"blocks of {n['block_rows']} x {n['block_columns']} strides of x; {plan.job.cut(plan.threads)}"
+        f"blocks of {n['block_rows']} x {n['block_columns']} strides of x; {plan.cut}"
     )
 
 

@@ -17,21 +17,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from konv.arrays import all_finite
-from konv.engine import memory, roofline
+from konv.engine import roofline
 from konv.engine.direct import direct
-from konv.engine.launch import Job, address
-from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.launch import Job
+from konv.engine.machine import dtype_name, machine
+from konv.engine.prepared import Prepared, prepared
 from konv.engine.stems import strips_weights
 from konv.engine.stems.strips_cut import cut_rows, whole
 from konv.engine.stems.strips_kernels import correlate_strips
 from konv.engine.stems.strips_weights import weight_and_bias_gradient, weight_gradient
-from konv.engine.threads import get_threads, width
+from konv.engine.threads import get_threads
 from konv.engine.winograd import winograd
 from konv.geometry import Geometry
 
@@ -82,22 +82,14 @@ def workspace(problem: Problem) -> int:
     if problem.kind == "weight_gradient":
         return strips_weights.workspace(g, dtype)
     if problem.kind == "forward":
-        return _prepare(g, dtype, dtype).size
-    return _prepare(_flipped(g), dtype, dtype).size + math.prod(g.w_shape) * g.itemsize
+        return _prepare(g, dtype, dtype, get_threads()).size
+    return _prepare(_flipped(g), dtype, dtype, get_threads()).size + math.prod(g.w_shape) * g.itemsize
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
     """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    plan = _prepare(g, dtype_name(x.dtype), dtype_name(out.dtype))
-    bias = np.zeros(g.filters, x.dtype) if b is None else np.ascontiguousarray(b)
-    x, target = np.ascontiguousarray(x), out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
-    with memory.workspace(plan.size) as space:
-        plan.job.run(
-            plan.threads, x=address(x), w=address(w), bias=address(bias), y=address(target), space=space,
-            offsets=address(plan.offsets),
-        )  # fmt: skip
-    if target is not out:
-        out[...] = target
+    plan = _prepare(g, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
+    plan.run(x=x, w=w, bias=plan.bias(b), y=out)
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
@@ -119,33 +111,17 @@ def _flipped(g: Geometry) -> Geometry:
     )
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The job, where each tap reads in the copied rows, the threads, and bytes of the workspace."""
-
-    job: Job
-    offsets: np.ndarray
-    threads: int
-    size: int
-
-
-def _prepare(g: Geometry, dtype: str, out: str) -> Prepared:
-    return _prepared(g, dtype, out, get_threads())
-
-
 @functools.lru_cache(maxsize=256)
-def _prepared(g: Geometry, dtype: str, out: str, threads: int) -> Prepared:
-    lanes, itemsize = machine().lanes(dtype), np.dtype(wide_type(dtype)).itemsize
-    filters, vectors = _tile(g, dtype)
+def _prepare(g: Geometry, dtype: str, out: str, threads: int) -> Prepared:
+    lanes, (filters, vectors) = machine().lanes(dtype), _tile(g, dtype)
     cut, tile = cut_rows(g, dtype, lanes * vectors, BLOCK_BYTES), lanes * vectors
     last = g.output[-1] - (cut.numbers["column_blocks"] - 1) * cut.numbers["block_columns"]
     narrow = "masked" if last < lanes else last < tile
     job = Job(
         correlate_strips(dtype, out, lanes, filters, vectors, g.stride[-1], narrow), cut.units, all_filters=g.filters,
-        filter_blocks=-(-g.filters // filters), taps=len(cut.offsets), **cut.numbers,
+        filter_blocks=-(-g.filters // filters), taps=len(cut.offsets), offsets=cut.offsets, **cut.numbers,
     )  # fmt: skip
-    threads = width(job.pieces, g.flops // 2)
-    return Prepared(job, cut.offsets, threads, threads * cut.numbers["slot_size"] * itemsize)
+    return prepared(job, g.flops // 2, cut.numbers["slot_size"], dtype, g.filters, slots="space")
 
 
 def _tile(g: Geometry, dtype: str) -> tuple[int, int]:
@@ -165,12 +141,12 @@ def blocking(problem: Problem) -> str:
     if problem.kind == "weight_gradient":
         return strips_weights.blocking(g, dtype)
     g = _flipped(g) if problem.kind == "input_gradient" else g
-    (filters, vectors), plan = _tile(g, dtype), _prepare(g, dtype, dtype)
+    (filters, vectors), plan = _tile(g, dtype), _prepare(g, dtype, dtype, get_threads())
     n = plan.job.numbers
     return (
         f"{filters} filters by {vectors * machine().lanes(dtype)} pixels of a row in registers; blocks of {n['block_rows']} x "
         f"{n['block_columns']} outputs, for which {n['channels']} x {n['lines']} rows of x are copied; "
-        f"{plan.job.cut(plan.threads)}"
+        f"{plan.cut}"
     )
 
 

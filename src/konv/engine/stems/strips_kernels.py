@@ -56,7 +56,7 @@ def correlate_strips(dtype, out, lanes, filters, vectors, stride, narrow):
                             count = columns - column - place if narrow == "masked" else None
                             y.put(to + i * out_height * out_row + place, total.get() + start[i], count=count)
 
-    return text, {"x": dtype, "w": dtype, "bias": dtype, "y": out, "space": wide, "offsets": "int64"}
+    return text, {"x": dtype, "w": dtype, "bias": wide, "y": out, "space": wide, "offsets": "int64"}
 
 
 def copy_rows(x, copied, image, corner, shape, channels, lines, pitch, lanes, stride):

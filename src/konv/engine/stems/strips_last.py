@@ -18,18 +18,18 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from konv.engine import memory, roofline
+from konv.engine import roofline
 from konv.engine.direct.direct import input_gradient, weight_gradient  # never asked for: it declines
-from konv.engine.launch import Job, address
+from konv.engine.launch import Job
 from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.prepared import Prepared, prepared
 from konv.engine.stems.strips_cut import whole
 from konv.engine.stems.strips_last_kernels import correlate_strips_last
-from konv.engine.threads import get_threads, width
+from konv.engine.threads import get_threads
 from konv.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -68,28 +68,17 @@ def declines(problem: Problem) -> str | None:
 
 def workspace(problem: Problem) -> int:
     """Bytes borrowed while it runs."""
-    return _prepared(problem.geometry, problem.dtype, problem.dtype, get_threads()).size
+    return _prepare(problem.geometry, problem.dtype, problem.dtype, get_threads()).size
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
     """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    plan = _prepared(g, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
-    bias = np.zeros(g.filters, x.dtype) if b is None else np.ascontiguousarray(b)
-    with memory.workspace(plan.size) as space:
-        plan.job.run(plan.threads, x=address(x), w=address(w), bias=address(bias), y=address(out), space=space)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The job, the threads, and bytes of the workspace."""
-
-    job: Job
-    threads: int
-    size: int
+    plan = _prepare(g, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
+    plan.run(x=x, w=w, bias=plan.bias(b), y=out)
 
 
 @functools.lru_cache(maxsize=256)
-def _prepared(g: Geometry, dtype: str, out: str, threads: int) -> Prepared:
+def _prepare(g: Geometry, dtype: str, out: str, threads: int) -> Prepared:
     lanes, itemsize = machine().lanes(dtype), np.dtype(wide_type(dtype)).itemsize
     vectors, run = _tile(g, dtype)
     ones = (1,) * (2 - g.axes)
@@ -132,8 +121,7 @@ def _prepared(g: Geometry, dtype: str, out: str, threads: int) -> Prepared:
         stride=stride, pad_height=pad_height, pad_row=pad_row, slot_size=slot_size, panels_start=panels_start,
         panel_size=panel_size, offsets=np.array(offsets, np.int64), places=np.array(places, np.int64),
     )  # fmt: skip
-    used = width(job.pieces, g.flops // 2)
-    return Prepared(job, used, used * slot_size * itemsize)
+    return prepared(job, g.flops // 2, slot_size, dtype, g.filters, slots="space")
 
 
 def _tile(g: Geometry, dtype: str) -> tuple[int, int]:
@@ -152,11 +140,11 @@ def _computed(g: Geometry, dtype: str, tile: tuple[int, int]) -> float:
 def blocking(problem: Problem) -> str:
     """Tile, blocks and pieces, in words."""
     g, dtype = problem.geometry, problem.dtype
-    (vectors, run), plan = _tile(g, dtype), _prepared(g, dtype, dtype, get_threads())
+    (vectors, run), plan = _tile(g, dtype), _prepare(g, dtype, dtype, get_threads())
     n = plan.job.numbers
     return (
         f"{run} pixels of a row by {vectors * machine().lanes(dtype)} filters in registers; blocks of {n['block_rows']} x "
-        f"{n['block_columns']} outputs, whose rows of x are copied; {plan.job.cut(plan.threads)}"
+        f"{n['block_columns']} outputs, whose rows of x are copied; {plan.cut}"
     )
 
 

@@ -80,4 +80,4 @@ def correlate_strips_last(dtype, out, lanes, vectors, run, step, narrow, whole):
                             count = None if whole else filters - f - lanes * j
                             to.put(cell * filters + lanes * j, total.get(), count=count)
 
-    return text, {"x": dtype, "w": dtype, "bias": dtype, "y": out, "space": wide, "offsets": "int64", "places": "int64"}
+    return text, {"x": dtype, "w": dtype, "bias": wide, "y": out, "space": wide, "offsets": "int64", "places": "int64"}

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
-from konv.engine import memory, roofline
-from konv.engine.launch import Job, address
-from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine import roofline
+from konv.engine.launch import Job
+from konv.engine.machine import dtype_name, machine
+from konv.engine.prepared import Prepared, prepared, without_bias
 from konv.engine.stems.strips_cut import cut_rows, whole
 from konv.engine.stems.strips_outer import accumulate_strips
-from konv.engine.threads import get_threads, width
+from konv.engine.threads import get_threads
 from konv.geometry import Geometry
 
 BLOCK_BYTES = 192 << 10  # of copied rows: the more of them, the less often are lanes summed
@@ -30,18 +30,6 @@ TILES = {
     32: ((3, 9), (3, 8), (3, 7), (4, 6), (5, 5), (6, 4), (7, 3)),
     16: ((2, 5), (2, 4), (3, 3), (4, 2)),
 }  # (filters, taps)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The job, the offsets of whole tiles of taps, shapes of the sums, bytes of the workspace."""
-
-    job: Job
-    offsets: np.ndarray
-    sums: tuple[int, int, int]
-    tile: tuple[int, int]
-    threads: int
-    size: int
 
 
 def declines(g: Geometry, dtype: str) -> str | None:
@@ -56,13 +44,8 @@ def declines(g: Geometry, dtype: str) -> str | None:
 
 def workspace(g: Geometry, dtype: str) -> int:
     """Bytes borrowed while it runs, the sums included."""
-    plan = _prepare(g, dtype)
-    return plan.size + math.prod(plan.sums) * np.dtype(wide_type(dtype)).itemsize
-
-
-def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dw (F, C, *kernel) into ``out``."""
-    weight_and_bias_gradient(dy, x, g, out, np.empty(g.filters, out.dtype))
+    plan = _prepare(g, dtype, get_threads())
+    return plan.size + plan.sums_size
 
 
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
@@ -70,42 +53,35 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
     if g.batch == 0:
         out[...] = db[...] = 0
         return
-    plan = _prepare(g, dtype_name(x.dtype))
-    x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
-    sums = np.empty(plan.sums, wide_type(dtype_name(x.dtype)))
-    with memory.workspace(plan.size) as space:
-        plan.job.run(
-            plan.threads, x=address(x), dy=address(dy), sums=address(sums), space=space, offsets=address(plan.offsets)
-        )
-    total, (filters, taps) = sums.sum(axis=0), plan.tile
+    plan = _prepare(g, dtype_name(x.dtype), get_threads())
+    sums = np.empty(plan.sums, plan.no_bias.dtype)
+    plan.run(x=x, dy=dy, sums=sums)
+    total, (filters, taps) = sums.sum(axis=0), _tile(g)
     end = total.shape[1] - whole(filters, machine().lanes(dtype_name(x.dtype)))
     db[...] = total[:, end : end + filters].reshape(-1)[: g.filters]
-    tiles = total[:, :end].reshape(len(total), len(plan.offsets) // taps, -1)[:, :, : filters * taps]
+    tiles = total[:, :end].reshape(len(total), plan.job.numbers["tap_blocks"], -1)[:, :, : filters * taps]
     tiles = tiles.reshape(*tiles.shape[:2], filters, taps).transpose(0, 2, 1, 3)
     all_taps = g.channels * math.prod(g.kernel)
     out[...] = tiles.reshape(len(total) * filters, -1)[: g.filters, :all_taps].reshape(g.w_shape)
 
 
-def _prepare(g: Geometry, dtype: str) -> Prepared:
-    return _prepared(g, dtype, get_threads())
+weight_gradient = without_bias(weight_and_bias_gradient)
 
 
 @functools.lru_cache(maxsize=256)
-def _prepared(g: Geometry, dtype: str, threads: int) -> Prepared:
-    lanes, itemsize = machine().lanes(dtype), np.dtype(wide_type(dtype)).itemsize
+def _prepare(g: Geometry, dtype: str, threads: int) -> Prepared:
+    lanes, (filters, taps) = machine().lanes(dtype), _tile(g)
     cut = cut_rows(g, dtype, lanes, BLOCK_BYTES)
-    filters, taps = _tile(g)
     blocks, tap_blocks = -(-g.filters // filters), -(-len(cut.offsets) // taps)
     offsets = np.pad(cut.offsets, (0, tap_blocks * taps - len(cut.offsets)), "edge")
     parts = max(1, min(PARTS, cut.units))
     tail = g.output[-1] % lanes > 0
     job = Job(
         accumulate_strips(dtype, lanes, filters, taps, g.stride[-1], tail), parts, all_filters=g.filters, filter_blocks=blocks,
-        tap_blocks=tap_blocks, units=cut.units, parts=parts, **cut.numbers,
+        tap_blocks=tap_blocks, units=cut.units, parts=parts, offsets=offsets, **cut.numbers,
     )  # fmt: skip
-    threads = width(parts, g.flops // 2)
     sums = parts, blocks, tap_blocks * whole(filters * taps, lanes) + whole(filters, lanes)
-    return Prepared(job, offsets, sums, (filters, taps), threads, threads * cut.numbers["slot_size"] * itemsize)
+    return prepared(job, g.flops // 2, cut.numbers["slot_size"], dtype, sums=sums, slots="space")
 
 
 def _tile(g: Geometry) -> tuple[int, int]:
@@ -120,11 +96,11 @@ def _computed(g: Geometry, tile: tuple[int, int]) -> float:
 
 def blocking(g: Geometry, dtype: str) -> str:
     """Tile, blocks and pieces, in words."""
-    (filters, taps), plan = _tile(g), _prepare(g, dtype)
+    (filters, taps), plan = _tile(g), _prepare(g, dtype, get_threads())
     n = plan.job.numbers
     return (
         f"{filters} filters by {taps} taps in registers, summed over blocks of {n['block_rows']} x {n['block_columns']} "
-        f"outputs in {n['parts']} parts; {plan.job.cut(plan.threads)}"
+        f"outputs in {n['parts']} parts; {plan.cut}"
     )
 
 
