@@ -46,6 +46,20 @@ def test_a_lent_array_is_an_ordinary_array(shape, dtype):
     assert array.sum(dtype=np.float64) == array.size
 
 
+@pytest.mark.parametrize("offset", [0, 16, 48, 64, 2048, 4000])
+def test_beside_another_it_begins_half_a_page_apart(offset):
+    base = np.empty(3 * MIB, np.uint8)
+    other = base[-base.ctypes.data % lending.PAGE + offset :][: 2 * MIB]
+    array = lending.empty(other.shape, other.dtype, other.ctypes.data)
+    apart = (array.ctypes.data - other.ctypes.data) % lending.PAGE
+    assert array.ctypes.data % lending.LINE == 0 and lending.PAGE // 2 - lending.LINE < apart <= lending.PAGE // 2
+    array[...] = 1
+    assert array.sum(dtype=np.int64) == array.size
+    where = array.ctypes.data
+    del array
+    assert lending.empty(other.shape, other.dtype, other.ctypes.data).ctypes.data == where
+
+
 def test_memory_comes_back_when_the_last_view_is_gone():
     array = lent(4)
     where, view = array.ctypes.data, array[5:10]

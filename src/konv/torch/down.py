@@ -24,10 +24,9 @@ from konv.engine.downconv import down
 from konv.engine.machine import machine
 from konv.engine.threads import using
 from konv.torch.ops import computes, leaves
-from konv.torch.tensors import DTYPES, array_of, empty, tensor_of, view_of
+from konv.torch.tensors import DTYPES, array_of, tensor_of, view_of
 
 PAIRED_CHANNELS = 8
-MAPPED_BYTES = 32 << 20  # glibc maps larger arrays, and unmaps them when they are gone
 
 
 def down_conv(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, padding: int) -> Tensor:
@@ -111,21 +110,16 @@ class _Function(torch.autograd.Function):
         if torch.is_grad_enabled() or forward_ad._current_level >= 0 or _seen() or not _plain(dy):
             return *_gradients_of_pytorch(dy, inputs, shape.padding, needed), None
         x, w1, _, w2, _ = inputs
-        dx = _empty_like(x) if needed[0] else None
-        target = None if dx is None else view_of(dx)
+        cells = array_of(x)
+        target = down.empty_gradient(cells) if needed[0] else None
         with using(torch.get_num_threads()):
             found = down.backward(
-                array_of(dy), array_of(x), array_of(hidden), array_of(w1), array_of(w2), shape, target,
+                array_of(dy), cells, array_of(hidden), array_of(w1), array_of(w2), shape, target,
                 needed[1] or needed[2], needed[3] or needed[4],
             )  # fmt: skip
+        dx = None if target is None else tensor_of(target, x.dtype)
         rest = (tensor_of(g, x.dtype) if g is not None and need else None for g, need in zip(found, needed[1:]))
         return dx, *rest, None
-
-
-def _empty_like(x: Tensor) -> Tensor:
-    """Lent memory where x is so large that the C library would ask the system for fresh pages: (8, 16384, 128) took 5 times as
-    long with those. It keeps what was smaller, at no cost."""
-    return empty(x.shape, x.dtype)[0] if x.nbytes >= MAPPED_BYTES else torch.empty(x.shape, dtype=x.dtype)
 
 
 def _gradients_of_pytorch(dy: Tensor, inputs: Any, padding: int, needed: Any) -> Any:
