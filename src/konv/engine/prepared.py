@@ -43,6 +43,7 @@ class Prepared:
     steps : all jobs in their order; empty where there is but one, whose pointers have the names of arrays and regions
     no_bias : zeros in the type and of the length in which a bias is read: of all filters, or of whole tiles
     sums : shape of the sums that are left to be added up
+    taps : indices into w, flat, of weights in the order in which they are read; None: as they are
     """
 
     job: Job
@@ -52,6 +53,7 @@ class Prepared:
     steps: tuple[Step, ...]
     no_bias: np.ndarray
     sums: tuple[int, ...]
+    taps: np.ndarray | None
 
     @property
     def cut(self) -> str:
@@ -63,6 +65,15 @@ class Prepared:
         """Bytes of the sums, which are not in the workspace."""
         return math.prod(self.sums) * self.no_bias.itemsize if self.sums else 0
 
+    @property
+    def weights_size(self) -> int:
+        """Bytes of the weights in their order, which are not in the workspace."""
+        return 0 if self.taps is None else self.taps.size * self.no_bias.itemsize
+
+    def weights(self, w: np.ndarray) -> np.ndarray:
+        """w as it is read: in the order of ``taps``, and of half types in float32."""
+        return np.ascontiguousarray(w if self.taps is None else w.take(self.taps), self.no_bias.dtype)
+
     def bias(self, b: np.ndarray | None) -> np.ndarray:
         """A bias (F,) as it is read; see :func:`whole_bias`."""
         return whole_bias(b, self.no_bias)
@@ -73,7 +84,7 @@ class Prepared:
 
     def launch(self, **pointers: int) -> None:
         """The same of what lies at these addresses."""
-        if not self.regions:
+        if not (self.regions or self.steps):
             self.job.run(self.threads, **pointers)
             return
         with memory.workspace(self.size) as space:
@@ -85,17 +96,18 @@ class Prepared:
                 job.run(threads, **{name: pointers[names.get(name, name)] for name in job.pointers})
 
     def correlate(self, x: np.ndarray, w: np.ndarray, b: np.ndarray | None, y: np.ndarray) -> None:
-        """Run a kernel with the pointers x, w, bias and y, which of half types is given w and b in float32."""
-        self.run(x=x, w=np.ascontiguousarray(w, self.no_bias.dtype), bias=whole_bias(b, self.no_bias), y=y)
+        """Run a kernel with the pointers x, w, bias and y."""
+        self.run(x=x, w=self.weights(w), bias=whole_bias(b, self.no_bias), y=y)
 
-    def accumulate(self, dy: np.ndarray, x: np.ndarray, db: np.ndarray) -> tuple[np.ndarray, bool]:
+    def accumulate(self, dy: np.ndarray, x: np.ndarray, db: np.ndarray, zeros: bool = False) -> tuple[np.ndarray, bool]:
         """Run a kernel with the pointers x, dy, sums and biases, parts of a gradient; write dL/db (F,) into ``db``.
 
+        ``zeros`` : it adds to them.
         The sums of all parts, and whether the biases', and so dy, are finite: where taps in the padding are left out, a
         number that is not would have made NaN of them.
         """
         parts, wide = self.sums[0], self.no_bias.dtype
-        sums, biases = np.empty(self.sums, wide), np.empty((parts, len(db)), wide)
+        sums, biases = ((np.zeros if zeros else np.empty)(shape, wide) for shape in (self.sums, (parts, len(db))))
         self.run(x=x, dy=dy, sums=sums, biases=biases)
         db[...] = biases.sum(axis=0)
         return sums.sum(axis=0) if parts > 1 else sums[0], all_finite(biases)
@@ -109,6 +121,7 @@ def prepared(
     biases: int = 0,
     *,
     sums: tuple[int, ...] = (),
+    taps: np.ndarray | None = None,
     slots: str = "slots",
     names: dict[str, str] | None = None,
     before: tuple[Step, ...] = (),
@@ -125,7 +138,7 @@ def prepared(
         regions[slots] = used * slot_size
     ends = [0, *itertools.accumulate(cells * wide.itemsize for cells in regions.values())]
     steps = (*before, Step(job, used, names or {}), *after) if before or after or names else ()
-    return Prepared(job, used, ends[-1], tuple(zip(regions, ends)), steps, np.zeros(biases, wide), sums)
+    return Prepared(job, used, ends[-1], tuple(zip(regions, ends)), steps, np.zeros(biases, wide), sums, taps)
 
 
 def whole_bias(b: np.ndarray | None, zeros: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import itertools
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,11 @@ import numpy as np
 from konv.engine import columns
 from konv.engine.groups.axes import FORWARD, Axes, Axis, axes_of, forward_axes, gradient_phases
 from konv.engine.groups.channels import AHEAD, accumulate_channels, correlate_channels
-from konv.engine.launch import Job, address
-from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.launch import Job
+from konv.engine.machine import dtype_name, machine
+from konv.engine.prepared import Prepared, prepared
 from konv.engine.simd import ITEMSIZE
-from konv.engine.threads import get_threads, width
+from konv.engine.threads import get_threads
 from konv.geometry import Geometry
 
 PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one row
@@ -34,53 +34,36 @@ CHUNK_BYTES = 64 << 10  # of dy: what is read for every block of channels stays 
 LEAST_PARTS = 16  # of a weight gradient: each is summed by itself
 
 
-@dataclass(frozen=True)
-class Depthwise:
-    """A prepared job; ``taps`` are indices into w, [tap][turn][channel]; ``order`` the channels as the job has them, if woven."""
-
-    job: Job
-    threads: int
-    taps: np.ndarray
-    no_bias: np.ndarray
-    sums: tuple[int, ...] = ()
-    order: np.ndarray | None = None
-
-
 def correlate(g: Geometry, phase: int, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> None:
     """Forward, or a phase of the input gradient."""
-    plan = correlation(g, phase, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
-    weights = w.take(plan.taps).astype(plan.no_bias.dtype, copy=False)
-    bias = plan.no_bias if b is None else np.ascontiguousarray(b, plan.no_bias.dtype)
-    if b is not None and plan.order is not None:
-        bias = bias.take(plan.order)
-    plan.job.run(plan.threads, x=address(x), weights=address(weights), bias=address(bias), y=address(out))
+    plan, order = correlation(g, phase, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
+    bias = plan.bias(b if b is None or order is None else b.take(order))
+    plan.run(x=x, weights=plan.weights(w), bias=bias, y=out)
 
 
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (C,) into ``db``."""
-    plan = accumulation(g, dtype_name(x.dtype))
-    wide = wide_type(dtype_name(x.dtype))
-    sums, biases = np.zeros(plan.sums, wide), np.zeros((plan.sums[0], g.channels), wide)
-    threads = width(plan.job.pieces, g.flops // 2)
-    plan.job.run(threads, x=address(x), dy=address(dy), sums=address(sums), biases=address(biases))
-    db[...] = biases.sum(axis=0)
-    if not np.isfinite(biases).all():  # nor is dy: cells in the padding, left out of short rows, make NaN of it
+    plan = accumulation(g, dtype_name(x.dtype), get_threads())
+    sums, finite = plan.accumulate(dy, x, db, zeros=True)
+    if finite:
+        total = np.empty(out.shape, sums.dtype)
+        total.reshape(-1)[plan.taps] = sums
+        out[...] = total
+    else:
         columns.weight_gradient(dy, x, g, out)
-        return
-    total = np.empty(out.shape, wide)
-    total.reshape(-1)[plan.taps] = sums.sum(axis=0)
-    out[...] = total
 
 
 def weights_size(g: Geometry, dtype: str, transposed: bool) -> int:
-    """Weights in the order of the job, of the phase that has most."""
+    """Bytes of the weights in the order of the job, of the phase that has most."""
     phases = gradient_phases(g) if transposed else (FORWARD,)
-    return max((correlation(g, phase, dtype, dtype, get_threads()).taps.size for phase in phases), default=0)
+    return max((correlation(g, phase, dtype, dtype, get_threads())[0].weights_size for phase in phases), default=0)
 
 
 @functools.lru_cache(maxsize=512)
-def correlation(g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: int) -> Depthwise:
-    """The job of a correlation."""
+def correlation(
+    g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: int
+) -> tuple[Prepared, np.ndarray | None]:
+    """The job of a correlation; its weights lie as [tap][turn][channel]. And the channels as it has them, if woven."""
     depth, height, row = (axis.ascending for axis in axes_of(g, phase))
     apart = row.taps[1] - row.taps[0] if len(row.taps) > 1 else 1
     cut = len(row.taps) * g.channels // g.groups > MOST_TAPS
@@ -110,15 +93,15 @@ def correlation(g: Geometry, phase: int, x_dtype: str, y_dtype: str, threads: in
         zeros=np.zeros(g.channels * 8, np.uint8), sources=sources,
     )  # fmt: skip
     indices = _indices(g, np.array(taps), phase != FORWARD)
-    used = width(job.pieces, lines * row.out * indices.size)
+    work = lines * row.out * indices.size
     order = np.minimum(_woven_order(g.channels, lanes), g.channels - 1) if woven else None
     if order is not None:
         indices = indices[..., order]
-    return Depthwise(job, used, indices, np.zeros(indices.shape[-1], wide_type(x_dtype)), order=order)
+    return prepared(job, work, 0, x_dtype, indices.shape[-1], taps=indices), order
 
 
 @functools.lru_cache(maxsize=256)
-def accumulation(g: Geometry, dtype: str) -> Depthwise:
+def accumulation(g: Geometry, dtype: str, threads: int) -> Prepared:
     """The job of the weight gradient."""
     depth, height, row = forward_axes(g)
     apart, neighbours = g.dilation[-1], all(b == a + 1 for a, b in itertools.pairwise(height.taps))
@@ -147,7 +130,7 @@ def accumulation(g: Geometry, dtype: str) -> Depthwise:
         zeros=np.zeros(g.channels * 8, np.uint8), sources=sources,
     )  # fmt: skip
     taps = _indices(g, np.arange(math.prod(g.kernel)), False)
-    return Depthwise(job, 0, taps, np.zeros(0), (job.pieces, *taps.shape))
+    return prepared(job, g.flops // 2, 0, dtype, sums=(job.pieces, *taps.shape), taps=taps)
 
 
 def _woven(g: Geometry, taps: int, x_dtype: str, y_dtype: str) -> bool:
@@ -203,15 +186,11 @@ def blocking(g: Geometry, dtype: str, kind: str) -> str:
     """Tile and pieces, in words."""
     lanes = machine().lanes(dtype)
     if kind == "weight_gradient":
-        job = accumulation(g, dtype).job
-        used, what = width(job.pieces, g.flops // 2), "summed over"
+        plan, what = accumulation(g, dtype, get_threads()), "summed over"
     else:
         phases = (FORWARD,) if kind == "forward" else gradient_phases(g)
         if not phases:
             return "nothing to compute"
-        plan = correlation(g, phases[0], dtype, dtype, get_threads())
-        job, used, what = plan.job, plan.threads, "computed in"
-    return (
-        f"{lanes} channels in a vector, {what} {job.numbers['chunk']} rows of {job.numbers['out_width']} outputs a piece; "
-        f"{job.cut(used)}"
-    )
+        (plan, _), what = correlation(g, phases[0], dtype, dtype, get_threads()), "computed in"
+    n = plan.job.numbers
+    return f"{lanes} channels in a vector, {what} {n['chunk']} rows of {n['out_width']} outputs a piece; {plan.cut}"

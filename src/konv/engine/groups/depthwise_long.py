@@ -12,16 +12,16 @@ products alone take 0.55 to 0.9 of the time that others take, with the copies, w
 from __future__ import annotations
 
 import functools
-import math
-from dataclasses import dataclass
 
 import numpy as np
 
-from konv.engine import columns, memory
+from konv.arrays import all_finite
+from konv.engine import columns
 from konv.engine.groups.depthwise_long_kernels import SHIFTS, accumulate_long
-from konv.engine.launch import Job, address
-from konv.engine.machine import dtype_name, machine, wide_type
-from konv.engine.threads import get_threads, width
+from konv.engine.launch import Job
+from konv.engine.machine import dtype_name, machine
+from konv.engine.prepared import Prepared, prepared
+from konv.engine.threads import get_threads
 from konv.geometry import Geometry
 
 LEAST_TAPS, LEAST_OF_SHORT, SHORT = 5, 9, 250  # of rows, of short rows, those of fewer outputs
@@ -37,19 +37,9 @@ def takes(g: Geometry, layout: str) -> bool:
     return plain and g.kernel[0] >= least and layout == "first"
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A job, the bytes that its threads borrow, and the shape of its sums."""
-
-    job: Job
-    threads: int
-    size: int
-    sums: tuple[int, int, int]
-
-
 @functools.lru_cache(maxsize=256)
 def _prepare(g: Geometry, dtype: str, threads: int) -> Prepared:
-    lanes, wide = machine().lanes(dtype), np.dtype(wide_type(dtype))
+    lanes = machine().lanes(dtype)
     tile = min(MOST_SHIFTS, -(-g.kernel[0] // SHIFTS))
     tiles = -(-g.kernel[0] // (SHIFTS * tile))
     taps = tile * tiles * SHIFTS
@@ -65,29 +55,20 @@ def _prepare(g: Geometry, dtype: str, threads: int) -> Prepared:
         dy_at=dy_at, totals_at=dy_at + dy_size, images=g.batch, part_images=part_images, channels=g.channels,
         channel_chunk=channel_chunk, row=g.spatial[0], out_row=g.output[0], columns=cells, pad=g.padding[0][0],
     )  # fmt: skip
-    used = width(job.pieces, g.flops // 2)
-    return Prepared(job, used, used * slot_size * wide.itemsize, (parts, g.channels, taps))
+    return prepared(job, g.flops // 2, slot_size, dtype, sums=(parts, g.channels, taps))
 
 
 def workspace(g: Geometry, dtype: str) -> int:
     """Bytes taken while it runs: copied rows, and sums of all parts."""
     plan = _prepare(g, dtype, get_threads())
-    return plan.size + math.prod(plan.sums) * np.dtype(wide_type(dtype)).itemsize
+    return plan.size + plan.sums_size
 
 
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
     """Write dL/dw (F, 1, taps) into ``out`` and dL/db (F,) into ``db``: dy is read once."""
-    dtype = dtype_name(x.dtype)
-    plan = _prepare(g, dtype, get_threads())
-    sums, biases = np.empty(plan.sums, wide_type(dtype)), np.empty(plan.sums[:2], wide_type(dtype))
-    with memory.workspace(plan.size) as slots:
-        plan.job.run(
-            plan.threads, x=address(x), dy=address(dy), sums=address(sums), biases=address(biases), slots=slots
-        )
-    db[...] = biases.sum(axis=0)
-    total = sums.sum(axis=0) if len(sums) > 1 else sums[0]
-    if np.isfinite(total).all():
-        out[...] = total[:, None, : g.kernel[0]]
+    sums, _ = _prepare(g, dtype_name(x.dtype), get_threads()).accumulate(dy, x, db)
+    if all_finite(sums):
+        out[...] = sums[:, None, : g.kernel[0]]
     else:  # zeros around a row met an infinity that is none of theirs
         columns.weight_gradient(dy, x, g, out)
 
@@ -98,5 +79,5 @@ def blocking(g: Geometry, dtype: str) -> str:
     n = plan.job.numbers
     return (
         f"shifts of dy times {SHIFTS} of x, chunks of {n['columns']} cells; {n['channel_chunk']} channels of "
-        f"{n['part_images']} images a piece; {plan.job.cut(plan.threads)}"
+        f"{n['part_images']} images a piece; {plan.cut}"
     )

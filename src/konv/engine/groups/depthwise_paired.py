@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from konv.arrays import all_finite
-from konv.engine import columns, roofline
+from konv.engine import roofline
 from konv.engine.groups import depthwise_fixed
 from konv.engine.groups.depthwise_fixed import Fixed, vectors_of, woven
 from konv.engine.groups.depthwise_paired_kernels import correlate_paired
 from konv.engine.launch import Job
 from konv.engine.machine import dtype_name, machine
+from konv.engine.prepared import both_ways
 from konv.engine.simd import ITEMSIZE
 from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
@@ -67,28 +67,16 @@ def workspace(problem: Problem) -> int:
     return 0
 
 
-def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
-    """Write conv(x, w) + b into ``out`` (N, C, *output)."""
-    if all_finite(w):
-        depthwise_fixed.run(
-            _prepared(g, False, dtype_name(x.dtype), dtype_name(out.dtype), get_threads()), x, w, b, out
-        )
-    else:  # padding that is left out, times infinity, would have been NaN
-        columns.forward(x, w, b, g, out)
+def _correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, back: bool, out: np.ndarray) -> None:
+    plan = _prepare(g, back, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
+    depthwise_fixed.run(plan, x, w, b, out)
 
 
-def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dx (N, C, *spatial) into ``out``."""
-    if all_finite(w):
-        depthwise_fixed.run(
-            _prepared(g, True, dtype_name(dy.dtype), dtype_name(out.dtype), get_threads()), dy, w, None, out
-        )
-    else:
-        columns.input_gradient(dy, w, g, out)
+forward, input_gradient = both_ways(_correlate, finite=True)
 
 
 @functools.lru_cache(maxsize=256)
-def _prepared(g: Geometry, backwards: bool, x_dtype: str, y_dtype: str, threads: int) -> Fixed:
+def _prepare(g: Geometry, backwards: bool, x_dtype: str, y_dtype: str, threads: int) -> Fixed:
     x_size, y_size = (g.output, g.spatial) if backwards else (g.spatial, g.output)
     pad = tuple(k - 1 - low if backwards else low for k, (low, _) in zip(g.kernel, g.padding))
     vectors, planes = vectors_of(y_size[1], x_dtype, False), g.batch * g.channels
@@ -107,7 +95,7 @@ def _prepared(g: Geometry, backwards: bool, x_dtype: str, y_dtype: str, threads:
 
 def blocking(problem: Problem) -> str:
     """Tile and pieces, in words."""
-    plan = _prepared(problem.geometry, problem.kind == "input_gradient", problem.dtype, problem.dtype, get_threads())
+    plan = _prepare(problem.geometry, problem.kind == "input_gradient", problem.dtype, problem.dtype, get_threads())
     return (
         f"{plan.lanes} pixels of a row in a vector, {plan.rows} rows together, in pairs that share a third of their products; "
         f"{plan.job.numbers['chunk']} planes a piece; {plan.job.cut(plan.threads)}"

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import functools
 import itertools
-from dataclasses import dataclass
 
 import numpy as np
 
 from konv.engine.compile import kernel
 from konv.engine.groups import depthwise_fixed
 from konv.engine.groups.depthwise_rows import row_meetings
-from konv.engine.launch import Job, address
+from konv.engine.launch import Job
 from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.prepared import Prepared, prepared
 from konv.engine.simd import ITEMSIZE, Variable, bits, fma, interleave, loop, minimum, pick, splat, within
-from konv.engine.threads import get_threads, width
+from konv.engine.threads import get_threads
 from konv.geometry import Geometry
 
 MOST_TAPS = 7  # of a row and of a column, which are unrolled
@@ -111,24 +111,14 @@ def takes(g: Geometry) -> bool:
     return depthwise and max(g.stride) > 1 and max(g.kernel) <= MOST_TAPS and set(g.stride) <= {1, 2, 4}
 
 
-@dataclass(frozen=True)
-class Spread:
-    """A prepared job, and its threads."""
-
-    job: Job
-    threads: int
-
-
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dx (N, C, *spatial) into ``out``."""
-    plan = prepared(g, dtype_name(dy.dtype), dtype_name(out.dtype), get_threads())
-    weights = np.ascontiguousarray(w, wide_type(dtype_name(dy.dtype)))
-    plan.job.run(plan.threads, x=address(dy), weights=address(weights), y=address(out))
+    plan = _prepare(g, dtype_name(dy.dtype), dtype_name(out.dtype), get_threads())
+    plan.run(x=dy, weights=plan.weights(w), y=out)
 
 
 @functools.lru_cache(maxsize=256)
-def prepared(g: Geometry, x_dtype: str, y_dtype: str, threads: int) -> Spread:
-    """The job of an input gradient."""
+def _prepare(g: Geometry, x_dtype: str, y_dtype: str, threads: int) -> Prepared:
     (x_height, x_width), (out_height, out_width), lanes = g.output, g.spatial, machine().lanes(x_dtype)
     if x_width <= lanes // 2 and lanes > 4:
         lanes //= 2
@@ -155,14 +145,14 @@ def prepared(g: Geometry, x_dtype: str, y_dtype: str, threads: int) -> Spread:
         out_height=out_height, out_width=out_width, last=last,
         zeros=np.zeros(x_width * ITEMSIZE[x_dtype], np.uint8),
     )  # fmt: skip
-    return Spread(job, width(job.pieces, g.flops // 2))
+    return prepared(job, g.flops // 2, 0, x_dtype)
 
 
 def blocking(g: Geometry, dtype: str) -> str:
     """Tile and pieces, in words."""
-    plan = prepared(g, dtype, dtype, get_threads())
+    plan = _prepare(g, dtype, dtype, get_threads())
     high, wide = g.stride
     return (
         f"{high} x {wide} cells of dx for each of dy, vectors of these interleaved; {plan.job.numbers['chunk']} planes a piece; "
-        f"{plan.job.cut(plan.threads)}"
+        f"{plan.cut}"
     )

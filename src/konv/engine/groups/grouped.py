@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from konv.arrays import all_finite, known_layout
-from konv.engine import columns, roofline
+from konv.arrays import known_layout
+from konv.engine import roofline
 from konv.engine.addresses import OnAddresses
 from konv.engine.direct import direct
 from konv.engine.groups import (
@@ -28,6 +28,7 @@ from konv.engine.groups import (
 )
 from konv.engine.groups.axes import FORWARD, gradient_phases, leaves_cells
 from konv.engine.machine import dtype_name, machine, wide_type, widened
+from konv.engine.prepared import both_ways, without_bias
 from konv.engine.threads import get_threads
 from konv.geometry import Geometry
 
@@ -73,64 +74,44 @@ def _small(problem: Problem, filters: int, channels: int) -> bool:
 def workspace(problem: Problem) -> int:
     """Bytes of the weights in the kernel's order, or of partial sums."""
     g, dtype = problem.geometry, problem.dtype
-    itemsize = np.dtype(wide_type(dtype)).itemsize
     if problem.kind == "weight_gradient" and depthwise_long.takes(g, problem.layout):
         return depthwise_long.workspace(g, dtype)
     if problem.layout == "last" and depthwise_rows.takes(g):
         return depthwise_rows.workspace(g, dtype, problem.kind)
     if problem.layout == "last":
         if problem.kind == "weight_gradient":
-            return math.prod(depthwise.accumulation(g, dtype).sums) * itemsize
-        return depthwise.weights_size(g, dtype, problem.kind == "input_gradient") * itemsize
+            return depthwise.accumulation(g, dtype, get_threads()).sums_size
+        return depthwise.weights_size(g, dtype, problem.kind == "input_gradient")
     if depthwise_fixed.takes(g, dtype, problem.kind):
         return depthwise_fixed.workspace(g, dtype, problem.kind)
     if problem.kind == "weight_gradient":
-        return math.prod(planes_weights.accumulation(g, dtype, get_threads()).sums) * itemsize
+        return planes_weights.accumulation(g, dtype, get_threads()).sums_size
     transposed = problem.kind == "input_gradient"
     if transposed and depthwise_spread.takes(g):
         return widened(g.w_shape, dtype)
     plans = planes_jobs.correlations(g, transposed, dtype, dtype, get_threads())
-    return max((plan.taps.size * itemsize for plan in plans), default=0)
+    return max((plan.weights_size for plan in plans), default=0)
 
 
-def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
-    """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    if not all_finite(w):  # padding that is left out, times infinity, would have been NaN
-        columns.forward(x, w, b, g, out)
-    elif known_layout(x, out) == "last":
-        if depthwise_rows.takes(g):
-            depthwise_rows.correlate(x, w, b, g, False, out)
-        else:
-            depthwise.correlate(g, FORWARD, x, w, b, out)
-    elif depthwise_fixed.takes(g, dtype_name(x.dtype), "forward"):
-        depthwise_fixed.correlate(x, w, b, g, False, out)
-    else:
-        planes_jobs.correlate(x, w, b, g, False, out)
-
-
-def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dx (N, C, *spatial) into ``out``."""
-    # A zero of dy's padding times infinity would be NaN, where the textbook's sum has no such term.
-    if not all_finite(w):
-        columns.input_gradient(dy, w, g, out)
-        return
-    layout = known_layout(dy, out)
+def _correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, back: bool, out: np.ndarray) -> None:
+    layout, kind = known_layout(x, out), "input_gradient" if back else "forward"
     if layout == "last" and depthwise_rows.takes(g):
-        depthwise_rows.correlate(dy, w, None, g, True, out)
-        return
-    if layout == "first" and depthwise_fixed.takes(g, dtype_name(dy.dtype), "input_gradient"):
-        depthwise_fixed.correlate(dy, w, None, g, True, out)
-        return
-    if layout == "first" and depthwise_spread.takes(g):
-        depthwise_spread.input_gradient(dy, w, g, out)
-        return
-    if leaves_cells(g):
-        out[...] = 0
-    if layout == "last":
-        for phase in gradient_phases(g):
-            depthwise.correlate(g, phase, dy, w, None, out)
+        depthwise_rows.correlate(x, w, b, g, back, out)
+    elif layout == "first" and depthwise_fixed.takes(g, dtype_name(x.dtype), kind):
+        depthwise_fixed.correlate(x, w, b, g, back, out)
+    elif layout == "first" and back and depthwise_spread.takes(g):
+        depthwise_spread.input_gradient(x, w, g, out)
     else:
-        planes_jobs.correlate(dy, w, None, g, True, out)
+        if back and leaves_cells(g):
+            out[...] = 0
+        if layout == "last":
+            for phase in gradient_phases(g) if back else (FORWARD,):
+                depthwise.correlate(g, phase, x, w, b, out)
+        else:
+            planes_jobs.correlate(x, w, b, g, back, out)
+
+
+forward, input_gradient = both_ways(_correlate, finite=True)
 
 
 def on_addresses(problem: Problem) -> OnAddresses | None:
@@ -149,11 +130,6 @@ def on_addresses(problem: Problem) -> OnAddresses | None:
     return OnAddresses(functools.partial(depthwise_fixed.launch, plan), finite_weights=True)
 
 
-def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dw (F, C // groups, *kernel) into ``out``."""
-    weight_and_bias_gradient(dy, x, g, out, np.empty(g.filters, out.dtype))
-
-
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``: dy is read once."""
     layout = known_layout(x, dy)
@@ -167,6 +143,9 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
         depthwise_fixed.weight_and_bias_gradient(dy, x, g, out, db)
         return
     planes_weights.weight_and_bias_gradient(dy, x, g, out, db)
+
+
+weight_gradient = without_bias(weight_and_bias_gradient)
 
 
 def blocking(problem: Problem) -> str:
@@ -183,7 +162,7 @@ def blocking(problem: Problem) -> str:
         n = plan.job.numbers
         return (
             f"rows of dy times rows of x, {planes_jobs.lanes_of(dtype, g.output[-1])} pixels in a vector; "
-            f"{n['group_chunk']} groups of {n['part_images']} images a piece; {plan.job.cut(plan.threads)}"
+            f"{n['group_chunk']} groups of {n['part_images']} images a piece; {plan.cut}"
         )
     plans = planes_jobs.correlations(g, problem.kind == "input_gradient", dtype, dtype, get_threads())
     if plans and problem.kind == "input_gradient" and depthwise_spread.takes(g):
@@ -194,7 +173,7 @@ def blocking(problem: Problem) -> str:
     vector = planes_jobs.lanes_of(dtype, n["out_width"])
     return (
         f"{vector} pixels of a row in a vector; {n['chunk']} planes of at most {n['block_rows']} x {n['out_width']} outputs "
-        f"a piece; {plans[0].job.cut(plans[0].threads)}" + (f", {len(plans)} times" if len(plans) > 1 else "")
+        f"a piece; {plans[0].cut}" + (f", {len(plans)} times" if len(plans) > 1 else "")
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,11 @@ import numpy as np
 from konv.engine.groups.axes import Axis, forward_axes, gradient_axes
 from konv.engine.groups.planes import correlate_planes
 from konv.engine.groups.planes_tile import ANYWHERE, NEIGHBOURS
-from konv.engine.launch import Job, address
-from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.launch import Job
+from konv.engine.machine import dtype_name, machine
+from konv.engine.prepared import Prepared, prepared
 from konv.engine.simd import ITEMSIZE
-from konv.engine.threads import get_threads, width
+from konv.engine.threads import get_threads
 from konv.geometry import Geometry
 
 MOST_ROWS, MOST_COLUMNS = 7, 32  # of a kernel whose taps are unrolled
@@ -34,28 +34,14 @@ PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one plane
 FAR_BYTES, FAR_TAPS, FAR_ROW_BYTES = 16 << 20, 5, 128
 
 
-@dataclass(frozen=True)
-class Correlation:
-    """A prepared job of :func:`correlate_planes`; ``taps`` are indices into w, in the kernel's order."""
-
-    job: Job
-    threads: int
-    taps: np.ndarray
-    no_bias: np.ndarray
-
-
 def correlate(x: np.ndarray, w: np.ndarray, b: Any, g: Geometry, transposed: bool, out: np.ndarray) -> None:
     """Forward, or ``transposed`` the input gradient, of which cells that no output reads are left as they are."""
     for plan in correlations(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), get_threads()):
-        weights = w.take(plan.taps)
-        if weights.itemsize < 4:
-            weights = weights.astype(np.float32)
-        bias = plan.no_bias if b is None else np.ascontiguousarray(b, plan.no_bias.dtype)
-        plan.job.run(plan.threads, x=address(x), weights=address(weights), bias=address(bias), y=address(out))
+        plan.run(x=x, weights=plan.weights(w), bias=plan.bias(b), y=out)
 
 
 @functools.lru_cache(maxsize=512)
-def correlations(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads: int) -> list[Correlation]:
+def correlations(g: Geometry, transposed: bool, x_dtype: str, y_dtype: str, threads: int) -> list[Prepared]:
     """The jobs that compute anything: one, or one for each phase of rows."""
     return [_correlation(g, axes, transposed, x_dtype, y_dtype, threads) for axes in _axes(g, transposed)]
 
@@ -82,9 +68,9 @@ def _axes(g: Geometry, transposed: bool) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype: str, threads: int) -> Correlation:
+def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype: str, threads: int) -> Prepared:
     depth, height, row = axes
-    first, wide = row[0], wide_type(x_dtype)
+    first = row[0]
     group_channels, group_filters = g.channels // g.groups, g.filters // g.groups
     channels, filters = (group_filters, group_channels) if transposed else (group_channels, group_filters)
     woven = woven_row(row, x_dtype, y_dtype)
@@ -130,7 +116,7 @@ def _correlation(g: Geometry, axes: Any, transposed: bool, x_dtype: str, y_dtype
     )  # fmt: skip
     work = lines * height.out * width_out * filters * len(sources) * shared * int(columns[-1])
     taps = _taps(g, axes, transposed, channels, filters, tile_filters, shared)
-    return Correlation(job, width(job.pieces, work), taps, np.zeros(g.groups * filters, wide))
+    return prepared(job, work, 0, x_dtype, g.groups * filters, taps=taps)
 
 
 def woven_row(row: tuple[Axis, ...], x_dtype: str, y_dtype: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,10 +19,11 @@ from konv.engine.groups.planes_jobs import (
     woven_row,
 )
 from konv.engine.groups.planes_outer import accumulate_planes
-from konv.engine.launch import Job, address
-from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.launch import Job
+from konv.engine.machine import dtype_name, machine
+from konv.engine.prepared import Prepared, prepared
 from konv.engine.simd import ITEMSIZE
-from konv.engine.threads import get_threads, width
+from konv.engine.threads import get_threads
 from konv.geometry import Geometry
 
 BLOCK_BYTES, LEAST_PIECES = 64 << 10, 32  # of a weight gradient: what it reads several times stays in L2
@@ -32,26 +32,11 @@ PRODUCTS = 192  # summed in one accumulator before they are added to another: th
 
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``: dy is read once."""
-    plan = accumulation(g, dtype_name(x.dtype), get_threads())
-    parts, weights = plan.sums
-    wide = wide_type(dtype_name(x.dtype))
-    sums, biases = np.empty((parts, weights), wide), np.empty((parts, g.filters), wide)
-    plan.job.run(plan.threads, x=address(x), dy=address(dy), sums=address(sums), biases=address(biases))
-    out[...] = (sums.sum(axis=0) if parts > 1 else sums).reshape(g.w_shape)
-    db[...] = biases.sum(axis=0)
-
-
-@dataclass(frozen=True)
-class Accumulation:
-    """A prepared job of :func:`accumulate_planes`, and the shape of its sums."""
-
-    job: Job
-    threads: int
-    sums: tuple[int, int]
+    out[...], _ = accumulation(g, dtype_name(x.dtype), get_threads()).accumulate(dy, x, db)
 
 
 @functools.lru_cache(maxsize=256)
-def accumulation(g: Geometry, dtype: str, threads: int) -> Accumulation:
+def accumulation(g: Geometry, dtype: str, threads: int) -> Prepared:
     """The job of a layer; how it is cut into sums does not depend on ``threads``."""
     depth, height, row = forward_axes(g)
     woven = row.out % 2 == 0 and woven_row((row,), dtype, dtype)
@@ -110,4 +95,4 @@ def accumulation(g: Geometry, dtype: str, threads: int) -> Accumulation:
         x_ahead=ahead[0], dy_ahead=ahead[1], x_around=around[0], dy_around=around[1],
         zeros=np.zeros(row.length * 8, np.uint8), sources=sources,
     )  # fmt: skip
-    return Accumulation(job, width(job.pieces, g.flops // 2), (parts, math.prod(g.w_shape)))
+    return prepared(job, g.flops // 2, 0, dtype, sums=(parts, *g.w_shape))

@@ -76,24 +76,13 @@ def workspace(problem: Problem) -> int:
     """Bytes borrowed while it runs, and the weights."""
     g, dtype = problem.geometry, problem.dtype
     plan = _prepare(g, dtype, dtype, problem.layout, get_threads())
-    return plan.size + g.filters * _taps(g, dtype).size * plan.no_bias.itemsize
+    return plan.size + plan.weights_size
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dx (N, C, *spatial) into ``out``."""
-    dtype = dtype_name(dy.dtype)
-    plan, taps = _prepare(g, dtype, dtype_name(out.dtype), known_layout(dy, out), get_threads()), _taps(g, dtype)
-    weights = w.reshape(g.filters, -1)
-    if len(taps) > 1:  # tile by tile
-        weights = weights[:, taps].swapaxes(0, 1)
-    plan.run(dy=dy, w=np.ascontiguousarray(weights, plan.no_bias.dtype), dx=out)
-
-
-@functools.lru_cache(maxsize=256)
-def _taps(g: Geometry, dtype: str) -> np.ndarray:
-    """Those of each tile."""
-    taps, rows = g.channels * math.prod(g.kernel), _cut(g, dtype)[0][1]
-    return np.minimum(np.arange(-(-taps // rows)) * rows, taps - rows)[:, None] + np.arange(rows)
+    plan = _prepare(g, dtype_name(dy.dtype), dtype_name(out.dtype), known_layout(dy, out), get_threads())
+    plan.run(dy=dy, w=plan.weights(w), dx=out)
 
 
 @functools.lru_cache(maxsize=256)
@@ -133,7 +122,9 @@ def _prepare(g: Geometry, dtype: str, out: str, layout: str, threads: int) -> Pr
         pitch=pitch, products_pitch=products_pitch, products_start=products_start, panel_start=panel_start,
         slot_size=slot_size,
     )  # fmt: skip
-    return prepared(job, g.flops // 2, slot_size, dtype, slots="space")
+    firsts = np.minimum(np.arange(-(-taps // rows)) * rows, taps - rows)
+    tiles = firsts[:, None, None] + np.arange(g.filters)[:, None] * taps + np.arange(rows)
+    return prepared(job, g.flops // 2, slot_size, dtype, slots="space", taps=tiles)
 
 
 @functools.lru_cache(maxsize=256)
