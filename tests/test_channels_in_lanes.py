@@ -40,6 +40,8 @@ LAYERS = {
     "8 x 8 / 2": (small_groups, (2, 32, 9, 10), (32, 8, 3, 3), dict(padding=1, stride=2), ("first", "last")),
     "8 x 8 / 3, left over": (small_groups, (1, 16, 11, 31), (16, 8, 2, 2), dict(padding=((0, 3), (1, 2)), stride=3), ("first",)),
     "groups of 16": (small_groups, (2, 32, 6, 7), (32, 16, 3, 3), dict(padding=1), ("last",)),
+    "16 x 16, weights": (winograd_rows, (3, 64, 10, 9), (64, 16, 3, 3), dict(padding=((0, 1), (2, 0))), ("first",)),
+    "8 x 8, chunks": (winograd_rows, (2, 64, 11, 68), (64, 8, 3, 3), dict(padding=((2, 0), (1, 2))), ("first",)),
 }  # fmt: skip
 
 
@@ -161,9 +163,10 @@ def test_who_computes_what():
         assert all("exact" in a.declines(exact) for a in (winograd_groups, winograd_rows, winograd_small))
 
 
-def test_a_bias_gradient_that_is_summed_with_the_weights():
+@pytest.mark.parametrize("name", ["8 x 8, rows in lanes", "8 x 8, chunks"])
+def test_a_bias_gradient_that_is_summed_with_the_weights(name):
     algorithm, (x, _, _, dy), g, _ = arrays_of(
-        "8 x 8, rows in lanes", lambda shape: integers(np.random.default_rng(0), shape, np.float32, limit=2)
+        name, lambda shape: integers(np.random.default_rng(0), shape, np.float32, limit=2)
     )
     dw, db = np.full(g.w_shape, np.nan, np.float32), np.full(g.filters, np.nan, np.float32)
     algorithm.weight_and_bias_gradient(dy, x, g, dw, db)

@@ -131,19 +131,24 @@ def plane_in(
 ) -> None:
     """``to[cell, lane] = array[first + lane, cell]``, ``plane`` from row to row; for ``end`` and later rows the last again.
 
-    ``order`` : which row is in a lane, if not its own; ``ahead`` : so many cells on are asked for
+    ``order`` : which row is in a lane, if not its own; ``ahead`` : so many cells on are asked for.
+    Where a vector is not full the last overlaps the one before.
     """
     rows = [array.at(minimum(first + i, end - 1) * plane) for i in order or range(lanes)]
-    for q in loop(cells // lanes):
+
+    def block(at, count=None):
         if ahead is not None:
             for row in rows:
-                row.prefetch(q * lanes + ahead)
-        for k, column in enumerate(transpose([row.vec(q * lanes, lanes) for row in rows])):
-            to.put((q * lanes + k) * lanes, column)
-    rest = cells - cells % lanes
-    for _ in loop(minimum(cells % lanes, 1)):
-        for k, column in enumerate(transpose([row.vec(rest, lanes, count=cells - rest) for row in rows])):
-            to.put((rest + k) * lanes, column)
+                row.prefetch(at + ahead)
+        for k, column in enumerate(transpose([row.vec(at, lanes, count=count) for row in rows])):
+            to.put((at + k) * lanes, column)
+
+    whole = within(lanes - 1, cells)
+    for _ in loop(whole):
+        for q in loop((cells + (lanes - 1)) // lanes):
+            block(minimum(q * lanes, cells - lanes))
+    for _ in loop(1 - whole):
+        block(0, cells)
 
 
 def plane_out(
@@ -158,10 +163,18 @@ def plane_out(
     order: Any = None,
 ) -> None:
     """``array[first + lane, cell] = source[cell, lane]``, ``plane`` from row to row, for rows before ``end``; see above."""
-    for q in loop((cells + (lanes - 1)) // lanes):
+
+    def block(at, masked):
         if ahead is not None:
             for i in range(lanes):
-                array.prefetch((first + i) * plane + q * lanes + ahead, write=True)
-        rows = transpose([source.vec((q * lanes + k) * lanes, lanes) for k in range(lanes)])
+                array.prefetch((first + i) * plane + at + ahead, write=True)
+        rows = transpose([source.vec((at + k) * lanes, lanes) for k in range(lanes)])
         for i, row in zip(order or range(lanes), rows):
-            array.put((first + i) * plane + q * lanes, row, (cells - q * lanes) * within(first + i, end))
+            count = (cells - at) * within(first + i, end) if masked else None
+            array.put((first + i) * plane + at, row, count)
+
+    blocks, whole = (cells + (lanes - 1)) // lanes, within(lanes - 1, cells) * within(first + (lanes - 1), end)
+    for q in loop(blocks * whole):  # without masks 0.55 to 0.8 of the time
+        block(minimum(q * lanes, cells - lanes), False)
+    for q in loop(blocks * (1 - whole)):
+        block(q * lanes, True)

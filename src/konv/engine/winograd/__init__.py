@@ -10,6 +10,7 @@
     winograd_cuts.py         how a convolution is cut into pieces, by the cost of each way
     winograd_groups.py       small groups, channels in lanes      winograd_groups_kernels.py   its kernels
     winograd_rows.py         small groups, rows in lanes           winograd_rows_kernels.py, winograd_rows_outer.py: its kernels
+    winograd_rows_channels.py   the same, weights, channels in lanes
     winograd_small.py        small groups, tiles in lanes         winograd_small_kernels.py    its kernels
     winograd_strided.py      3 x 3 with stride 2, forward         winograd_strided_kernels.py  its kernels
 

@@ -22,6 +22,8 @@ Strides of 2, whose rows of outputs are paired (``PAIRS``), which saves a sixth 
     128@56, 4 x 4    0.79       0.74
     256@14           1.45       1.2, not taken
 
+Weight gradients of whole vectors of groups of 8 and 16 are those of :mod:`konv.engine.winograd.winograd_rows_channels`.
+
 With the 16 registers of AVX2 they take 1.1 times as long of 8 channels: only groups of 4 are taken. Weight gradients took 0.96
 of the time of :mod:`konv.engine.groups.small_groups`: to take even and odd cells apart costs what is saved.
 
@@ -44,6 +46,7 @@ from konv.engine.launch import Job
 from konv.engine.machine import dtype_name, machine, widened
 from konv.engine.prepared import Prepared, both_ways, prepared, without_bias
 from konv.engine.threads import get_threads
+from konv.engine.winograd import winograd_rows_channels
 from konv.engine.winograd.winograd_cuts import evenly
 from konv.engine.winograd.winograd_rows_kernels import (
     OUTPUTS,
@@ -105,6 +108,8 @@ def declines(problem: Problem) -> str | None:
         return f"{g.groups} groups, which are the pieces of its weight gradient; it takes {LEAST_GROUPS} or more"
     height, row = g.spatial if problem.kind == "input_gradient" else g.output
     used, least_used = _used(problem), LEAST_USED_FULL if weights or strided else LEAST_USED
+    if weights and winograd_rows_channels.takes(g, problem.dtype):
+        least_used = winograd_rows_channels.LEAST_USED
     if used < least_used:
         return f"{height} x {row} outputs fill {used:.0%} of its tiles and vectors, less than {least_used:.0%}"
     if g.groups == 1 and not strided and (alone := channels * filters * height * row) < LEAST_OF_ONE_GROUP:
@@ -126,6 +131,8 @@ def _used(problem: Problem) -> float:
     """The share of what it multiplies that is of outputs. Half vectors and short tiles are for outputs and dx only."""
     g, lanes, back = problem.geometry, machine().lanes(problem.dtype), problem.kind == "input_gradient"
     height, row = g.spatial if back else g.output
+    if problem.kind == "weight_gradient" and winograd_rows_channels.takes(g, problem.dtype):
+        return winograd_rows_channels.used(g)
     if problem.kind == "weight_gradient":
         return height * row / max(1, -(-height // OUTPUTS) * OUTPUTS * (-(-row // lanes) * lanes))
     half = lanes // 2 if lanes > 2 else lanes
@@ -140,14 +147,18 @@ def workspace(problem: Problem) -> int:
     """Bytes taken while it runs: of half types, w is copied in float32."""
     g, dtype = problem.geometry, problem.dtype
     if problem.kind == "weight_gradient":
-        return _prepare_weights(g, dtype, dtype, get_threads()).size
+        return _weights_job(g, dtype, dtype).size
     return _prepare(g, problem.kind == "input_gradient", dtype, dtype, get_threads()).size + widened(g.w_shape, dtype)
 
 
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``: dy is read once."""
-    plan = _prepare_weights(g, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
-    plan.run(x=x, dy=dy, dw=out, db=db)
+    _weights_job(g, dtype_name(x.dtype), dtype_name(out.dtype)).run(x=x, dy=dy, dw=out, db=db)
+
+
+def _weights_job(g: Geometry, dtype: str, out: str) -> Prepared:
+    prepare = winograd_rows_channels.accumulation if winograd_rows_channels.takes(g, dtype) else _prepare_weights
+    return prepare(g, dtype, out, get_threads())
 
 
 def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transposed: bool, out: np.ndarray) -> None:
@@ -224,6 +235,8 @@ def blocking(problem: Problem) -> str:
     """Tiles, vectors and pieces, in words."""
     g, dtype = problem.geometry, problem.dtype
     tiles = f"tiles of {_tile(problem).outputs} rows, {machine().lanes(dtype)} cells of a row in a vector"
+    if problem.kind == "weight_gradient" and winograd_rows_channels.takes(g, dtype):
+        return winograd_rows_channels.blocking(g, dtype, get_threads())
     if problem.kind == "weight_gradient":
         plan = _prepare_weights(g, dtype, dtype, get_threads())
         return f"{tiles}; {plan.job.numbers['chunk_rows']} rows of tiles a chunk, a group a piece; {plan.cut}"
