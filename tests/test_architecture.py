@@ -25,6 +25,7 @@ LADDER = [
     ["konv.book"],
     ["konv.layers"],
     ["konv.down"],
+    ["konv.rectified"],
     ["konv.ops", "konv.pooling", "konv.unfolding"],
     ["konv.engine.plan"],
     ["konv.engine"],  # one file per algorithm

@@ -340,6 +340,7 @@ def test_every_kernel_of_the_engine_is_run_here():
         "pool_gradients",
         "pool_apart",
         "rectify",
+        "adam",
         "channels",
         "depthwise_fixed_kernels",
         "depthwise_paired_kernels",

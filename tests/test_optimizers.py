@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from konv.engine import adam
 from konv.layers.affine import Affine
 from konv.layers.optimizers import SGD, Adam, Momentum
 from konv.layers.sequential import Sequential
+from plain_engine import MACHINES, engine
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = [np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64)]
@@ -371,3 +373,33 @@ def test_a_small_problem_is_solved(make):
     for _ in range(400):
         optimizer.update(params, {"w": A.T @ (A @ (params["w"] - target)) / len(A)})
     assert (np.abs(params["w"] - target) <= 1e-3).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 17, 9000])
+def test_adam_in_one_pass_has_the_bits_of_its_operations(size, dtype):
+    """Every second number of an array is updated by NumPy's operations, what lies together by the kernel."""
+    rng = np.random.default_rng(0)
+    together = {"W": rng.standard_normal(size).astype(dtype)}
+    apart = {"W": np.repeat(together["W"], 2)[::2]}
+    ours, numpys = Adam(), Adam()
+    for _ in range(4):
+        grads = {"W": (rng.standard_normal(size) * 10.0 ** rng.integers(-25, 5, size)).astype(dtype)}
+        grads["W"][-1:] = 0
+        ours.update(together, grads)
+        numpys.update(apart, grads)
+        for one, other in ((together, apart), (ours.m, numpys.m), (ours.v, numpys.v)):
+            assert np.array_equal(one["W"].view(f"u{dtype().itemsize}"), other["W"].copy().view(f"u{dtype().itemsize}"))
+
+
+@pytest.mark.parametrize("host", MACHINES)
+def test_adams_text_on_numpy(host):
+    rng = np.random.default_rng(0)
+    given = [rng.standard_normal(11).astype(np.float32) for _ in range(4)]
+    given[3] **= 2
+    numbers = 0.9, 0.1, 0.999, 0.001, 0.1, 1e-8, 0.5
+    compiled, plain = [array.copy() for array in given], [array.copy() for array in given]
+    adam.update(*compiled, numbers)
+    with engine(MACHINES[host], plain=True):
+        adam.update(*plain, numbers)
+    assert all(np.array_equal(one, other) for one, other in zip(compiled, plain))

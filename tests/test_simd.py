@@ -23,6 +23,7 @@ from konv.engine.simd import (
     pair,
     pick,
     pinned,
+    root,
     select,
     shuffle,
     splat,
@@ -260,6 +261,7 @@ def test_arithmetic_of_vectors(dtype, lanes):
         assert_equal(on_vectors(fma, a, b, c, **given), x * y + z)
         assert_equal(on_vectors(lambda a, b: a / (b + 1), a, b, **given), x / (y + 1))
         assert_equal(on_vectors(lambda a: pinned(a) + pinned(a), a, **given), x + x)
+        assert_equal(on_vectors(root, a * a, **given), abs(x))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -113,8 +113,11 @@ def max_pool_from_winners(
     stride: IntOrAxes | None = None,
     padding: Padding = 0,
     dilation: IntOrAxes = 1,
+    rectified: np.ndarray | None = None,
 ) -> np.ndarray:
     """:func:`max_pool_backward` with the taps that :func:`max_pool_winners` gave; of x shape, dtype and layout are used.
+
+    ``rectified``: the largest numbers that it gave with the taps. Then the gradient goes through a ReLU before the pooling, too.
 
     Examples
     --------
@@ -125,7 +128,7 @@ def max_pool_from_winners(
     dy, x = checked_floats(dy=dy, x=x)
     g = _geometry(x, kernel_size, stride, padding, dilation)
     check_upstream(dy, g.output_shape)
-    return _engine().largest_gradient(dy, winners, g, layout_of(x))
+    return _engine().largest_gradient(dy, winners, g, layout_of(x), rectified)
 
 
 @names_told

@@ -18,7 +18,7 @@
     direct/       every other layer
     columns.py    NumPy and its BLAS, always says yes
     downconv/     DownConv, fused: no convolution of the table
-    pooling/      pooling                           rectify.py    ReLU, kernels included
+    pooling/      pooling                           rectify.py    ReLU, kernels included     adam.py    its update
     bias.py       the bias gradient, of every problem; a bias added to a transposed one
     tile.py       the register tile                 packing.py    what brings numbers there and back
     windows.py    the tile where windows lie apart, and how they are taken apart and put together
@@ -34,8 +34,9 @@ An algorithm is a module with a ``NAME``, ``declines(problem) -> reason or None`
 reads plans ``blocking(problem) -> words`` and ``share(problem) -> of the machine's limit``, and the three computations
 ``forward``, ``input_gradient``, ``weight_gradient``, of which one that it always declines may be missing; where it reads dy
 for the last it may also offer ``weight_and_bias_gradient``, which reads it once for both, and where it writes dx
-``input_gradient_and_bias``, for transposed layers. It sees native arrays of checked shapes with zero padding and writes into
-the output it is given: w is C-contiguous, x, y and their gradients are all contiguous in the problem's layout, "first"
-(N, C, *spatial) or "last" (N, *spatial, C in memory). It never validates and knows no layer. What it computes without
-looking at arrays it may offer as a run on addresses: ``on_addresses(problem) -> OnAddresses or None``.
+``input_gradient_and_bias``, for transposed layers; with ``forward_rectified`` and ``input_gradient_rectified``, for strides
+of 1, a ReLU behind or before costs no pass of its own (:mod:`konv.rectified`). It sees native arrays of checked shapes with
+zero padding and writes into the output it is given: w is C-contiguous, x, y and their gradients are all contiguous in the
+problem's layout, "first" (N, C, *spatial) or "last" (N, *spatial, C in memory). It never validates and knows no layer. What
+it computes without looking at arrays it may offer as a run on addresses: ``on_addresses(problem) -> OnAddresses or None``.
 """

@@ -1,4 +1,4 @@
-"""max(x, 0) and its gradient, each in one pass over memory."""
+"""max(x, 0) and its gradient, each in one pass over memory: where no convolution can do it in passing."""
 
 from __future__ import annotations
 
@@ -49,6 +49,29 @@ def rectify_gradient(dtype, lanes):
     return text, {"dy": dtype, "dx": dtype, "negative": "uint8"}
 
 
+@kernel
+def keep_where_positive(dtype, gate, lanes):
+    """``y = x`` where ``told_by`` is positive (or NaN), else 0. A piece is a run of numbers."""
+
+    def text(piece, slot, x, told_by, y, size):
+        first = piece * PIECE
+        for q in loop((minimum(PIECE, size - first) + (lanes - 1)) // lanes):
+            i = first + q * lanes
+            count = size - i
+            passes = beats(told_by.vec(i, lanes, count=count), told_by.zero(lanes))
+            y.put(i, select(passes, x.vec(i, lanes, count=count), y.zero(lanes)), count)
+
+    return text, {"x": dtype, "told_by": gate, "y": dtype}
+
+
+def where_positive(x: np.ndarray, told_by: np.ndarray, out: np.ndarray) -> None:
+    """Write x where ``told_by`` is positive or NaN, else 0, into ``out``; this may be one of them."""
+    like = _dense(told_by, out)
+    if out.size:
+        job, threads = _job(keep_where_positive, dtype_name(x.dtype), out.size, get_threads(), dtype_name(like.dtype))
+        job.run(threads, x=address(_dense(x, out)), told_by=address(like), y=address(out))
+
+
 def forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``(max(x, 0), x <= 0)``, in the order of memory that x has."""
     x = _dense(x, np.empty_like(x))
@@ -79,6 +102,6 @@ def _dense(array: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=256)
-def _job(factory, dtype: str, size: int, threads: int) -> tuple[Job, int]:
-    job = Job(factory(dtype, machine().lanes(dtype)), -(-size // PIECE), size=size)
+def _job(factory, dtype: str, size: int, threads: int, *others: str) -> tuple[Job, int]:
+    job = Job(factory(dtype, *others, machine().lanes(dtype)), -(-size // PIECE), size=size)
     return job, width(job.pieces, COST * size)

@@ -35,7 +35,18 @@ class ReLU(Layer):
     @property
     def mask(self) -> np.ndarray | None:
         """Where the last input was <= 0 (bool, like x); None outside training."""
-        return None if self._saved is None else self._saved[0]
+        if self._saved is None or self.output is None:
+            return None if self._saved is None else self._saved[0]
+        return self.output <= 0
+
+    @property
+    def output(self) -> np.ndarray | None:
+        """The last output where it tells the mask: the layer before computed it, and the next one keeps it. Else None."""
+        return None if self._saved is None else self._saved[2]
+
+    def keep(self, out: np.ndarray) -> None:
+        """Take ``out``, which is ``max(x, 0)`` and stays as it is until backward, for the last ``forward``'s output."""
+        self._remember((None, out.dtype, out) if self.training else None)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """``x`` of any shape and floating dtype -> an array of the same shape and dtype.
@@ -47,7 +58,7 @@ class ReLU(Layer):
         """
         (x,) = checked_floats(x=x)
         out, mask = _rectify().forward(x)
-        self._remember((mask, x.dtype) if self.training else None)
+        self._remember((mask, x.dtype, None) if self.training else None)
         return out
 
     def backward(self, dout: np.ndarray) -> np.ndarray:
@@ -60,9 +71,15 @@ class ReLU(Layer):
         TypeError, ValueError
             ``dout`` is no float array, or has another shape.
         """
-        mask, dtype = self._recall()
+        mask, dtype, out = self._recall()
+        mask = out <= 0 if mask is None else mask
         dout = self._accepted(dout, mask.shape)
         return _rectify().gradient(dout.astype(dtype, copy=False), mask)
+
+    def passed(self) -> None:
+        """The layer behind has done what :meth:`backward` does. Raises as that."""
+        self._recall()
+        self._answered()
 
 
 Relu = ReLU

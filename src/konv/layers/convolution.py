@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from konv import ops, textbook
+from konv import ops, rectified, textbook
 from konv.arguments import IntOrAxes, Padding, checked_integer, padding_pairs, per_axis
 from konv.arrays import check_upstream, checked_array, checked_floats
 from konv.geometry import geometry
@@ -162,9 +162,16 @@ class Convolution(_Convolution):
         -------
         out : (N, FN, *out), dtype of x; C-contiguous, or with channels last in memory where x has them so
         """
+        return self._forward(x, ops.conv)
+
+    def forward_rectified(self, x: np.ndarray) -> np.ndarray:
+        """``max(forward(x), 0)`` in one pass; :meth:`backward` stays forward's."""
+        return self._forward(x, rectified.conv)
+
+    def _forward(self, x: np.ndarray, convolve: Any) -> np.ndarray:
         (x,) = checked_floats(x=x)
         W, b = self._parameters(x)
-        out = ops.conv(x, W, b, **self._options())
+        out = convolve(x, W, b, **self._options())
         self._remember((x, W, out.shape))
         return out
 
@@ -184,10 +191,17 @@ class Convolution(_Convolution):
         RuntimeError
             No forward in training mode came before, or several did and this is a second backward.
         """
+        return self._backward(dout, ops.conv_backward)
+
+    def backward_rectified(self, dout: np.ndarray) -> np.ndarray:
+        """:meth:`backward`, and through the ReLU that gave x: dx is 0 where x is."""
+        return self._backward(dout, rectified.conv_backward)
+
+    def _backward(self, dout: np.ndarray, convolve: Any) -> np.ndarray:
         x, W, shape = self._recall()
         dout = self._upstream(dout, shape)
         self._answered()
-        dx, dW, db = ops.conv_backward(dout, x, W, **self._options())
+        dx, dW, db = convolve(dout, x, W, **self._options())
         self._keep_gradients(dW, db)
         return dx
 

@@ -93,7 +93,10 @@ class Optimizer(ABC):
             for arrays in self._state.values():
                 if first not in arrays:
                     arrays[first] = np.zeros(param.shape, dtype)
-            step = self._step(grad, *(arrays[first] for arrays in self._state.values()))
+            state = [arrays[first] for arrays in self._state.values()]
+            if self._in_one_pass(param, grad, *state):
+                continue
+            step = self._step(grad, *state)
             if param.dtype == dtype:
                 param -= step
             else:  # a half type, rounded once; or foreign byte order
@@ -116,6 +119,10 @@ class Optimizer(ABC):
                         f"params[{name!r}] has shape {shape} and takes state of {dtype}, but {type(self).__name__}'s "
                         f"{slot!r} for it has shape {array.shape} and is {array.dtype}"
                     )
+
+    def _in_one_pass(self, param: np.ndarray, grad: np.ndarray, *state: np.ndarray) -> bool:
+        """Make the step, with the same bits, where these arrays allow it to be faster; whether it did."""
+        return False
 
     @abstractmethod
     def _step(self, grad: np.ndarray, *state: np.ndarray) -> np.ndarray:
@@ -301,6 +308,17 @@ class Adam(Optimizer):
     def v(self) -> dict[str, np.ndarray]:
         """The running averages of the squared gradients by parameter name."""
         return self._state["v"]
+
+    def _in_one_pass(self, param: np.ndarray, grad: np.ndarray, *state: np.ndarray) -> bool:
+        from konv.engine import adam  # imports LLVM, which takes a while
+
+        m, v = state
+        if type(self) is not Adam or not adam.takes(param, grad, m, v):
+            return False
+        beta1, beta2, t = self.beta1, self.beta2, self.iter
+        settings = beta1, 1 - beta1, beta2, 1 - beta2, 1 - beta2**t, self.epsilon, self.lr / (1 - beta1**t)
+        adam.update(param, grad, m, v, settings)
+        return True
 
     def _step(self, grad: np.ndarray, *state: np.ndarray) -> np.ndarray:
         m, v = state

@@ -86,13 +86,21 @@ class Pooling(_Pooling):
         """Pool x (N, C, H, W) to (N, C, out_h, out_w), dtype of x."""
         x = self._input(x)
         out, winners = pooling.max_pool_winners(x, **self._window())
-        self._remember((x, out.shape, winners))
+        self._remember((x, out.shape, winners, out))
         return out
 
     def backward(self, dout: np.ndarray) -> np.ndarray:
         """dx like x: each ``dout`` (N, C, out_h, out_w) goes to the first largest cell of its window."""
         dout, x = self._upstream(dout)
         return pooling.max_pool_from_winners(dout, x, self._saved[2], **self._window())
+
+    def backward_rectified(self, dout: np.ndarray) -> np.ndarray:
+        """:meth:`backward`, and through the ReLU that gave x: a winner that is 0 passes nothing on.
+
+        The output must be as ``forward`` gave it.
+        """
+        dout, x = self._upstream(dout)
+        return pooling.max_pool_from_winners(dout, x, self._saved[2], **self._window(), rectified=self._saved[3])
 
     @property
     def arg_max(self) -> np.ndarray | None:

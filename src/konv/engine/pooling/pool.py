@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from konv.arrays import dtype_name, empty, laid_out, layout_of
-from konv.engine import memory
+from konv.engine import memory, rectify
 from konv.engine.launch import Job, address
 from konv.engine.machine import machine, wide_type
 from konv.engine.pooling.pool_apart import mean_of_planes, mean_of_planes_gradient, tiles, tiles_gradient
@@ -33,12 +33,24 @@ def largest(x: np.ndarray, g: Geometry) -> tuple[np.ndarray, np.ndarray]:
     return y, winners
 
 
-def largest_gradient(dy: np.ndarray, winners: np.ndarray, g: Geometry, layout: str) -> np.ndarray:
-    """dL/dx (N, C, *spatial) in ``layout``: each number of dy at the tap that :func:`largest` told."""
+def largest_gradient(
+    dy: np.ndarray, winners: np.ndarray, g: Geometry, layout: str, y: np.ndarray | None = None
+) -> np.ndarray:
+    """dL/dx (N, C, *spatial) in ``layout``: each number of dy at the tap that :func:`largest` told.
+
+    With ``y``, what :func:`largest` gave, only of windows where that is positive: through a ReLU before the pooling, too.
+    """
     dx = empty(g.x_shape, dy.dtype, layout)
-    if dx.size:
-        plan = _gradient(g, dtype_name(dy.dtype), layout, "max", get_threads())
-        plan.run(dy=laid_out(dy, layout), dx=dx, winners=laid_out(winners, layout))
+    if not dx.size:
+        return dx
+    in_passing = y is not None and layout == "first" and _tiled(g)
+    if y is not None and not in_passing:
+        dy, all_of_it = np.empty_like(dy), dy
+        rectify.where_positive(all_of_it, y, dy)
+    plan = _gradient(g, dtype_name(dy.dtype), layout, "max", get_threads(), in_passing)
+    dy = laid_out(dy, layout)
+    told_by = laid_out(y, layout) if in_passing and y is not None else dy
+    plan.run(dy=dy, dx=dx, y=told_by, winners=laid_out(winners, layout))
     return dx
 
 
@@ -58,7 +70,7 @@ def mean_gradient(dy: np.ndarray, g: Geometry, count_include_pad: bool, layout: 
     dx = empty(g.x_shape, dy.dtype, layout)
     if dx.size:
         _gradient(g, dtype_name(dy.dtype), layout, _kind(count_include_pad), get_threads()).run(
-            dy=laid_out(dy, layout), dx=dx
+            dy=laid_out(dy, layout), dx=dx, y=dx
         )
     return dx
 
@@ -127,7 +139,7 @@ def _pooling(g: Geometry, dtype: str, layout: str, kind: str, threads: int) -> P
 
 
 @functools.lru_cache(maxsize=256)
-def _gradient(g: Geometry, dtype: str, layout: str, kind: str, threads: int) -> Plan:
+def _gradient(g: Geometry, dtype: str, layout: str, kind: str, threads: int, rectified: bool = False) -> Plan:
     is_mean, index, numbers, planes, stride = kind != "max", _index(g), _numbers(g), _planes(g), g.stride[-1]
     x_cells, lanes, wide = math.prod(g.spatial), machine().lanes(dtype), wide_type(dtype)
     if layout == "last":
@@ -146,7 +158,7 @@ def _gradient(g: Geometry, dtype: str, layout: str, kind: str, threads: int) -> 
             g, kind, dtype, Job(mean_of_planes_gradient(dtype, lanes), _pieces(planes), cells=x_cells, **planes)
         )
     if _tiled(g):
-        kernel = tiles_gradient(is_mean, dtype, index, *_vector_of_rows(g, dtype))
+        kernel = tiles_gradient(is_mean, dtype, index, *_vector_of_rows(g, dtype), rectified)
         return _plan(g, kind, dtype, Job(kernel, _pieces(planes), **planes, **_sizes(numbers)))
     if is_mean:
         slot_size = math.prod(g.output)

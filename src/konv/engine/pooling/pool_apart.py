@@ -67,11 +67,14 @@ def tiles(mean, dtype, index, lanes, rows):
 
 
 @kernel
-def tiles_gradient(mean, dtype, index, lanes, rows):
-    """dL/dx of windows of 2 x 2 cells beside each other, channels first: all is written once. A piece is ``together`` planes."""
+def tiles_gradient(mean, dtype, index, lanes, rows, rectified):
+    """dL/dx of windows of 2 x 2 cells beside each other, channels first: all is written once. A piece is ``together`` planes.
+
+    ``rectified`` : where the window's result ``y`` is not positive, nothing is passed on.
+    """
     row_lanes = 2 * lanes // rows
 
-    def text(piece, slot, dy, dx, winners, planes, together, x_height, x_width, out_height, out_width):
+    def text(piece, slot, dy, dx, y, winners, planes, together, x_height, x_width, out_height, out_width):
         def write(row, column, count, n, runs):
             """Two vectors of cells to the rows of ``n`` rows of windows."""
             if rows == 1:
@@ -92,6 +95,9 @@ def tiles_gradient(mean, dtype, index, lanes, rows):
                 for q in loop(steps(out_width, lanes)):
                     column, count = q * lanes, out_width * (n if rows > 1 else 1) - q * lanes
                     values = dy.vec(out + column, lanes, count=count)
+                    if rectified:
+                        zero = dx.zero(lanes)
+                        values = select(beats(y.vec(out + column, lanes, count=count), zero), values, zero)
                     if mean:
                         shares = [[values * dx.full(lanes, 0.25)] * 2] * 2
                     else:
@@ -108,7 +114,7 @@ def tiles_gradient(mean, dtype, index, lanes, rows):
                 cells = 2 * out_height * x_width + q * lanes
                 dx.put(dx_plane + cells, dx.zero(lanes), count=x_height * x_width - cells)
 
-    return text, {"dy": dtype, "dx": dtype, "winners": index}
+    return text, {"dy": dtype, "dx": dtype, "y": dtype, "winners": index}
 
 
 @kernel

@@ -19,7 +19,8 @@ what is to happen at run time is said with a few words:
 ``pair(low, high)``            two vectors of bfloat16 numbers as one of pairs, in integers of 32 bits; ``p.pairs`` reads such
 ``dot(a, b, c)``               the products of two vectors of pairs, added to c; ``p.as_`` sees other elements in memory
 ``pinned(vector)``             the vector; pinned ones are computed in the order in which they are written
-``beats equal select``         comparisons lane by lane, and a choice between two vectors;  ``/`` divides vectors of floats
+``beats equal select``         comparisons lane by lane, and a choice between two vectors
+``/``, ``root``                of vectors of floats: a quotient, the square root
 ``minimum maximum // %``       index arithmetic (``//`` and ``%`` for numbers that are not negative)
 ``has_nan``                    1 where a lane is NaN, else 0
 ``within pick bits``           1 or 0; a choice between two integers or pointers without a branch; a mask of lanes as an integer
@@ -63,6 +64,7 @@ from konv.engine.simd.words import (
     pair,
     pick,
     pinned,
+    root,
     select,
     shuffle,
     splat,

@@ -122,6 +122,13 @@ def fma(a: Any, b: Any, c: Any) -> Any:
     return Value(call(f"llvm.fma.{mangled(c.ir.type)}", c.ir.type, a.ir, b.ir, c.ir))
 
 
+def root(a: Any) -> Any:
+    """The square root of a vector of floats."""
+    if not is_traced(a):
+        return np.sqrt(a)
+    return Value(call(f"llvm.sqrt.{mangled(a.ir.type)}", a.ir.type, a.ir))
+
+
 def pair(low: Any, high: Any) -> Any:
     """Two float32 vectors of bfloat16 numbers as one of their pairs: integers of 32 bits, ``low`` in the lower half.
 

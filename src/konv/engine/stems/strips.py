@@ -48,8 +48,8 @@ LOAD = 0.5  # of a multiply-add
 TILES = {32: ((3, 7), (4, 6), (5, 5), (6, 4), (7, 3), (8, 2), (10, 2)), 16: ((2, 4), (2, 5), (3, 3), (4, 2))}
 
 __all__ = [
-    "NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_and_bias_gradient", "weight_gradient",
-    "workspace",
+    "NAME", "blocking", "declines", "forward", "forward_rectified", "input_gradient", "share", "weight_and_bias_gradient",
+    "weight_gradient", "workspace",
 ]  # fmt: skip
 
 
@@ -88,7 +88,18 @@ def workspace(problem: Problem) -> int:
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
     """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    plan = _prepare(g, dtype_name(x.dtype), dtype_name(out.dtype), get_threads())
+    _run(x, w, b, g, out)
+
+
+def forward_rectified(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
+    """Write max(conv(x, w) + b, 0) into ``out`` (N, F, *output)."""
+    _run(x, w, b, g, out, True)
+
+
+def _run(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray, rectified: bool = False
+) -> None:
+    plan = _prepare(g, dtype_name(x.dtype), dtype_name(out.dtype), get_threads(), rectified)
     plan.run(x=x, w=w, bias=plan.bias(b), y=out)
 
 
@@ -112,14 +123,15 @@ def _flipped(g: Geometry) -> Geometry:
 
 
 @functools.lru_cache(maxsize=256)
-def _prepare(g: Geometry, dtype: str, out: str, threads: int) -> Prepared:
+def _prepare(g: Geometry, dtype: str, out: str, threads: int, rectified: bool = False) -> Prepared:
     lanes, (filters, vectors) = machine().lanes(dtype), _tile(g, dtype)
     cut, tile = cut_rows(g, dtype, lanes * vectors, BLOCK_BYTES), lanes * vectors
     last = g.output[-1] - (cut.numbers["column_blocks"] - 1) * cut.numbers["block_columns"]
     narrow = "masked" if last < lanes else last < tile
     job = Job(
-        correlate_strips(dtype, out, lanes, filters, vectors, g.stride[-1], narrow), cut.units, all_filters=g.filters,
-        filter_blocks=-(-g.filters // filters), taps=len(cut.offsets), offsets=cut.offsets, **cut.numbers,
+        correlate_strips(dtype, out, lanes, filters, vectors, g.stride[-1], narrow, rectified), cut.units,
+        all_filters=g.filters, filter_blocks=-(-g.filters // filters), taps=len(cut.offsets), offsets=cut.offsets,
+        **cut.numbers,
     )  # fmt: skip
     return prepared(job, g.flops // 2, cut.numbers["slot_size"], dtype, g.filters, slots="space")
 

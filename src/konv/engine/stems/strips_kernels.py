@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
-from konv.engine.simd import Variable, deinterleave, fma, loop, maximum, minimum, pinned, splat, within
+from konv.engine.simd import Variable, beats, deinterleave, fma, loop, maximum, minimum, pinned, select, splat, within
 
 
 @kernel
-def correlate_strips(dtype, out, lanes, filters, vectors, stride, narrow):
+def correlate_strips(dtype, out, lanes, filters, vectors, stride, narrow, rectified):
     """A piece is (image, block of rows, block of columns).
 
     ``narrow``: the last block of columns is narrower than a tile, so that its vectors overlap; or, "masked", than a vector.
+    ``rectified``: 0 is written for what is not positive.
     """
     wide, columns_of_tile = wide_type(dtype), lanes * vectors
 
@@ -54,7 +55,11 @@ def correlate_strips(dtype, out, lanes, filters, vectors, stride, narrow):
                     for i, totals in enumerate(sums):
                         for place, total in zip(places, totals):
                             count = columns - column - place if narrow == "masked" else None
-                            y.put(to + i * out_height * out_row + place, total.get() + start[i], count=count)
+                            result = total.get() + start[i]
+                            if rectified:
+                                zero = copied.zero(lanes)
+                                result = select(beats(result, zero), result, zero)
+                            y.put(to + i * out_height * out_row + place, result, count=count)
 
     return text, {"x": dtype, "w": dtype, "bias": wide, "y": out, "space": wide, "offsets": "int64"}
 

@@ -56,8 +56,8 @@ LEAST_SAVED, LEAST_SAVED_OF_FEW, FEW, LEAST_GAIN = 1.5, 2.1, 32, 1.12
 MOVING, MOVING_OF_WEIGHTS = 0.6, 1.0  # see `gain`
 
 __all__ = [
-    "NAME", "blocking", "declines", "forward", "input_gradient", "input_gradient_and_bias", "share",
-    "weight_and_bias_gradient", "weight_gradient", "workspace",
+    "NAME", "blocking", "declines", "forward", "forward_rectified", "input_gradient", "input_gradient_and_bias",
+    "input_gradient_rectified", "share", "weight_and_bias_gradient", "weight_gradient", "workspace",
 ]  # fmt: skip
 
 
@@ -139,6 +139,16 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
     _run(dy, w, None, g, True, out)
 
 
+def forward_rectified(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
+    """Write max(conv(x, w) + b, 0) into ``out`` (N, F, *output)."""
+    _run(x, w, b, g, False, out, "positive")
+
+
+def input_gradient_rectified(dy: np.ndarray, w: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """Write dL/dx where x is positive, else 0, into ``out``, with a stride of 1. All lie in memory alike."""
+    _run(dy, w, None, g, True, out, "gate", x)
+
+
 def input_gradient_and_bias(dy: np.ndarray, w: np.ndarray, b: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dx + b, b (C,), into ``out``: a transposed convolution."""
     _run(dy, w, b, g, True, out)
@@ -167,7 +177,9 @@ class Prepared:
 
 
 @functools.lru_cache(maxsize=512)
-def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, layout: str, threads: int) -> Prepared:
+def _prepare(
+    g: Geometry, transposed: bool, dtype: str, out: str, layout: str, threads: int, kept_where: str = ""
+) -> Prepared:
     wide, axes = wide_type(dtype), Axes.of(g, transposed)
     sizes, cut = Sizes.of(g, transposed, wide), best(g, transposed, wide, threads)
     schemes = [(axis.scheme.outputs, axis.scheme.taps) for axis in (axes.rows, axes.columns)]
@@ -189,7 +201,7 @@ def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, layout: str, t
         transform = Job(kernel, pieces, plane=cut.numbers["filter_plane"], **shared)
     kernel = winograd(
         dtype, out, sizes.lanes, sizes.vectors, cut.group, sizes.depth, *schemes, (*taps, cut.kept), int(cut.ahead), layout,
-        *((axes.rows.in_step, axes.columns.in_step), (axes.rows.out_step, axes.columns.out_step)), axes.dilated,
+        *((axes.rows.in_step, axes.columns.in_step), (axes.rows.out_step, axes.columns.out_step)), axes.dilated, kept_where,
     )  # fmt: skip
     multiply = Job(
         kernel, cut.pieces, channel_chunks=sizes.channel_chunks, phases=phases, **shapes(axes), **cut.numbers, **shared
@@ -198,25 +210,29 @@ def _prepare(g: Geometry, transposed: bool, dtype: str, out: str, layout: str, t
     return Prepared(transform, multiply, no_bias, cut.filter_cells, cut.threads, cut.size)
 
 
-def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transposed: bool, out: np.ndarray) -> None:
+def _run(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transposed: bool, out: np.ndarray, kept_where: str = "",
+    gate: np.ndarray | None = None,
+) -> None:  # fmt: skip
     if out.size == 0:
         return
-    job = _prepare(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), known_layout(x, out), get_threads())
+    dtype, layout = dtype_name(x.dtype), known_layout(x, out)
+    job = _prepare(g, transposed, dtype, dtype_name(out.dtype), layout, get_threads(), kept_where)
     bias = job.no_bias
     w = np.ascontiguousarray(w, bias.dtype)
     if b is not None:
         bias = np.zeros_like(bias)
         bias[: len(b)] = b
-    _launch(job, address(x), address(w), address(bias), address(out))
+    _launch(job, address(x), address(w), address(bias), address(out), address(out if gate is None else gate))
 
 
-def _launch(job: Prepared, x: int, w: int, b: int, out: int) -> None:
+def _launch(job: Prepared, x: int, w: int, b: int, out: int, gate: int = 0) -> None:
     """A convolution of what lies at these addresses; b, if not 0, is as long as ``no_bias``."""
     with memory.workspace(job.size) as points:
         if job.transform is not None:
             job.transform.run(width(job.transform.pieces, job.filter_cells), w=w, points=points)
         job.multiply.run(
-            job.threads, x=x, w=w, bias=b or address(job.no_bias), y=out, points=points,
+            job.threads, x=x, w=w, bias=b or address(job.no_bias), y=out, gate=gate, points=points,
             slots=points + job.filter_cells * job.no_bias.itemsize,
         )  # fmt: skip
 

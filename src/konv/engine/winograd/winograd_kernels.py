@@ -57,7 +57,21 @@ def filters_to_points(wide, lanes, vectors, rows, columns, taps):
 
 @kernel
 def winograd(
-    dtype, out, lanes, vectors, group, depth, rows, columns, taps, ahead, layout, in_steps, out_steps, dilated
+    dtype,
+    out,
+    lanes,
+    vectors,
+    group,
+    depth,
+    rows,
+    columns,
+    taps,
+    ahead,
+    layout,
+    in_steps,
+    out_steps,
+    dilated,
+    kept_where,
 ):
     """The convolution of a block of tiles with a share of the panels of filters, which are a piece.
 
@@ -68,13 +82,15 @@ def winograd(
     ``ahead`` is 1 where :func:`filters_to_points` ran before: then the inputs' points of all channels are there, and panels
     pass by, each with its sums. U is a few times as large as the weights: where that is too much, the sums of all panels of the
     share are kept instead, and chunks of channels pass by.
+
+    ``kept_where`` : which outputs are kept, where others are 0: all, those "positive", or those where ``gate`` is
     """
     row_scheme, column_scheme = schemes = Scheme(*rows), Scheme(*columns)
     places = Taps(rows[1], columns[1], *taps)
     width, cells = lanes * vectors, row_scheme.points * column_scheme.points
 
     def text(
-        piece, slot, x, w, bias, y, points, slots, sections, phases, slot_size, strip_at, sums_at, filters_at, kept_at,
+        piece, slot, x, w, bias, y, gate, points, slots, sections, phases, slot_size, strip_at, sums_at, filters_at, kept_at,
         channels, x_depth, x_height, x_width, filters, out_depth, out_height, out_width,
         depth_in_step, depth_out_step, row_dilation, column_dilation, planes, tile_rows, tile_columns,
         all_rows, block_rows, block_columns, column_blocks, short_rows, short_columns,
@@ -191,7 +207,7 @@ def winograd(
                             target, strip, lanes, image, plane * depth_out_step + phase[0], first,
                             strip.rows.first(row) * out_steps[0] + phase[1],
                             strip.columns.first(first_column) * out_steps[1] + phase[2],
-                            own_columns * column_scheme.outputs, out_steps,
+                            own_columns * column_scheme.outputs, out_steps, gate if kept_where == "gate" else kept_where,
                         )  # fmt: skip
 
             if ahead:
@@ -222,7 +238,7 @@ def winograd(
 
     wide = wide_type(dtype)
     return text, dict.fromkeys(("w", "bias", "points", "slots"), wide) | {
-        "x": dtype, "y": out, "sections": "int64", "phases": "int64",
+        "x": dtype, "y": out, "gate": dtype, "sections": "int64", "phases": "int64",
     }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ import functools
 import operator
 from typing import Any, NamedTuple
 
-from konv.engine.simd import bits, deinterleave, interleave, loop, maximum, minimum, transpose, within
+from konv.engine.simd import beats, bits, deinterleave, interleave, loop, maximum, minimum, select, transpose, within
 from konv.engine.winograd.winograd_formulas import both_axes
 
 
@@ -166,25 +166,38 @@ def _read_together(array, strip, lanes, planes, shape, wanted):
             strip.cells.put((i * pitch + width - left + q) * lanes, zero)
 
 
-def write_strip(images, strip, lanes, image, plane, first, top, left, cells, steps=(1, 1)):
-    """The reverse of :func:`read_strip` for what exists; ``top`` and ``left`` do where ``plane`` does."""
+def write_strip(images, strip, lanes, image, plane, first, top, left, cells, steps=(1, 1), kept_where=""):
+    """The reverse of :func:`read_strip` for what exists; ``top`` and ``left`` do where ``plane`` does.
+
+    What is not ``kept_where`` is 0: kept is what is "positive" itself, or where another array of that shape is (steps are 1).
+    """
     array, layout, channels, depth, height, width = images
     step = strip.rows.dilation * steps[0]
     count = minimum(cells, (width - left + (steps[1] - 1)) // steps[1])
+
+    def kept(values, at, used):
+        if isinstance(kept_where, str) and not kept_where:
+            return values
+        zero = strip.cells.zero(lanes)
+        told_by = values if isinstance(kept_where, str) else kept_where.vec(at, lanes, count=used)
+        return select(beats(told_by, zero), values, zero)
+
     for i in loop(minimum(strip.rows.outputs, (height - top + (step - 1)) // step) * within(plane, depth)):
         h = top + i * step
         if layout == "last":
             to = (((image * depth + plane) * height + h) * width + left) * channels + first
             for q in loop(count):
                 cell = strip.cells.vec((i * strip.pitch + q) * lanes, lanes)
-                array.put(to + q * (channels * steps[1]), cell, count=channels - first)
+                at = to + q * (channels * steps[1])
+                array.put(at, kept(cell, at, channels - first), count=channels - first)
         else:
             for q in loop((count + (lanes - 1)) // lanes):
                 columns = [strip.cells.vec((i * strip.pitch + q * lanes + k) * lanes, lanes) for k in range(lanes)]
                 for k, row in enumerate(transpose(columns)):
                     line = (((image * channels + first + k) * depth + plane) * height + h) * width
                     used = (count - q * lanes) * within(first + k, channels)
-                    _put_apart(array, line + left + q * (lanes * steps[1]), row, used, steps[1], lanes)
+                    at = line + left + q * (lanes * steps[1])
+                    _put_apart(array, at, kept(row, at, used), used, steps[1], lanes)
 
 
 def _cells_apart(array, place, start, count, step, lanes):
