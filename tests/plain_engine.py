@@ -146,8 +146,12 @@ class _PlainJob:
         self.pointers = tuple(kernel.pointers.keys() - self.tables.keys())
 
     def run(self, threads, **pointers):
+        self.run_on(threads, pointers)
+
+    def run_on(self, threads, pointers):
         assert pointers.keys() == set(self.pointers)
-        pointers |= {name: self.known.address(table) for name, table in self.tables.items()}
+        given = (pointers | self.tables).items()
+        pointers = {n: p if isinstance(p, int) else self.known.address(p) for n, p in given}
         made = {
             name: self.known.pointer(start, pointers.values(), self.kernel.pointers[name])
             for name, start in pointers.items()

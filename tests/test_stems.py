@@ -298,9 +298,9 @@ def test_an_empty_batch(layout):
 
 def test_a_prepared_job_uses_as_many_threads_as_there_are_now(monkeypatch):
     used = []
-    run = launch.Job.run
+    run = launch.Job.run_on
     monkeypatch.setattr(
-        launch.Job, "run", lambda job, threads, **more: used.append(threads) or run(job, threads, **more)
+        launch.Job, "run_on", lambda job, threads, more: used.append(threads) or run(job, threads, more)
     )
     rng = np.random.default_rng(0)
     x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 3, 66, 66), (32, 3, 3, 3)))

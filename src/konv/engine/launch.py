@@ -84,12 +84,19 @@ class Job:
         self._pack = struct.Struct(f"{cells}{2 * COUNT_BYTES}x").pack  # and room for the counts of one share
         self.pointers = tuple(self._places)
 
-    def run(self, threads: int, **pointers: int) -> None:
-        """Run all pieces in so many threads, which use the slots 0 .. threads - 1, and wait for them."""
+    def run(self, threads: int, **pointers: np.ndarray | int) -> None:
+        """Run all pieces in so many threads, which use the slots 0 .. threads - 1, and wait for them.
+
+        ``pointers`` : arrays, or addresses.
+        """
+        self.run_on(threads, pointers)
+
+    def run_on(self, threads: int, pointers: dict[str, np.ndarray | int]) -> None:
+        """The same of a dictionary."""
         places, cells = self._places, self._cells.copy()
         try:
             for name, start in pointers.items():
-                cells[places[name]] = start
+                cells[places[name]] = start if isinstance(start, int) else address(start)
         except KeyError:
             places = {}
         if len(pointers) != len(places):

@@ -17,7 +17,7 @@ import numpy as np
 
 from konv.arrays import all_finite
 from konv.engine import columns, memory
-from konv.engine.launch import Job, address
+from konv.engine.launch import Job
 from konv.engine.machine import wide_type
 from konv.engine.threads import width
 from konv.geometry import Geometry
@@ -76,28 +76,24 @@ class Prepared:
 
     def bias(self, b: np.ndarray | None) -> np.ndarray:
         """A bias (F,) as it is read; see :func:`whole_bias`."""
-        return whole_bias(b, self.no_bias)
+        return self.no_bias if b is None else whole_bias(b, self.no_bias)
 
-    def run(self, **arrays: np.ndarray) -> None:
-        """Run all steps on arrays by name."""
-        self.launch(**{name: address(array) for name, array in arrays.items()})
-
-    def launch(self, **pointers: int) -> None:
-        """The same of what lies at these addresses."""
-        if not (self.regions or self.steps):
-            self.job.run(self.threads, **pointers)
+    def run(self, **given: np.ndarray | int) -> None:
+        """Run all steps on arrays, or what lies at addresses, by name."""
+        if not self.regions and not self.steps:
+            self.job.run_on(self.threads, given)
             return
         with memory.workspace(self.size) as space:
             for name, start in self.regions:
-                pointers[name] = space + start
+                given[name] = space + start
             if not self.steps:
-                self.job.run(self.threads, **pointers)
+                self.job.run_on(self.threads, given)
             for job, threads, names in self.steps:
-                job.run(threads, **{name: pointers[names.get(name, name)] for name in job.pointers})
+                job.run_on(threads, {name: given[names.get(name, name)] for name in job.pointers})
 
     def correlate(self, x: np.ndarray, w: np.ndarray, b: np.ndarray | None, y: np.ndarray) -> None:
         """Run a kernel with the pointers x, w, bias and y."""
-        self.run(x=x, w=self.weights(w), bias=whole_bias(b, self.no_bias), y=y)
+        self.run(x=x, w=self.weights(w), bias=self.bias(b), y=y)
 
     def accumulate(self, dy: np.ndarray, x: np.ndarray, db: np.ndarray, zeros: bool = False) -> tuple[np.ndarray, bool]:
         """Run a kernel with the pointers x, dy, sums and biases, parts of a gradient; write dL/db (F,) into ``db``.

@@ -94,21 +94,23 @@ def workspace(problem: Problem) -> int:
 
 
 def _correlate(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, back: bool, out: np.ndarray) -> None:
-    layout, kind = known_layout(x, out), "input_gradient" if back else "forward"
-    if layout == "last" and depthwise_rows.takes(g):
+    last = known_layout(x, out) == "last"
+    if last and depthwise_rows.takes(g):
         depthwise_rows.correlate(x, w, b, g, back, out)
-    elif layout == "first" and depthwise_fixed.takes(g, dtype_name(x.dtype), kind):
+        return
+    if not last and depthwise_fixed.takes(g, dtype_name(x.dtype), "input_gradient" if back else "forward"):
         depthwise_fixed.correlate(x, w, b, g, back, out)
-    elif layout == "first" and back and depthwise_spread.takes(g):
+        return
+    if back and not last and depthwise_spread.takes(g):
         depthwise_spread.input_gradient(x, w, g, out)
-    else:
-        if back and leaves_cells(g):
-            out[...] = 0
-        if layout == "last":
-            for phase in gradient_phases(g) if back else (FORWARD,):
-                depthwise.correlate(g, phase, x, w, b, out)
-        else:
-            planes_jobs.correlate(x, w, b, g, back, out)
+        return
+    if back and leaves_cells(g):
+        out[...] = 0
+    if not last:
+        planes_jobs.correlate(x, w, b, g, back, out)
+        return
+    for phase in gradient_phases(g) if back else (FORWARD,):
+        depthwise.correlate(g, phase, x, w, b, out)
 
 
 forward, input_gradient = both_ways(_correlate, finite=True)
