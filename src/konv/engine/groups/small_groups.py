@@ -171,8 +171,10 @@ def _prepare(g: Geometry, dtype: str, layout: str, threads: int) -> Prepared:
     held = ((chunk_rows - 1) * g.stride[0] + taps_high) * x_width, chunk_rows * out_width
     dy_at, dy_size = (-(-n // lanes) * lanes * lanes for n in held)
     slot_size = dy_at + dy_size + taps_high * taps * group * lanes
+    turns = out_height * out_width * taps_high * (group // together)
+    asked = min(4, -(-x_height * x_width // max(1, turns))) if layout == "first" else 0
     job = Job(
-        accumulate_groups(dtype, lanes, group, together, taps, g.stride[1], g.padding[1][0], _edges(g), layout),
+        accumulate_groups(dtype, lanes, group, together, taps, g.stride[1], g.padding[1][0], _edges(g), layout, asked),
         parts * blocks, slot_size=slot_size, dy_at=dy_at, sums_at=dy_at + dy_size, images=g.batch, part_images=part_images,
         channels=g.channels, x_height=x_height, x_width=x_width, out_height=out_height, out_width=out_width,
         taps_high=taps_high, pad_high=g.padding[0][0], stride_high=g.stride[0], chunk_rows=chunk_rows,

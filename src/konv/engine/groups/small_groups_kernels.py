@@ -13,7 +13,7 @@ import itertools
 from konv.engine.compile import kernel
 from konv.engine.groups.small_planes_kernels import plane_in, plane_out
 from konv.engine.machine import wide_type
-from konv.engine.simd import Variable, fma, loop, maximum, minimum, pinned, shuffle, splat
+from konv.engine.simd import Variable, fma, loop, maximum, minimum, pick, pinned, shuffle, splat, within
 
 
 @kernel
@@ -82,11 +82,12 @@ def correlate_groups(x_dtype, y_dtype, lanes, group, taps, down, up, pad, x_widt
 
 
 @kernel
-def accumulate_groups(dtype, lanes, group, together, taps, stride, pad, edges, layout):
+def accumulate_groups(dtype, lanes, group, together, taps, stride, pad, edges, layout, asked):
     """``sums[part, tap, filter of a group, channel] = sum of dy * x``, ``biases[part, filter] = sum of dy``.
 
     A piece is (part, ``lanes`` channels). So many filters of each group are summed ``together``. ``edges``: the outputs of a
     row that meet cells before its first, those that meet cells behind its last, and how many cells the last output does.
+    ``asked`` : so many lines of the next image's x are asked for at each output, and one of dy
     """
     (left, right, over), order = edges, order_of(group, lanes)
 
@@ -100,7 +101,15 @@ def accumulate_groups(dtype, lanes, group, together, taps, stride, pad, edges, l
         totals, numbers = space.at(sums_at), taps_high * taps * group
         for k in loop(numbers):
             totals.put(k * lanes, totals.zero(lanes))
-        bias = Variable(totals.zero(lanes))
+        bias, turn = Variable(totals.zero(lanes)), Variable(0)
+
+        def ask(first_plane):
+            """For the next lines of x and dy, from a plane on, which lie one behind the other."""
+            for array, size, count in ((x, x_height * x_width, asked), (dy, out_height * out_width, 1)):
+                for n in range(count):
+                    at = minimum((turn.get() * count + n) * lanes, size * lanes - 1)
+                    array.prefetch(first_plane * size + at, later=True)
+            turn.set(turn.get() + 1)
 
         def add(products, filters, line, upstream, step, q, met):
             """Add the products of output q with the taps that it meets inside the row."""
@@ -113,6 +122,8 @@ def accumulate_groups(dtype, lanes, group, together, taps, stride, pad, edges, l
 
         for i in loop(minimum(part_images, images - part * part_images)):
             image = part * part_images + i
+            turn.set(0)
+            next_plane = pick(within(image + 1, images), (image + 1) * channels, lanes) + channel
             for chunk in loop((out_height + (chunk_rows - 1)) // chunk_rows):
                 row = chunk * chunk_rows
                 rows = minimum(chunk_rows, out_height - row)
@@ -150,6 +161,8 @@ def accumulate_groups(dtype, lanes, group, together, taps, stride, pad, edges, l
                             for q in range(left):
                                 add(*place, q, [t for t in range(taps) if q * stride + t >= pad])
                             for q in loop(out_width - (left + right)):
+                                if asked:
+                                    ask(next_plane)
                                 add(*place, left + q, range(taps))
                             for e in reversed(range(right)):
                                 add(*place, out_width - (1 + e), range(taps - (over - e * stride)))
