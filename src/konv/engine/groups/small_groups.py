@@ -13,11 +13,11 @@ the time.
 
 Groups of 16 gain as much, but their weights channels first nothing; groups of 4 take 1.3 times as long as there. It waits
 for memory: chunks of a half or twice as many cells change nothing, asking for the next chunk's 5 %, of pixels apart nothing.
+Weight gradients, channels first, ask for the next image's lines while they multiply, one of dy and as many of x as are read
+meanwhile: 0.78 of the time of 256@56 / 2, where asking for the next chunk's while it was copied had changed nothing.
 
-Of 256@56 / 2 products take 1.3 to 1.5 ms, of 1.0 at the limit, and the copies 1.0 to 1.3, of data in the nearer caches too: they
-are half of the time left. Lost: asking for the next chunk of weight gradients (nothing changed); not asking for x or y in the
-input gradient (1.05 to 1.17 times as long). Weight gradients of 256@28 in 0.85 to 0.92 of the time of Winograd's tiles in lanes
-at the median, but 1.1 to 1.25 at the best of both: not taken.
+Of 256@56 / 2 products take 1.3 to 1.5 ms, of 1.0 at the limit. Lost: not asking for x or y in the input gradient (1.05 to 1.17
+times as long); chunks of dy of 0.4 or 0.6 of the cells in weight gradients (1.04).
 
 Lost, 256@56 of stride 2: outputs in lanes, from a copy of even and of odd cells, tiles of 8 filters by 2 vectors: products alone
 take 0.65 of the time, with the copy as long as this, input gradients 0.9.
