@@ -12,7 +12,7 @@ from konv.arrays import empty, laid_out
 from konv.engine import threads
 from konv.engine.groups import depthwise_fixed, depthwise_paired, small_groups, small_planes
 from konv.engine.plan import KINDS, Problem
-from konv.engine.winograd import winograd_groups, winograd_rows, winograd_small
+from konv.engine.winograd import winograd_groups, winograd_rows, winograd_rows_channels, winograd_small
 from plain_engine import MACHINES, engine, hosts_of
 from strategies import integers
 from test_guard_page import guarded
@@ -42,12 +42,18 @@ LAYERS = {
     "groups of 16": (small_groups, (2, 32, 6, 7), (32, 16, 3, 3), dict(padding=1), ("last",)),
     "16 x 16, weights": (winograd_rows, (3, 64, 10, 9), (64, 16, 3, 3), dict(padding=((0, 1), (2, 0))), ("first",)),
     "8 x 8, chunks": (winograd_rows, (2, 64, 11, 68), (64, 8, 3, 3), dict(padding=((2, 0), (1, 2))), ("first",)),
+    "4 x 4, weights": (winograd_rows, (2, 64, 7, 5), (64, 4, 3, 3), dict(padding=((1, 1), (2, 2))), ("first",)),
 }  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def any_size_is_worth_compiling(monkeypatch):
     monkeypatch.setattr(depthwise_fixed, "worth_compiling", lambda g: True)
+
+
+@pytest.fixture(autouse=True)
+def planes_of_several_chunks(monkeypatch):
+    monkeypatch.setattr(winograd_rows_channels, "CHUNK_CELLS", 600)
 
 
 EVERY = pytest.mark.parametrize(

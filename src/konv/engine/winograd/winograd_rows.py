@@ -22,7 +22,7 @@ Strides of 2, whose rows of outputs are paired (``PAIRS``), which saves a sixth 
     128@56, 4 x 4    0.79       0.74
     256@14           1.45       1.2, not taken
 
-Weight gradients of whole vectors of groups of 8 and 16 are those of :mod:`konv.engine.winograd.winograd_rows_channels`.
+Weight gradients of whole vectors of groups of 4, 8 and 16 are those of :mod:`konv.engine.winograd.winograd_rows_channels`.
 
 With the 16 registers of AVX2 they take 1.1 times as long of 8 channels: only groups of 4 are taken. Weight gradients took 0.96
 of the time of :mod:`konv.engine.groups.small_groups`: to take even and odd cells apart costs what is saved.

@@ -1,11 +1,11 @@
-"""Weight gradients of groups of 8 and 16 by Winograd's algorithm along one axis, as in :mod:`konv.engine.winograd.winograd_rows`,
-channels in lanes, as in :mod:`konv.engine.groups.small_groups`.
+"""Weight gradients of groups of 4, 8 and 16 by Winograd's algorithm along one axis, as in
+:mod:`konv.engine.winograd.winograd_rows`, channels in lanes, as in :mod:`konv.engine.groups.small_groups`.
 
 No vector is partly empty however long a row is, and each number of dy that is spread over its group serves three products.
 Two cores of an AMD Zen 4, against what was fastest before, rows or tiles in lanes, or the direct sum: 512@14 in 32 groups 0.7 to
-0.8 of the time, 256@28 0.75 to 0.8, 256@56 0.85, 256@7 and 512@7 0.75; 5 pixels as long. Products take 0.75 of it; a third of the
-rest, at 56 pixels more, was waiting for x and dy, until the next image's lines were asked for, two at each pixel of a product.
-Groups of 4, with half as many products for each number that is read: 0.9 to 1.0, not taken.
+0.8 of the time, 256@28 0.75 to 0.8, 256@56 0.85, 128@56 0.75 to 0.9, 7 pixels 0.3 to 0.75; 5 pixels as long, groups of 4 on 112
+pixels 1.1 times as long. At most a third of it was waiting for x and dy, until the next image's lines were asked for, two at each
+pixel of a product: 56 pixels gained most. With AVX2 the same gains.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from konv.engine.winograd.winograd_rows_kernels import KERNEL, OUTPUTS, POINTS, 
 from konv.engine.winograd.winograd_tiles import constants
 from konv.geometry import Geometry
 
-GROUPS = (8, 16)
+GROUPS = (4, 8, 16)
 LEAST_BLOCKS = 4  # of a vector's channels, which are the pieces
 LEAST_USED = 0.7  # of the rows of tiles
-CHUNK_CELLS = 800  # of a plane, that are copied together
+MOST_CELLS_OF_4 = 64  # of a row, of groups of 4
+CHUNK_CELLS = 1800  # of a plane, that are copied together
 SUMMED_CELLS = 28  # whose products, at least, are summed in registers
 
 
@@ -150,7 +151,7 @@ def takes(g: Geometry, dtype: str) -> bool:
     """Whether a weight gradient of 3 x 3 taps without strides, channels first, is computed here, if rows of tiles are filled."""
     lanes, group = machine().lanes(dtype), g.channels // g.groups
     whole = g.channels == g.filters and group in GROUPS and lanes % group == 0 and g.channels % lanes == 0
-    return whole and g.channels >= LEAST_BLOCKS * lanes
+    return whole and g.channels >= LEAST_BLOCKS * lanes and (group > 4 or g.output[1] <= MOST_CELLS_OF_4)
 
 
 def used(g: Geometry) -> float:
@@ -176,7 +177,7 @@ def accumulation(g: Geometry, dtype: str, out: str, threads: int) -> Prepared:
     zeros_at = totals_at + POINTS * TAPS * group * lanes
     slot_size = zeros_at + max(x_width, out_width) * lanes
     job = Job(
-        winograd_of_channel_weights(dtype, out, lanes, group, 8 if host.registers >= 32 else 4),
+        winograd_of_channel_weights(dtype, out, lanes, group, min(group, 8 if host.registers >= 32 else 4)),
         g.channels // lanes, slot_size=slot_size, dy_at=dy_at, points_at=points_at, upstream_at=upstream_at,
         totals_at=totals_at, zeros_at=zeros_at, images=g.batch, channels=g.channels, x_height=x_height, x_width=x_width,
         out_height=out_height, out_width=out_width, pad_height=g.padding[0][0], pad_width=g.padding[1][0],
