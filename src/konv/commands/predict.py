@@ -33,7 +33,7 @@ def predict(
         typer.Option(
             "--fit/--no-fit",
             metavar="",
-            help="Crop the picture and frame it as the training images are. Default: yes.",
+            help="Crop the picture and frame it as the training images are. Default: yes. Without, it must be framed so already.",
             show_default=False,
         ),
     ] = True,
@@ -41,12 +41,13 @@ def predict(
     """Read images with a trained network.
 
     A picture is made grey, light on dark as the training images are, cropped to what it shows, and as small as those. It
-    should show one digit (or one piece of clothing), upright, on an even background. What cannot be read is told after
+    should show one digit (or one piece of clothing), upright, on a background without lines. What cannot be read is told after
     the others, and the exit code is 1.
 
     **Examples**
 
-    * `konv predict runs/digits-simple seven.png`
+    * `konv train` - makes runs/digits-simple
+    * `konv predict runs/digits-simple PICTURE.png` - any picture of a digit, of yours
     * `konv predict runs/mnist-simple *.jpg`
     """
     from rich.table import Table

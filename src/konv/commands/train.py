@@ -38,7 +38,12 @@ Seed = Annotated[
     int | None, option("NUMBER", "Where all random numbers begin: the same seed, the same result. Default: 0.")
 ]
 Augment = Annotated[
-    bool | None, option("", "Shift training images by a pixel or two. Default: yes.", "--augment/--no-augment")
+    bool | None,
+    option(
+        "",
+        "Shift training images by a pixel or two; a tenth of those of digits are drawn as by a pen. Default: yes.",
+        "--augment/--no-augment",
+    ),
 ]
 Resume = Annotated[Path | None, option("FOLDER", "Go on with this run: its folder, or its checkpoint file.")]
 Output = Annotated[

@@ -35,10 +35,11 @@ class Config:
         The learning rate of the first epoch, finite and above 0. It falls from epoch to epoch, to half in every 12 epochs
         of digits and 2 of the others: whatever ``epochs`` is, so that a run can be prolonged.
     seed : int
-        Of the weights, the shuffling, the dropout and the shifts; at least 0.
+        Of the weights, the shuffling, the dropout, the shifts and which drawings are shown; at least 0.
     augment : bool
         Whether training images are shifted by up to one pixel (8 x 8) or two (larger) along either axis, newly drawn in
-        every epoch: :func:`konv.training.loop.shifted`.
+        every epoch: :func:`konv.training.loop.shifted`; and whether a tenth of the images of digits give their place to
+        drawn ones: :mod:`konv.training.pen`.
 
     Raises
     ------

@@ -22,11 +22,12 @@ from konv.training.config import HALF_LIFE, Config
 from konv.training.data import Dataset
 from konv.training.errors import CheckpointError, DivergedError
 from konv.training.models import build
+from konv.training.pen import mixed
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-WEIGHTS, SHUFFLE, SHIFT, DROPOUT = range(4)  # the purposes of random numbers
+WEIGHTS, SHUFFLE, SHIFT, DROPOUT, DRAWING = range(5)  # the purposes of random numbers
 EVALUATION_BATCH = 500  # images; only memory depends on it
 
 OnStep = Callable[[int, float, float, float], None]
@@ -51,7 +52,7 @@ class Trainer:
         Images (N, 1, H, W) -> scores (N, classes).
     history : list of dict
         One entry per finished epoch: ``epoch`` (from 1), ``loss`` and ``accuracy`` (means over the training images, each
-        at the time of its step, dropout and shifts included), ``test_loss``, ``test_accuracy`` (after the epoch),
+        at the time of its step, dropout, shifts and drawings included), ``test_loss``, ``test_accuracy`` (after the epoch),
         ``seconds`` (of training, without the test) and ``images_per_second``.
     saved : int
         The epoch of the last checkpoint that :meth:`run` has written; 0 before the first.
@@ -112,6 +113,8 @@ class Trainer:
         """
         images, labels = self.dataset.train_images, self.dataset.train_labels
         epoch = self.finished
+        if self.config.augment and self.config.dataset == "digits":
+            images, labels = mixed(images, labels, self._rng(DRAWING, epoch))
         order = self._rng(SHUFFLE, epoch).permutation(len(images))
         shifts = self._rng(SHIFT, epoch)
         self._seed_dropout(epoch)

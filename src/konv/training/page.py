@@ -77,8 +77,8 @@ def page(trainer: Trainer, reading: Reading, pictures: dict[str, str], command: 
 <div class="figures">{"".join(f"<div><b>{_(value)}</b><span>{_(name)}</span></div>" for value, name in figures)}</div>
 <section>
 <h2>Learning</h2>
-<p>Training loss and accuracy are means over the epoch, each image at the time of its step, with dropout and shifts where
-the run has them; test values are measured after the epoch.</p>
+<p>Training loss and accuracy are means over the epoch, each image at the time of its step, with dropout, shifts and drawings
+where the run has them; test values are measured after the epoch.</p>
 {_image(pictures, "curves", "Loss and accuracy over the epochs")}
 <details><summary>All numbers</summary><div class="scroll">{_history(trainer.history)}</div></details>
 </section>
