@@ -10,7 +10,7 @@ import konv
 from compare import assert_equal, assert_same_bits
 from konv import textbook
 from konv.engine import threads
-from konv.engine.groups import depthwise, depthwise_fixed, grouped, planes_jobs, planes_weights
+from konv.engine.groups import depthwise, depthwise_fixed, depthwise_rows, grouped, planes_jobs, planes_weights
 from konv.engine.machine import machine
 from konv.engine.plan import KINDS, Problem, prefer
 from konv.engine.simd import bits, pick, within
@@ -437,8 +437,24 @@ def test_words_of_an_input_gradient_that_is_zero_everywhere():
         assert grouped.blocking(Problem("input_gradient", g, "float64", layout=layout)) == "nothing to compute"
 
 
+@pytest.mark.parametrize("case", ["3x3", "3x3, even", "tall"])
+def test_arrays_far_and_near_have_the_same_bits(case, monkeypatch):
+    near = check(case, "last", draw=normal)
+    for name in ("SLIDING_BYTES", "SLIDING_ROW"):
+        monkeypatch.setattr(depthwise_rows, name, 0)
+    depthwise_rows.correlation.cache_clear()
+    try:
+        far = check(case, "last", draw=normal)
+    finally:
+        depthwise_rows.correlation.cache_clear()
+    for kind, result in near.items():
+        assert_same_bits(result, far[kind])
+
+
 @pytest.mark.parametrize("end", [True, False], ids=["page after", "page before"])
-@pytest.mark.parametrize("case", ["3x3, stride 2", "7x7", "dilated rows", "1-D, 31 taps", "a phase in the padding"])
+@pytest.mark.parametrize(
+    "case", ["3x3", "37 channels", "3x3, stride 2", "7x7", "dilated rows", "1-D, 31 taps", "a phase in the padding"]
+)
 def test_channels_last_beside_a_forbidden_page(case, end):
     x_shape, w_shape, options = DEPTHWISE[case]
     options = options | {"groups": x_shape[1]}

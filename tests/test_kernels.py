@@ -346,6 +346,7 @@ def test_every_kernel_of_the_engine_is_run_here():
         "depthwise_paired_kernels",
         "depthwise_long_kernels",
         "depthwise_rows_kernels",
+        "depthwise_sliding_kernels",
         "depthwise_spread",
         "pairs_kernels",
         "pairs_last_kernels",

@@ -15,6 +15,7 @@
     small_groups.py       channels in lanes, groups of 8 and 16        small_groups_kernels.py       its kernels
     depthwise.py          channels last: its jobs                      channels.py                   their kernels
     depthwise_rows.py     the same, 2-D depthwise                      depthwise_rows_kernels.py     its kernels
+                          where arrays are near                        depthwise_sliding_kernels.py  their kernel
 
 ``grouped``, ``depthwise_paired``, ``small_planes`` and ``small_groups`` are asked by the plan; the others do parts of their work.
 """

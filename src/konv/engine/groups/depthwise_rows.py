@@ -1,4 +1,5 @@
-"""Depthwise layers with two axes on channels-last arrays: the jobs of :mod:`konv.engine.groups.depthwise_rows_kernels`.
+"""Depthwise layers with two axes on channels-last arrays: the jobs of :mod:`konv.engine.groups.depthwise_rows_kernels`, and of
+:mod:`konv.engine.groups.depthwise_sliding_kernels` where arrays are near.
 
 Two threads at the channels of one image wait for each other's cache lines: 960@7 took .15 ms where images are apart .06. Fewer
 tiles a piece where spans are many gained nothing (768@7 .153 and .141).
@@ -10,6 +11,7 @@ import functools
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from konv.arrays import all_finite
 from konv.engine import columns, memory
 from konv.engine.groups.axes import gradient_phases
 from konv.engine.groups.depthwise_rows_kernels import accumulate_rows, add_taps, correlate_rows, lay_taps
+from konv.engine.groups.depthwise_sliding_kernels import correlate_sliding
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
 from konv.engine.simd import ITEMSIZE
@@ -28,6 +31,11 @@ MOST_COLUMNS = 32  # of the kernel, in a table
 # Of weights, or of their sums, of a span of channels, where an image is near. Whole pixels are read fastest, except with many
 # taps: 768@7, 7 x 7, .14 ms instead of .18, but 96@56 1.2 instead of 1.1.
 SPAN_BYTES, NEAR_BYTES, MANY_TAPS = 8 << 10, 640 << 10, 36
+# Rows and columns of kernels that slide; their open sums, where there are 32 registers or fewer.
+SLIDING, OPEN_SUMS, FEW_OPEN_SUMS = 3, 21, 9
+# They slide where x and y together, or a row, are near. Images of at most so many rows, which may be one tile, always: tiles that
+# are a whole image add no zeros of rows outside, and no sample's bits depend on the batch.
+SLIDING_BYTES, SLIDING_ROW, MOST_ROWS = 16 << 20, 16 << 10, 8
 PIECE_CELLS = 32 << 10  # outputs of a piece, where it is more than one row
 LEAST_PIECES = 16
 # Pixels of a row whose products are added one by one to a sum: so the error stays small. A row is not cut: of a longer one, which
@@ -106,22 +114,27 @@ def correlation(g: Geometry, backwards: bool, x_dtype: str, y_dtype: str, thread
     (x_height, x_width), (out_height, out_width) = (g.output, g.spatial) if backwards else (g.spatial, g.output)
     lanes, stride = machine().lanes(x_dtype), g.stride[0]
     period = stride if backwards else 1  # tiles begin with a whole one
-    tile = _tile(out_height, period, few=8 < out_height < 4 * LEAST_PIECES // max(1, g.batch))
+    slides = _slides(g, backwards, ITEMSIZE[x_dtype])
+    few = 8 < out_height < 4 * LEAST_PIECES // max(1, g.batch)
+    tile = _open_tile(out_height, g.kernel[1]) if slides else _tile(out_height, period, few)
     fixed = tile == out_height
     meets = row_meetings(g, tile, backwards, x_height if fixed else None)
-    table, most = _columns(g, backwards)
     tiles = g.batch * -(-out_height // tile)
     span, spans = _spans(g, x_dtype, 2 * tiles, math.prod(g.kernel) >= MANY_TAPS)
     chunk = max(1, min(-(-tiles * spans // (8 * threads)), PIECE_CELLS // max(1, tile * out_width * span)))
-    job = Job(
-        correlate_rows(
-            x_dtype, y_dtype, lanes, tile, meets, *g.kernel, (1, stride) if backwards else (stride, 1),
-            g.channels % lanes == 0, fixed,
-        ),
-        -(-tiles // chunk) * spans, tiles=tiles, chunk=chunk, span=span, channels=g.channels, most=most,
-        x_height=x_height, x_width=x_width, out_height=out_height, out_width=out_width,
-        last=-(-(out_height - tile) // period) * period, zeros=_zeros(x_width * g.channels, x_dtype), columns=table,
+    even = g.channels % lanes == 0
+    numbers: dict[str, Any] = dict(
+        tiles=tiles, chunk=chunk, span=span, channels=g.channels, x_height=x_height, x_width=x_width, out_height=out_height,
+        out_width=out_width, last=-(-(out_height - tile) // period) * period, zeros=_zeros(x_width * g.channels, x_dtype),
     )  # fmt: skip
+    if slides:
+        kernel = correlate_sliding(x_dtype, y_dtype, lanes, tile, meets, *g.kernel, backwards, even, fixed)
+        numbers["first_column"] = _first_column(g, backwards)
+    else:
+        advance = (1, stride) if backwards else (stride, 1)
+        kernel = correlate_rows(x_dtype, y_dtype, lanes, tile, meets, *g.kernel, advance, even, fixed)
+        numbers["columns"], numbers["most"] = _columns(g, backwards)
+    job = Job(kernel, -(-tiles // chunk) * spans, **numbers)
     wide, taps = wide_type(x_dtype), math.prod(g.kernel)
     size = -(-g.channels // lanes) * lanes * taps * ITEMSIZE[wide]
     lay = Job(lay_taps(x_dtype, lanes), 1, channels=g.channels, taps=taps)
@@ -181,9 +194,32 @@ def _zeros(cells: int, dtype: str) -> np.ndarray:
 
 def _tile(rows: int, period: int, few: bool = False) -> int:
     """Rows of a tile: of an image those that compute fewest twice; ``few``: at most 4, where there is little to share out."""
-    most = max(8 if machine().registers >= 32 and not few else 4, period)
+    most = max(MOST_ROWS if machine().registers >= 32 and not few else 4, period)
     sizes = [n for n in range(period, most + 1, period) if n <= max(rows, period)]
     return min(reversed(sizes), key=lambda n: -(-rows // n) * (n + 2))
+
+
+def _open_tile(rows: int, taps: int) -> int:
+    """Rows of a tile that slides: as many as open sums allow, or those that compute fewest twice."""
+    most = (OPEN_SUMS if machine().registers >= 32 else FEW_OPEN_SUMS) // taps
+    return min(range(1, min(most, rows, MOST_ROWS) + 1), key=lambda n: (-(-rows // n) * (n + 1), -n))
+
+
+def _first_column(g: Geometry, backwards: bool) -> int:
+    """The column of x that completes the first one of outputs."""
+    return g.padding[1][0] if backwards else g.kernel[1] - 1 - g.padding[1][0]
+
+
+def _slides(g: Geometry, backwards: bool, itemsize: int) -> bool:
+    """Whether the sums of a row's columns stay open; only a row's first and last ones meet columns outside, then."""
+    if max(g.kernel) > SLIDING or g.kernel[1] == 1 or max(g.stride) > 1 or g.dilation[1] > 1:
+        return False
+    (_, x_width), (out_height, out_width) = (g.output, g.spatial) if backwards else (g.spatial, g.output)
+    first, cells = _first_column(g, backwards), math.prod(g.spatial) + math.prod(g.output)
+    if first < 0 or out_width < g.kernel[1] or out_width - g.kernel[1] + first >= x_width:
+        return False
+    row = x_width * g.channels * itemsize
+    return out_height <= MOST_ROWS or row <= SLIDING_ROW or g.batch * g.channels * cells * itemsize <= SLIDING_BYTES
 
 
 def row_meetings(g: Geometry, tile: int, backwards: bool, height: int | None) -> Meets:
