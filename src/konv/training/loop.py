@@ -133,7 +133,7 @@ class Trainer:
                 loss = self.loss.forward(scores, t)
                 if not math.isfinite(loss):
                     raise DivergedError(self._diverged(loss, epoch, seen))
-                self.model.backward(self.loss.backward())
+                self.model.backward(self.loss.backward(), need_dx=False)
                 self.optimizer.update(params, self.model.grads())
                 seen += len(chosen)
                 loss_sum += loss * len(chosen)
