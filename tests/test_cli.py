@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ import konv
 from konv import checks, commands
 from konv.gradcheck import gradcheck
 from konv.training import data
+from konv.training.errors import INSTALL
 from konv.training.loop import Trainer
 from programs import SECONDS
 
@@ -150,7 +153,13 @@ def test_without_the_extra(missing):
     code = f"import sys\nsys.modules['{missing}'] = None\nfrom konv.cli import main\nmain()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 1 and not done.stdout
-    assert "pip install 'konv[train]'" in done.stderr and "Traceback" not in done.stderr
+    assert INSTALL in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_to_install_is_the_extra():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    extra = [re.match("[a-z-]+", wanted)[0] for wanted in project["optional-dependencies"]["train"]]
+    assert INSTALL.endswith(f"pip install {' '.join(extra)}")
 
 
 @pytest.mark.parametrize("missing", ["sklearn", "matplotlib"])
@@ -159,7 +168,7 @@ def test_without_a_package_of_the_extra(missing, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     code, _, err = run("train", "--epochs", 1)
-    assert code == 1 and f"{missing}" in one_line_error(err) and "pip install 'konv[train]'" in err
+    assert code == 1 and f"{missing}" in one_line_error(err) and INSTALL in err
 
 
 # Mistakes: one line, no traceback, an exit code
@@ -439,6 +448,21 @@ def test_warmup(monkeypatch, tmp_path):
     assert err.strip() == "0 of 12: small"  # no terminal: a line now and then
     monkeypatch.setattr("konv.commands.machine.LINE_EVERY", 0)
     assert run("warmup")[2].strip().splitlines() == [f"{i} of 12: {name}" for i, name in enumerate(names)]
+
+
+def test_warmup_interrupted(monkeypatch, tmp_path):
+    from konv.bench import warmup
+
+    def interrupted():
+        (tmp_path / "one.o").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("KONV_CACHE", str(tmp_path))
+    monkeypatch.setattr(warmup, "calls", lambda: [("small", interrupted)])
+    code, _, err = run("warmup")
+    assert code == 130 and err.strip().endswith(
+        "interrupted; kernels compiled so far are kept (1). Go on with: konv warmup"
+    )
 
 
 def test_info():

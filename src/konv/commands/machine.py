@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from konv.commands.shell import new_console, plain_errors
+from konv.commands.shell import fail, new_console, plain_errors
 
 LINE_EVERY = 5  # seconds between lines of progress where there is no terminal
 
@@ -17,7 +17,8 @@ LINE_EVERY = 5  # seconds between lines of progress where there is no terminal
 def warmup() -> None:
     """Compile the kernels of all usual layers now, so that no program has to wait for them later.
 
-    Takes some minutes, once for each CPU and version of konv. What is compiled already is not compiled again. Kernels are
+    Takes some minutes, once for each CPU and version of konv. What is compiled already, also before a Ctrl-C, is not compiled
+    again. Kernels are
     kept in ~/.cache/konv/kernels, or where `KONV_CACHE` says.
     """
     import time
@@ -40,7 +41,11 @@ def warmup() -> None:
             if not console.is_terminal and time.monotonic() >= told + LINE_EVERY:  # no bar there
                 told = time.monotonic()
                 console.print(f"{done} of {len(work)}: {name}", markup=False, highlight=False, soft_wrap=True)
-            call()
+            try:
+                call()
+            except KeyboardInterrupt:
+                kept = len(_kernels(folder) - before)
+                fail(f"interrupted; kernels compiled so far are kept ({kept}). Go on with: konv warmup", 130)
             progress.advance(task)
     now = _kernels(folder)
     size = sum(path.stat().st_size for path in now)

@@ -5,7 +5,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
-    raise ImportError('konv.torch needs PyTorch, which is not installed: pip install "konv[torch]"') from error
+    raise ImportError("konv.torch needs PyTorch, which is not installed: pip install torch ml-dtypes") from error
 
 from typing import Any as _Any
 

@@ -1,6 +1,10 @@
 """Errors that are no bug: the command line shows their message and no traceback."""
 
-INSTALL = "konv's command line needs more packages than konv itself. Install them with: pip install 'konv[train]'"
+# By their names: "konv[train]" finds no clone, ".[train]" no installed konv.
+INSTALL = (
+    "konv's command line needs more packages than konv itself. Install them with: "
+    "pip install typer rich scikit-learn matplotlib pillow pooch ml-dtypes"
+)
 
 
 class UserError(Exception):
