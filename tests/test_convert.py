@@ -405,7 +405,7 @@ def test_pytorch_computes_what_konv_would_not_gain(monkeypatch, direction):
         monkeypatch.setattr(
             aten, name, lambda *given, name=name, original=original: called.append(name) or original(*given)
         )
-    monkeypatch.setattr(faster, "gains", lambda asked, *_: asked != direction)
+    monkeypatch.setattr(faster, "_expected", lambda asked, *_: asked != direction)
     model = network()
     expected = step(copy.deepcopy(model), IMAGES)
     convert(model)
@@ -417,14 +417,14 @@ def test_what_konv_would_not_gain_at_all_is_pytorchs_own_call(monkeypatch):
     """No operator and no function of ours around it: they would cost more than a small layer."""
     from konv.torch import faster
 
-    monkeypatch.setattr(faster, "gains", lambda *_: False)
+    monkeypatch.setattr(faster, "_expected", lambda *_: False)
     layer = nn.Conv2d(3, 4, 3)
     x = torch.randn(2, 3, 8, 8, requires_grad=True)
     expected = layer(x)
     convert(layer)
     y = layer(x)
     assert torch.equal(y, expected) and y.grad_fn.name() == expected.grad_fn.name()
-    monkeypatch.setattr(faster, "gains", lambda direction, *_: direction == "backward")
+    monkeypatch.setattr(faster, "_expected", lambda direction, *_: direction == "backward")
     assert layer(x).grad_fn.name() == expected.grad_fn.name()  # it has met such a call
     assert layer(x[:1]).grad_fn.name() != expected.grad_fn.name()
     with torch.no_grad():
@@ -439,7 +439,7 @@ def test_what_konv_would_not_gain_at_all_is_pytorchs_own_call(monkeypatch):
 @pytest.mark.parametrize("padding", [1, "same"])
 def test_what_pytorch_computes_lies_as_konvs(monkeypatch, padding):
     """As the operators' fakes say; PyTorch forgets channels_last_3d, and the gradient is cropped where "same" pads one side."""
-    monkeypatch.setattr(konv.torch.faster, "gains", lambda *_: False)
+    monkeypatch.setattr(konv.torch.faster, "_expected", lambda *_: False)
     layer = nn.Conv3d(4, 6, 2, padding=padding).double().to(memory_format=torch.channels_last_3d)
     convert(layer)
     x = torch.randn(2, 4, 5, 6, 7, dtype=torch.float64).to(memory_format=torch.channels_last_3d).requires_grad_()

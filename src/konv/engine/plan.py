@@ -90,6 +90,11 @@ def exact() -> bool:
     return _exact or _exact_here.get()
 
 
+def asked() -> tuple[bool, str | None, int]:
+    """All that decides who computes a problem, beside the problem: for the keys of who keeps what follows from a plan."""
+    return _exact or _exact_here.get(), _preferred, _forgotten
+
+
 def problem(kind: str, g: Geometry, dtype: str, layout: str = "first") -> Problem:
     """The problem that :func:`set_exact` makes of a computation."""
     return Problem(kind, g, dtype, exact(), layout)
@@ -267,12 +272,15 @@ def prefer(name: str) -> Iterator[None]:
 
 def forget() -> None:
     """Plan anew: after a change of :func:`algorithms`."""
+    global _forgotten
+    _forgotten += 1
     _choose.cache_clear()
     _algorithm_for.cache_clear()
     _on_addresses.cache_clear()
 
 
 _preferred: str | None = None
+_forgotten = 0  # times
 
 
 @functools.lru_cache(maxsize=1024)

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from konv.names import names_told
 from konv.torch import modules
 from konv.torch.causal import CausalConv1d
+from konv.torch.functional import Met
 
 NAMES = [f"{lazy}Conv{transpose}{n}d" for lazy in ("", "Lazy") for transpose in ("", "Transpose") for n in (1, 2, 3)]
 CLASSES: dict[type[nn.Module], type[nn.Module]] = {getattr(nn, name): getattr(modules, name) for name in NAMES}
@@ -135,7 +136,7 @@ def convert(model: nn.Module, *, only: Only | None = None, dry_run: bool = False
         conversion.swapped[name] = _description(module)
         if not dry_run:
             _become(module, CLASSES)
-            setattr(module, modules.ONLY_WHERE_FASTER, set())
+            setattr(module, modules.ONLY_WHERE_FASTER, Met())
             conversion._modules.append(module)
     return conversion
 

@@ -10,7 +10,7 @@ import math
 
 from torch import Tensor
 
-from konv.engine.plan import algorithm_for, exact
+from konv.engine.plan import algorithm_for, asked, exact
 from konv.geometry import Geometry
 from konv.torch import aten, tensors
 from konv.torch.tensors import Call
@@ -26,9 +26,14 @@ def forward(x: Tensor, w: Tensor, b: Tensor | None, known: Call) -> Tensor:
 
 def computed(x: Tensor, w: Tensor, b: Tensor | None, known: Call) -> Tensor:
     """The convolution by konv: of a converted layer as direct sums where those are faster than its plan."""
-    g, options = known.geometry, known.options
-    direct = options.where_faster and sums_directly(g, known.dtype, known.where, options.transposed)
-    return tensors.forward(x, w, b, known.exactly if direct else known)
+    return tensors.forward(x, w, b, _sums(known, asked()) if known.options.where_faster else known)
+
+
+@functools.lru_cache(maxsize=1024)
+def _sums(known: Call, asked: object) -> Call:
+    """The call, or the same of exact sums."""
+    direct = sums_directly(known.geometry, known.dtype, known.where, known.options.transposed)
+    return known.exactly if direct else known
 
 
 def gradients(dy: Tensor, x: Tensor, w: Tensor, known: Call, mask: list[bool]) -> list[Tensor | None]:
@@ -42,6 +47,11 @@ def gradients(dy: Tensor, x: Tensor, w: Tensor, known: Call, mask: list[bool]) -
 
 def expected(direction: str, known: Call) -> bool:
     """:func:`gains` of a call."""
+    return _expected(direction, known, asked())
+
+
+@functools.lru_cache(maxsize=4096)
+def _expected(direction: str, known: Call, asked: object) -> bool:
     return gains(direction, known.geometry, known.dtype, known.where, known.options.transposed)
 
 

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from konv.engine.plan import exact as exactly_asked
-from konv.torch.ops import computes, convolution, leaves, quiet, quiet_convolution
+from konv.engine.plan import asked as plan_asked
+from konv.torch.ops import ORDINARY, computes, convolution, differentiable, leaves, quiet, quiet_convolution
 from konv.torch.tensors import Call, Options, call_of
 
 IntOrAxes = int | Sequence[int]
-MOST_LEFT = 64  # kinds of calls that a layer keeps
+MOST_MET = 64  # kinds of calls that a layer keeps
 _THEIRS: tuple[dict[int, Callable[..., Tensor]], ...] = (
     {1: F.conv1d, 2: F.conv2d, 3: F.conv3d},
     {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d},
@@ -187,28 +187,47 @@ def exact_conv1d(x: Tensor, w: Tensor, b: Tensor | None, stride: Any, dilation: 
     return _face(1, F.conv1d, False, x, w, b, stride, 0, dilation, groups, 0, exact=True)
 
 
+class Met(dict[Any, "tuple[Any, Call] | None"]):
+    """The kinds of calls that a layer has met: its options then and what is known of the call; None of one that is PyTorch's.
+
+    Who copies or saves the layer gets an empty one.
+    """
+
+    def __reduce__(self) -> Any:
+        return Met, ()
+
+
 def where_faster(
-    left: set[Any], asked: Tensor, axes: int, transposed: bool, x: Tensor, w: Tensor, b: Tensor | None,
+    met: Met | None, asked: Tensor, axes: int, transposed: bool, x: Tensor, w: Tensor, b: Tensor | None,
     stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any,
 ) -> Tensor:  # fmt: skip
     """The convolution, by konv where it is expected to be faster, else by PyTorch.
 
-    Forward and backward are decided for themselves; see :mod:`konv.torch.faster`. If PyTorch's function does all of it, the
-    kind of call that the layer was asked, with ``asked``, is put into ``left``: the layer may send such a call there at once,
-    as PyTorch takes every call.
+    Forward and backward are decided for themselves; see :mod:`konv.torch.faster`. The kind of call that the layer was asked,
+    with ``asked``, is put into ``met``: for :func:`again`, or for PyTorch's function if that does all of it.
     """
     theirs = _THEIRS[transposed][axes]
     more = stride, padding, dilation, groups, output_padding
-    return _face(axes, theirs, transposed, x, w, b, *more, where_faster=True, left=left, asked=asked)
+    return _face(axes, theirs, transposed, x, w, b, *more, where_faster=True, met=met, asked=asked)
 
 
-def kind_of_call(x: Tensor, w: Tensor) -> Any:
-    """What decides, of a layer's call with x, who computes; None where that is not kept."""
-    if torch.compiler.is_compiling() or x.layout is not torch.strided or x.is_nested or w.layout is not torch.strided:
+def kind_of_call(x: Tensor, w: Tensor, b: Tensor | None) -> Any:
+    """What decides, of a layer's call, who computes, but its options; None where that is not kept."""
+    if torch.compiler.is_compiling():
         return None
-    recorded = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
+    for t in (x, w) if b is None else (x, w, b):
+        if type(t) not in ORDINARY or not t.is_cpu or t.layout is not torch.strided or t.is_nested:
+            return None
     cast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-    return x.shape, x.stride(), x.dtype, w.stride(), w.dtype, recorded, cast, exactly_asked()
+    bias = None if b is None else (b.shape, b.dtype)
+    recorded = differentiable(x, w, b)
+    return x.shape, x.stride(), x.dtype, w.shape, w.stride(), w.dtype, bias, recorded, cast, plan_asked()
+
+
+def again(found: tuple[Any, Call], options: tuple[Any, ...], x: Tensor, w: Tensor, b: Tensor | None) -> Tensor | None:
+    """A call of a kind that was met, with these options; None where they have changed, or somebody watches."""
+    then, known = found
+    return quiet_convolution(x, w, b, known) if then == options and quiet() else None
 
 
 def check_tensor(name: str, value: Any, or_else: str = "") -> None:
@@ -241,7 +260,7 @@ def autocast(t: Any) -> Any:
 def _face(
     axes: int, theirs: Callable[..., Tensor], transposed: bool, x: Tensor, w: Tensor, b: Tensor | None,
     stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any, exact: bool = False, where_faster: bool = False,
-    left: set[Any] | None = None, asked: Tensor | None = None,
+    met: Met | None = None, asked: Any = None,
 ) -> Tensor:  # fmt: skip
     """konv's result where it computes such a call, else PyTorch's result or error."""
     given = (x, w, b)
@@ -255,10 +274,12 @@ def _face(
             if alone and x.dim() == axes + 2:
                 found = _known(axes, transposed, *shapes, exact, where_faster, *known, x.stride(), w.stride(), x.dtype)
                 y = None if found is None else quiet_convolution(x, w, b, found)
+                if found is not None and met is not None and len(met) < MOST_MET:
+                    again = None if y is None else ((stride, padding, dilation, groups, "zeros"), found)
+                    if y is None or asked is x:  # neither padded before, nor cast
+                        met[kind_of_call(asked, *given[1:])] = again
                 if y is not None:
                     return y
-                if found is not None and left is not None and asked is not None and len(left) < MOST_LEFT:
-                    left.add(kind_of_call(asked, w))
             elif (options := _options(axes, transposed, *shapes, exact, where_faster, *known)) is not None:
                 if x.dim() == axes + 2:
                     return convolution(x, w, b, options)

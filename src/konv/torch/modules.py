@@ -22,7 +22,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-# An attribute of layers that :func:`konv.torch.convert` made: the kinds of calls that were met and left to PyTorch.
+# An attribute of layers that :func:`konv.torch.convert` made: a :class:`konv.torch.functional.Met`.
 ONLY_WHERE_FASTER = "_konv_only_where_faster"
 
 
@@ -33,15 +33,21 @@ class _Convolution:
 
     def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         check_tensor("input", input)
-        left, asked = vars(self).get(ONLY_WHERE_FASTER), input
-        if left and functional.kind_of_call(input, weight) in left:
-            return super()._conv_forward(input, weight, bias)  # type: ignore[misc]
+        met, asked = vars(self).get(ONLY_WHERE_FASTER), input
+        kind = None if met is None else functional.kind_of_call(input, weight, bias)
+        if kind is not None and kind in met:
+            known = met[kind]
+            if known is None:
+                return super()._conv_forward(input, weight, bias)  # type: ignore[misc]
+            more = self.stride, self.padding, self.dilation, self.groups, self.padding_mode
+            if (y := functional.again(known, more, input, weight, bias)) is not None:
+                return y
         padding = self.padding
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
-        if left is not None:
+        if met is not None:
             more = self.stride, padding, self.dilation, self.groups, 0
-            return functional.where_faster(left, asked, len(self.kernel_size), False, input, weight, bias, *more)
+            return functional.where_faster(met, asked, len(self.kernel_size), False, input, weight, bias, *more)
         return self._function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
@@ -57,10 +63,9 @@ class _Transposed:
             list(option) for option in (self.stride, self.padding, self.kernel_size, self.dilation)
         )
         extra = self._output_padding(input, output_size, stride, padding, kernel, len(kernel), dilation)
-        left = vars(self).get(ONLY_WHERE_FASTER)
-        if left is not None:
+        if ONLY_WHERE_FASTER in vars(self):
             more = self.stride, self.padding, self.dilation, self.groups, extra
-            return functional.where_faster(left, input, len(kernel), True, input, self.weight, self.bias, *more)
+            return functional.where_faster(None, input, len(kernel), True, input, self.weight, self.bias, *more)
         return self._function(
             input, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation
         )

@@ -29,7 +29,7 @@ from konv.torch import aten
 from konv.torch.faster import computed, expected, forward, gradients
 from konv.torch.tensors import DTYPES, Call, Options, call, memory_format, weight_format
 
-_ORDINARY = (Tensor, torch.nn.Parameter)
+ORDINARY = (Tensor, torch.nn.Parameter)
 
 
 def computes(x: Any, w: Any, b: Any) -> bool:
@@ -38,7 +38,7 @@ def computes(x: Any, w: Any, b: Any) -> bool:
     if dtype not in DTYPES:
         return False
     for t in (x, w) if b is None else (x, w, b):
-        if type(t) not in _ORDINARY and not (isinstance(t, (FakeTensor, FunctionalTensor)) and not quiet()):
+        if type(t) not in ORDINARY and not (isinstance(t, (FakeTensor, FunctionalTensor)) and not quiet()):
             return False  # fake ones have no memory: only who watches may see them
         if t.dtype != dtype or not t.is_cpu or t.layout != torch.strided or t.is_nested:
             return False
