@@ -77,7 +77,15 @@ def release() -> None:
 
 
 def _take(size: int) -> Buffer:
-    """The smallest kept buffer that is large enough, or a new one."""
+    """The last that was given back, which is in the caches, else the smallest kept one that is large enough, or a new one."""
+    try:
+        last = _free.pop()
+    except IndexError:
+        pass
+    else:
+        if last.size >= size:
+            return last
+        _free.append(last)
     fitting = [buffer for buffer in _free.copy() if buffer.size >= size]
     while fitting:
         best = min(fitting, key=_size)
@@ -94,6 +102,8 @@ def _take(size: int) -> Buffer:
 
 def _give_back(buffer: Buffer) -> None:
     _free.append(buffer)
+    if len(_free) == 1 and buffer.size <= KEPT_BYTES:
+        return
     while sum(map(_size, _free.copy())) > KEPT_BYTES:
         with contextlib.suppress(IndexError):
             _free.pop(0)

@@ -21,17 +21,16 @@ def forward(x: Tensor, w: Tensor, b: Tensor | None, known: Call) -> Tensor:
     if known.options.where_faster and not expected("forward", known):
         # Laid out as konv's: a compiler was told so (PyTorch forgets channels_last_3d, and crops views of other strides).
         return aten.forward(x, w, b, known.options).contiguous(memory_format=known.layout)
-    return computed(x, w, b, known)
+    return tensors.forward(x, w, b, sums(known))
 
 
-def computed(x: Tensor, w: Tensor, b: Tensor | None, known: Call) -> Tensor:
-    """The convolution by konv: of a converted layer as direct sums where those are faster than its plan."""
-    return tensors.forward(x, w, b, _sums(known, asked()) if known.options.where_faster else known)
+def sums(known: Call) -> Call:
+    """The call, or the same of exact sums: those of a converted layer where they are faster than its plan."""
+    return _sums(known, asked()) if known.options.where_faster else known
 
 
 @functools.lru_cache(maxsize=1024)
 def _sums(known: Call, asked: object) -> Call:
-    """The call, or the same of exact sums."""
     direct = sums_directly(known.geometry, known.dtype, known.where, known.options.transposed)
     return known.exactly if direct else known
 

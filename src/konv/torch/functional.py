@@ -187,8 +187,8 @@ def exact_conv1d(x: Tensor, w: Tensor, b: Tensor | None, stride: Any, dilation: 
     return _face(1, F.conv1d, False, x, w, b, stride, 0, dilation, groups, 0, exact=True)
 
 
-class Met(dict[Any, "tuple[Any, Call] | None"]):
-    """The kinds of calls that a layer has met: its options then and what is known of the call; None of one that is PyTorch's.
+class Met(dict[Any, "tuple[Any, Callable[..., Tensor], Call] | None"]):
+    """The kinds of calls that a layer has met: its options then, who computed and of what; None of one that is PyTorch's.
 
     Who copies or saves the layer gets an empty one.
     """
@@ -224,10 +224,10 @@ def kind_of_call(x: Tensor, w: Tensor, b: Tensor | None) -> Any:
     return x.shape, x.stride(), x.dtype, w.shape, w.stride(), w.dtype, bias, recorded, cast, plan_asked()
 
 
-def again(found: tuple[Any, Call], options: tuple[Any, ...], x: Tensor, w: Tensor, b: Tensor | None) -> Tensor | None:
+def again(found: Any, options: tuple[Any, ...], x: Tensor, w: Tensor, b: Tensor | None) -> Tensor | None:
     """A call of a kind that was met, with these options; None where they have changed, or somebody watches."""
-    then, known = found
-    return quiet_convolution(x, w, b, known) if then == options and quiet() else None
+    then, compute, known = found
+    return compute(x, w, b, known) if then == options and quiet() else None
 
 
 def check_tensor(name: str, value: Any, or_else: str = "") -> None:
@@ -273,13 +273,14 @@ def _face(
             shapes = x.shape, w.shape, b if b is None else b.shape
             if alone and x.dim() == axes + 2:
                 found = _known(axes, transposed, *shapes, exact, where_faster, *known, x.stride(), w.stride(), x.dtype)
-                y = None if found is None else quiet_convolution(x, w, b, found)
+                how = None if found is None else quiet_convolution(found, differentiable(x, w, b))
                 if found is not None and met is not None and len(met) < MOST_MET:
-                    again = None if y is None else ((stride, padding, dilation, groups, "zeros"), found)
-                    if y is None or asked is x:  # neither padded before, nor cast
+                    again = None if how is None else ((stride, padding, dilation, groups, "zeros"), *how)
+                    if how is None or asked is x:  # neither padded before, nor cast
                         met[kind_of_call(asked, *given[1:])] = again
-                if y is not None:
-                    return y
+                if how is not None:
+                    compute, found = how
+                    return compute(x, w, b, found)
             elif (options := _options(axes, transposed, *shapes, exact, where_faster, *known)) is not None:
                 if x.dim() == axes + 2:
                     return convolution(x, w, b, options)

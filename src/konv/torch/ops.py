@@ -17,6 +17,7 @@ Under torch.func it is an ``autograd.Function`` of another style; forward-mode d
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
-from konv.torch import aten
-from konv.torch.faster import computed, expected, forward, gradients
+from konv.torch import aten, tensors
+from konv.torch.faster import expected, forward, gradients, sums
 from konv.torch.tensors import DTYPES, Call, Options, call, memory_format, weight_format
 
 ORDINARY = (Tensor, torch.nn.Parameter)
@@ -77,18 +78,18 @@ def convolution(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Ten
     return _operator(x, w, b, *options)
 
 
-def quiet_convolution(x: Tensor, w: Tensor, b: Tensor | None, known: Call) -> Tensor | None:
-    """:func:`convolution` where it is known that nobody watches; None where PyTorch's function would do all of it."""
-    recorded = differentiable(x, w, b)
+def quiet_convolution(known: Call, recorded: bool) -> tuple[Callable[..., Tensor], Call] | None:
+    """:func:`convolution` where it is known that nobody watches, as a function of x, w, b and a call.
+
+    None where PyTorch's function would do all of it.
+    """
     ours = not known.options.where_faster or expected("forward" if recorded else "inference", known)
-    whole = x.dim() < 5  # of volumes PyTorch's forgets the layout
+    whole = known.geometry.axes < 3  # of volumes PyTorch's forgets the layout
     if recorded:
-        if not ours and whole and not expected("backward", known):
-            return None
-        return _recorded(x, w, b, known)
+        return None if not ours and whole and not expected("backward", known) else (_recorded, known)
     if ours:
-        return computed(x, w, b, known)
-    return None if whole else forward(x, w, b, known)
+        return tensors.forward, sums(known)
+    return None if whole else (forward, known)
 
 
 def differentiable(x: Tensor, w: Tensor, b: Tensor | None) -> bool:

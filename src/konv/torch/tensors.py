@@ -54,7 +54,7 @@ class Options(NamedTuple):
 def forward(x: Tensor, w: Tensor, b: Tensor | None, known: Call) -> Tensor:
     """x (N, C, *spatial), w (F, C // groups, *kernel), or transposed (C, F // groups, *kernel) -> y (N, F, *output)."""
     options, g, layout = known.options, known.geometry, known.layout
-    if not options.transposed and (y := _quickly("forward", known, x, w, b, known.y)) is not None:
+    if not options.transposed and (y := _quickly("forward", known, x, w, b, known.y, known.laid)) is not None:
         return y
     source, weights = array_of(x, layout), array_of(w, _FIRST)
     with using(torch.get_num_threads()):
@@ -71,15 +71,21 @@ def forward(x: Tensor, w: Tensor, b: Tensor | None, known: Call) -> Tensor:
     return y
 
 
-def _quickly(kind: str, known: Call, x: Tensor, w: Tensor, b: Tensor | None, blank: Blank) -> Tensor | None:
-    """A result of an algorithm that asks for addresses alone, which takes half the time outside of kernels; else None."""
+def _quickly(
+    kind: str, known: Call, x: Tensor, w: Tensor, b: Tensor | None, blank: Blank, laid: bool = False
+) -> Tensor | None:
+    """A result of an algorithm that asks for addresses alone, which takes half the time outside of kernels; else None.
+
+    ``laid``: it is known that x and w lie as they are read.
+    """
     if known.options.exact:
         return None
     prepared = _on_addresses(kind, known, torch.get_num_threads(), asked())
     if prepared is None:
         return None
-    x = x.contiguous(memory_format=known.layout)
-    w = w.contiguous(memory_format=known.layout if kind == "weight_gradient" else _FIRST)
+    if not laid:
+        x = x.contiguous(memory_format=known.layout)
+        w = w.contiguous(memory_format=known.layout if kind == "weight_gradient" else _FIRST)
     for t in (x, w) if b is None else (x, w, b):
         if t._is_zerotensor() or t.is_neg():
             return None
@@ -169,13 +175,21 @@ class Blank(NamedTuple):
 
 
 def _blank(shape: Sequence[int], dtype: str, layout: torch.memory_format) -> Blank:
-    if math.prod(shape) * _numpy_dtype(dtype).itemsize >= LENT_BYTES:
-        return Blank(tuple(shape), None, layout)
+    lent = math.prod(shape) * _numpy_dtype(dtype).itemsize >= LENT_BYTES
+    return Blank(tuple(shape), None if lent else _strides(shape, layout), layout)
+
+
+def _strides(shape: Sequence[int], layout: torch.memory_format) -> tuple[int, ...]:
     inner = range(len(shape) - 1, 0, -1) if layout is _FIRST else (1, *range(len(shape) - 1, 1, -1))
     stride, step = [1] * len(shape), 1
     for axis in (*inner, 0):
         stride[axis], step = step, step * max(1, shape[axis])
-    return Blank(tuple(shape), tuple(stride), layout)
+    return tuple(stride)
+
+
+def _contiguous(shape: Any, strides: Any, layout: torch.memory_format) -> bool:
+    """Whether ``contiguous`` would give the tensor itself. (False of empty ones: those are asked.)"""
+    return all(n == 1 or s == wanted for n, s, wanted in zip(shape, strides, _strides(shape, layout)))
 
 
 def _result(x: Tensor, blank: Blank) -> tuple[Tensor, np.ndarray]:
@@ -226,7 +240,7 @@ def _is_last(shape: Any, strides: Any) -> bool:
 class Call:
     """What is known of a call before its numbers: options, checked shapes (of a transposed convolution those of the one that
     runs the other way), PyTorch's name of the layout and of that of the weights and their gradient, the engine's name of the
-    layout, and its name of the dtype."""
+    layout, and its name of the dtype; and whether x and w lie as a forward pass reads them."""
 
     options: Options
     geometry: Geometry
@@ -234,6 +248,7 @@ class Call:
     weights: torch.memory_format
     where: str
     dtype: str
+    laid: bool
 
     @functools.cached_property
     def exactly(self) -> Call:
@@ -272,7 +287,8 @@ def call_of(x_shape: Any, x_stride: Any, w_shape: Any, w_stride: Any, dtype: tor
     """The same of tensors that are described."""
     layout, name = _layout(x_shape, x_stride, w_shape, w_stride), DTYPES[dtype]
     g, where = _geometry(x_shape, w_shape, options, name), "first" if layout is _FIRST else "last"
-    return Call(options, g, layout, weight_format(w_shape, w_stride), where, name)
+    laid = _contiguous(x_shape, x_stride, layout) and _contiguous(w_shape, w_stride, _FIRST)
+    return Call(options, g, layout, weight_format(w_shape, w_stride), where, name, laid)
 
 
 def _geometry(x_shape: Any, w_shape: Any, options: Options, name: str) -> Geometry:
