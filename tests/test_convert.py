@@ -446,3 +446,48 @@ def test_what_pytorch_computes_lies_as_konvs(monkeypatch, padding):
     y = layer(x)
     found = torch.autograd.grad(y.sum(), [x, layer.weight])
     assert all(t.is_contiguous(memory_format=torch.channels_last_3d) for t in (y, *found))
+
+
+def test_what_a_layer_has_met_holds_only_while_nothing_else_has_changed():
+    """Options, weights, bias, inputs of other kinds, graphs, autocast, transforms, profilers, copies: after a call as before."""
+    from konv.torch.modules import ONLY_WHERE_FASTER
+
+    torch.manual_seed(0)
+    theirs = nn.Conv2d(4, 6, 3)
+    ours, x = copy.deepcopy(theirs), torch.randn(2, 4, 9, 8)
+    convert(ours)
+
+    def agree(given=x):
+        for recorded in (False, True):
+            with torch.set_grad_enabled(recorded):
+                y, expected = ours(given), theirs(given)
+            assert y.dtype == expected.dtype and y.shape == expected.shape and y.requires_grad == expected.requires_grad
+            torch.testing.assert_close(y, expected)
+
+    agree()
+    assert None not in (met := vars(ours)[ONLY_WHERE_FASTER]).values() and len(met) == 2
+    for copied in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert not vars(copied)[ONLY_WHERE_FASTER] and torch.equal(copied(x), ours(x))
+    for given in (x.to(memory_format=torch.channels_last), x[:, :, 1:-1, ::2], x[0], x.double()[:0].float(), x):
+        agree(given)
+    for name, value in (("stride", (2, 1)), ("padding", (1, 0)), ("padding_mode", "circular"), ("dilation", (1, 2))):
+        for layer in (ours, theirs):
+            setattr(layer, name, value)
+            layer._reversed_padding_repeated_twice = [0, 0, 1, 1]
+        agree()
+    for layer in (ours, theirs):
+        layer.bias = None
+        layer.weight.data = layer.weight.data[:, :, :2, :2].clone() * 2
+    agree()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(x).dtype == torch.bfloat16
+    agree(x.double().to(torch.float32))
+    with pytest.raises(RuntimeError):
+        ours(x.double())
+    with pytest.raises(TypeError):
+        ours([1.0])
+    torch.testing.assert_close(torch.func.vmap(ours)(x[None])[0], theirs(x))
+    with torch.profiler.profile() as seen:
+        ours(x)
+    assert "konv::convolution" in {event.name for event in seen.events()}
+    assert ours.to("meta")(x.to("meta")).is_meta
