@@ -1,6 +1,5 @@
 """Winograd's algorithm: its identity in exact arithmetic, its kernels on NumPy and compiled, its error, its hostile inputs."""
 
-import contextlib
 import functools
 from decimal import Decimal, localcontext
 from fractions import Fraction
@@ -20,9 +19,10 @@ from konv.engine.winograd import winograd as algorithm
 from konv.engine.winograd import winograd_cuts
 from konv.engine.winograd.winograd_axes import Axes
 from konv.engine.winograd.winograd_formulas import MOST_POINTS, Scheme, both_axes
-from konv.engine.winograd.winograd_kernels import filters_to_points, winograd
+from konv.engine.winograd.winograd_kernels import filters_to_points
 from konv.engine.winograd.winograd_tiles import Block
 from konv.geometry import geometry
+from plain_engine import engine
 from strategies import BFLOAT16, seeds
 from test_guard_page import guarded
 
@@ -434,46 +434,7 @@ def test_filters_on_numpy(lanes, kernel, taps, own):
         assert (np.abs(actual - expected[:, first : first + count]) <= 1e-5).all()
 
 
-class Space(ArrayPointer):
-    """A workspace of NumPy's: moved by bytes, as an address is."""
-
-    def __add__(self, size):
-        return self.at(size // 4)
-
-
-def flat(array):
-    """What stands for the address of an array whose kernels run as texts."""
-    return ArrayPointer(array.reshape(-1) if array.flags.c_contiguous else np.moveaxis(array, 1, -1).reshape(-1))
-
-
-class PlainJob:
-    """A job whose kernel is a text."""
-
-    def __init__(self, text, pieces, **given):
-        self.text, self.pieces = text, pieces
-        self.numbers = {name: flat(value) if isinstance(value, np.ndarray) else value for name, value in given.items()}
-
-    def run(self, threads, **pointers):
-        for piece in range(self.pieces):
-            self.text(piece, 0, **self.numbers, **pointers)
-
-
 every_cut = winograd_cuts._cuts
-
-
-def run_texts(monkeypatch):
-    """From here on the algorithm runs its kernels' texts."""
-
-    @contextlib.contextmanager
-    def workspace(size):
-        yield Space(np.full(size // 4, np.nan, np.float32))
-
-    monkeypatch.setattr(algorithm.memory, "workspace", workspace)
-    monkeypatch.setattr(algorithm, "_prepare", algorithm._prepare.__wrapped__)
-    monkeypatch.setattr(algorithm, "Job", PlainJob)
-    monkeypatch.setattr(algorithm, "address", flat)
-    monkeypatch.setattr(algorithm, "winograd", winograd.text)
-    monkeypatch.setattr(algorithm, "filters_to_points", filters_to_points.text)
 
 
 @pytest.mark.parametrize("ahead", [True, False])
@@ -485,8 +446,8 @@ def test_text_on_numpy_equals_compiled(monkeypatch, shape, filters, ahead):
     dy = normal(rng, shape[0], filters, *shape[2:])
     compiled = [run(x, w, b, 1), run_gradient(dy, w, shape, 1)]
     monkeypatch.setattr(winograd_cuts, "_cuts", lambda *given: [cut for cut in every_cut(*given) if cut.ahead == ahead])
-    run_texts(monkeypatch)
-    plain = [run(x, w, b, 1), run_gradient(dy, w, shape, 1)]
+    with engine(plain=True):
+        plain = [run(x, w, b, 1), run_gradient(dy, w, shape, 1)]
     for actual, expected in zip(plain, compiled):
         assert (np.abs(actual - expected) <= 1e-5 * np.abs(expected).max()).all()
 

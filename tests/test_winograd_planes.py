@@ -13,11 +13,11 @@ from konv import textbook
 from konv.arrays import laid_out
 from konv.engine.winograd import winograd as algorithm
 from konv.engine.winograd import winograd_cuts, winograd_weights
-from konv.engine.winograd.winograd_outer import add_parts, tiles_to_weights
 from konv.geometry import geometry
+from plain_engine import engine
 from strategies import seeds
 from test_guard_page import guarded
-from test_winograd import PlainJob, every_cut, flat, normal, run_texts
+from test_winograd import every_cut, normal
 
 LAYOUTS = ["first", "last"]
 
@@ -203,12 +203,9 @@ def test_text_on_numpy_equals_compiled(monkeypatch, x_shape, w_shape, options):
     compiled = run(*arrays, **options)
     if "stride" in options:
         only(monkeypatch, True)
-    run_texts(monkeypatch)
-    monkeypatch.setattr(algorithm, "address", flat)
-    for name, value in [("Job", PlainJob), ("address", flat), ("prepare", winograd_weights.prepare.__wrapped__),
-                        ("tiles_to_weights", tiles_to_weights.text), ("add_parts", add_parts.text)]:  # fmt: skip
-        monkeypatch.setattr(winograd_weights, name, value)
-    for actual, right in zip(run(*arrays, **options), compiled):
+    with engine(plain=True):
+        plain = run(*arrays, **options)
+    for actual, right in zip(plain, compiled):
         assert (np.abs(actual - right) <= 1e-5 * np.abs(right).max()).all()
 
 

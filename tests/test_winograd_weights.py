@@ -1,6 +1,5 @@
 """Winograd's weight gradient: against the textbook within its rounding, on NumPy and compiled, its hostile inputs."""
 
-import contextlib
 import functools
 
 import numpy as np
@@ -11,20 +10,16 @@ from hypothesis import strategies as st
 import konv
 from compare import assert_same_bits
 from konv import textbook
-from konv.engine import memory
 from konv.engine.winograd import winograd_weights
-from konv.engine.winograd.winograd_outer import add_parts, tiles_to_weights
 from konv.geometry import geometry
+from plain_engine import engine
 from strategies import seeds
 from test_guard_page import guarded
 from test_winograd import (
     FILLED,
     TAPS,
     UNIT,
-    PlainJob,
-    Space,
     assert_within,
-    flat,
     matrix,
     normal,
     number,
@@ -167,21 +162,11 @@ def test_no_number_is_lost(value, padding):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape, filters", [((2, 3, 7, 5), 5), ((3, 17, 6, 18), 20), ((20, 5, 12, 12), 1)])
-def test_text_on_numpy_equals_compiled(monkeypatch, shape, filters, layout):
+def test_text_on_numpy_equals_compiled(shape, filters, layout):
     dy, x = drawn(np.random.default_rng(0), shape, filters, 1)
     compiled = run(dy, x, 1, layout)
-
-    @contextlib.contextmanager
-    def workspace(size):
-        yield Space(np.full(size // 4, np.nan, np.float32))
-
-    monkeypatch.setattr(memory, "workspace", workspace)
-    monkeypatch.setattr(winograd_weights, "prepare", winograd_weights.prepare.__wrapped__)
-    monkeypatch.setattr(winograd_weights, "Job", PlainJob)
-    monkeypatch.setattr(winograd_weights, "address", flat)
-    monkeypatch.setattr(winograd_weights, "tiles_to_weights", tiles_to_weights.text)
-    monkeypatch.setattr(winograd_weights, "add_parts", add_parts.text)
-    plain = run(dy, x, 1, layout)
+    with engine(plain=True):
+        plain = run(dy, x, 1, layout)
     assert (np.abs(plain - compiled) <= 1e-5 * np.abs(compiled).max()).all()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -120,16 +120,17 @@ def prepared(
     taps: np.ndarray | None = None,
     slots: str = "slots",
     names: dict[str, str] | None = None,
-    before: tuple[Step, ...] = (),
-    after: tuple[Step, ...] = (),
+    before: Sequence[Step] = (),
+    after: Sequence[Step] = (),
+    threads: int | None = None,
     **regions: int,
 ) -> Prepared:
-    """Of a job of so many multiply-adds.
+    """Of a job of so many multiply-adds, or ``threads``.
 
     ``slot_size``, and ``regions`` by name: elements of the type that ``dtype`` is summed in; ``slots``: what the job calls its
     slots, if it has any; ``names``: see :class:`Step`; ``before``, ``after``: other jobs.
     """
-    wide, used = np.dtype(wide_type(dtype)), width(job.pieces, work)
+    wide, used = np.dtype(wide_type(dtype)), threads or width(job.pieces, work)
     if slot_size:
         regions[slots] = used * slot_size
     ends = [0, *itertools.accumulate(cells * wide.itemsize for cells in regions.values())]

@@ -27,16 +27,16 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from konv.arrays import known_layout
-from konv.engine import memory, roofline
+from konv.engine import roofline
 from konv.engine.addresses import OnAddresses
-from konv.engine.launch import Job, address
+from konv.engine.launch import Job
 from konv.engine.machine import dtype_name, machine, wide_type, widened
+from konv.engine.prepared import Prepared, Step, both_ways, prepared
 from konv.engine.threads import get_threads, width
 from konv.engine.winograd import winograd_weights
 from konv.engine.winograd.winograd_axes import Axes, span, tables, taps_of, tiles_in_words
@@ -129,16 +129,6 @@ def workspace(problem: Problem) -> int:
     return job.size + widened(g.w_shape, dtype)
 
 
-def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
-    """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    _run(x, w, b, g, False, out)
-
-
-def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dx (N, C, *spatial) into ``out``."""
-    _run(dy, w, None, g, True, out)
-
-
 def forward_rectified(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
     """Write max(conv(x, w) + b, 0) into ``out`` (N, F, *output)."""
     _run(x, w, b, g, False, out, "positive")
@@ -152,28 +142,6 @@ def input_gradient_rectified(dy: np.ndarray, w: np.ndarray, x: np.ndarray, g: Ge
 def input_gradient_and_bias(dy: np.ndarray, w: np.ndarray, b: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dx + b, b (C,), into ``out``: a transposed convolution."""
     _run(dy, w, b, g, True, out)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A convolution's jobs, and the workspace they share.
-
-    Attributes
-    ----------
-    transform : the filters to points, ahead of the rest; None where each piece transforms what it needs
-    multiply : everything else
-    no_bias : zeros for the filters of all panels
-    filter_cells : cells of the transformed filters; the slots lie behind them
-    threads : that ``multiply`` uses, each with a slot
-    size : bytes of the workspace
-    """
-
-    transform: Job | None
-    multiply: Job
-    no_bias: np.ndarray
-    filter_cells: int
-    threads: int
-    size: int
 
 
 @functools.lru_cache(maxsize=512)
@@ -194,47 +162,36 @@ def _prepare(
         "section_count": len(sections),
         "chunk_channels": sizes.chunk_channels,
     }
-    transform = None
+    ahead = []  # the filters to points; else each piece transforms what it needs
     if cut.ahead:
         kernel = filters_to_points(wide, sizes.lanes, sizes.vectors, *schemes, taps)
         pieces = sizes.channel_chunks * sizes.panels * len(sections)
         transform = Job(kernel, pieces, plane=cut.numbers["filter_plane"], **shared)
+        ahead.append(Step(transform, width(pieces, cut.filter_cells)))
     kernel = winograd(
         dtype, out, sizes.lanes, sizes.vectors, cut.group, sizes.depth, *schemes, (*taps, cut.kept), int(cut.ahead), layout,
         *((axes.rows.in_step, axes.columns.in_step), (axes.rows.out_step, axes.columns.out_step)), axes.dilated, kept_where,
     )  # fmt: skip
-    multiply = Job(
+    job = Job(
         kernel, cut.pieces, channel_chunks=sizes.channel_chunks, phases=phases, **shapes(axes), **cut.numbers, **shared
     )
-    no_bias = np.zeros(sizes.panels * sizes.lanes * sizes.vectors, wide)
-    return Prepared(transform, multiply, no_bias, cut.filter_cells, cut.threads, cut.size)
+    filters = sizes.panels * sizes.lanes * sizes.vectors
+    return prepared(
+        job, 0, cut.numbers["slot_size"], wide, filters, threads=cut.threads, before=ahead, points=cut.filter_cells
+    )
 
 
 def _run(
     x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transposed: bool, out: np.ndarray, kept_where: str = "",
     gate: np.ndarray | None = None,
 ) -> None:  # fmt: skip
-    if out.size == 0:
-        return
-    dtype, layout = dtype_name(x.dtype), known_layout(x, out)
-    job = _prepare(g, transposed, dtype, dtype_name(out.dtype), layout, get_threads(), kept_where)
-    bias = job.no_bias
-    w = np.ascontiguousarray(w, bias.dtype)
-    if b is not None:
-        bias = np.zeros_like(bias)
-        bias[: len(b)] = b
-    _launch(job, address(x), address(w), address(bias), address(out), address(out if gate is None else gate))
+    if out.size:
+        dtype, layout = dtype_name(x.dtype), known_layout(x, out)
+        plan = _prepare(g, transposed, dtype, dtype_name(out.dtype), layout, get_threads(), kept_where)
+        plan.run(x=x, w=plan.weights(w), bias=plan.bias(b), y=out, gate=out if gate is None else gate)
 
 
-def _launch(job: Prepared, x: int, w: int, b: int, out: int, gate: int = 0) -> None:
-    """A convolution of what lies at these addresses; b, if not 0, is as long as ``no_bias``."""
-    with memory.workspace(job.size) as points:
-        if job.transform is not None:
-            job.transform.run(width(job.transform.pieces, job.filter_cells), w=w, points=points)
-        job.multiply.run(
-            job.threads, x=x, w=w, bias=b or address(job.no_bias), y=out, gate=gate, points=points,
-            slots=points + job.filter_cells * job.no_bias.itemsize,
-        )  # fmt: skip
+forward, input_gradient = both_ways(_run)
 
 
 def on_addresses(problem: Problem) -> OnAddresses | None:
@@ -242,9 +199,10 @@ def on_addresses(problem: Problem) -> OnAddresses | None:
     g, dtype, transposed = problem.geometry, problem.dtype, problem.kind == "input_gradient"
     if problem.kind == "weight_gradient" or dtype != wide_type(dtype):
         return None
-    job = _prepare(g, transposed, dtype, dtype, problem.layout, get_threads())
-    filled = len(job.no_bias) == (g.channels if transposed else g.filters)
-    return OnAddresses(functools.partial(_launch, job)) if filled else None
+    plan = _prepare(g, transposed, dtype, dtype, problem.layout, get_threads())
+    if len(plan.no_bias) != (g.channels if transposed else g.filters):
+        return None
+    return OnAddresses(lambda x, w, b, out: plan.run(x=x, w=w, bias=b or plan.no_bias, y=out, gate=0))
 
 
 def blocking(problem: Problem) -> str:
@@ -253,14 +211,14 @@ def blocking(problem: Problem) -> str:
     if problem.kind == "weight_gradient":
         return winograd_weights.blocking(g, dtype, problem.layout)
     transposed = problem.kind == "input_gradient"
-    job = _prepare(g, transposed, dtype, dtype, problem.layout, get_threads())
-    n, sizes = job.multiply.numbers, Sizes.of(g, transposed, wide_type(dtype))
+    plan = _prepare(g, transposed, dtype, dtype, problem.layout, get_threads())
+    n, sizes = plan.job.numbers, Sizes.of(g, transposed, wide_type(dtype))
     panel = sizes.vectors * sizes.lanes
-    when = "ahead" if job.transform else "for each piece"
+    when = "ahead" if plan.steps else "for each piece"
     return (
         f"{tiles_in_words(Axes.of(g, transposed))}; blocks of {n['block_rows']} x {n['block_columns']} tiles by "
         f"{min(n['share_panels'] * panel, sizes.filters)} filters, {panel} at a time, summed over {sizes.chunk_channels} "
-        f"channels at a time, filters transformed {when}; {job.multiply.cut(job.threads)}"
+        f"channels at a time, filters transformed {when}; {plan.cut}"
     )
 
 

@@ -20,15 +20,15 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from konv.arrays import known_layout
 from konv.engine import memory, roofline
-from konv.engine.launch import Job, address
+from konv.engine.launch import Job
 from konv.engine.machine import dtype_name, machine, wide_type, widened
+from konv.engine.prepared import Prepared, Step
 from konv.engine.threads import get_threads, width
 from konv.engine.winograd.winograd_cuts import evenly, group_of
 from konv.engine.winograd.winograd_kernels import SPREAD
@@ -86,30 +86,13 @@ def declines(problem: Problem) -> str | None:
 def workspace(problem: Problem) -> int:
     """Bytes taken while it runs: of half types, w is copied in float32."""
     g, dtype = problem.geometry, problem.dtype
-    return _prepare(g, dtype, dtype, problem.layout, get_threads()).size + widened(g.w_shape, dtype)
-
-
-@dataclass(frozen=True)
-class Block:
-    """Some images' jobs, and how many threads they use: of some channels their numbers, then all panels of filters."""
-
-    images: int
-    jobs: list[tuple[Job, Job]]
-    threads: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Blocks of images, each with its first; the bytes of their numbers, and of all; zeros for the filters of all panels."""
-
-    blocks: list[tuple[int, Block]]
-    values_size: int
-    size: int
-    no_bias: np.ndarray
+    blocks = _prepare(g, dtype, dtype, problem.layout, get_threads())
+    return max(block.size for _, block in blocks) + widened(g.w_shape, dtype)
 
 
 @functools.lru_cache(maxsize=512)
-def _prepare(g: Geometry, dtype: str, out: str, layout: str, threads: int) -> Prepared:
+def _prepare(g: Geometry, dtype: str, out: str, layout: str, threads: int) -> list[tuple[int, Prepared]]:
+    """Blocks of images, each with its first: of some channels their numbers, then all panels of filters."""
     host, wide = machine(), wide_type(dtype)
     itemsize, lanes, batch = np.dtype(wide).itemsize, host.lanes(wide), max(1, g.batch)
     vectors = min(host.tile[0], -(-g.filters // lanes))
@@ -124,10 +107,9 @@ def _prepare(g: Geometry, dtype: str, out: str, layout: str, threads: int) -> Pr
     chunks = all_chunks if batch * all_chunks * image <= values_bytes else turn_chunks
     (rows, whole_rows), (columns, whole_columns) = map(tiles_of, g.output)
     pitch = -(-(STRIDE * g.output[1] + TAPS) // lanes) * lanes
-    strip = pitch * lanes * CELLS
+    strip, no_bias = pitch * lanes * CELLS, np.zeros(-(-g.filters // panel) * panel, wide)
 
-    def block(images: int) -> tuple[Block, int, int]:
-        """The jobs; cells of all numbers, and of the slots."""
+    def block(images: int) -> Prepared:
         groups = _groups(images, g, most)
         table, cells = places(images, *output, groups)
         shared: dict[str, Any] = dict(
@@ -136,7 +118,7 @@ def _prepare(g: Geometry, dtype: str, out: str, layout: str, threads: int) -> Pr
         )  # fmt: skip
         sums_at = MATRICES * plane
         slot = sums_at + (cells + lanes) * panel  # whole vectors of cells are turned
-        jobs = []
+        steps: list[Step] = []
         for first in range(0, all_chunks, chunks):
             own = dict(shared, first_chunk=first, chunks=min(chunks, all_chunks - first))
             own_vectors = -(-min(chunks * depth, g.channels - first * depth) // lanes)
@@ -148,19 +130,17 @@ def _prepare(g: Geometry, dtype: str, out: str, layout: str, threads: int) -> Pr
                 strided_products(out, wide, lanes, vectors, depth, groups, layout), -(-g.filters // panel), images=images,
                 filters=g.filters, turn_chunks=turn_chunks, sums_at=sums_at, slot_size=slot, **own,
             )  # fmt: skip
-            jobs.append((inputs, products))
-        used = (
-            width(jobs[0][0].pieces, images * g.channels * math.prod(g.spatial) * 4),
-            width(jobs[0][1].pieces, cells * g.channels * g.filters),
-        )
-        return Block(images, jobs, used), cells * chunks * depth, max(used[0] * strip, used[1] * slot)
+            if not steps:
+                moving = width(inputs.pieces, images * g.channels * math.prod(g.spatial) * 4)
+                used = width(products.pieces, cells * g.channels * g.filters)
+            steps += [Step(inputs, moving), Step(products, used)]
+        values = -(-cells * chunks * depth * itemsize // memory.LINE) * memory.LINE
+        size = values + max(moving * strip, used * slot) * itemsize
+        return Prepared(products, used, size, (("values", 0), ("slots", values)), tuple(steps), no_bias, (), None)
 
     count, images = evenly(batch, max(1, values_bytes // (chunks * image)))
     made = {n: block(n) for n in {images, batch - images * (count - 1)}}
-    blocks = [(i * images, made[min(images, batch - i * images)][0]) for i in range(count)]
-    values = -(-max(cells for _, cells, _ in made.values()) * itemsize // memory.LINE) * memory.LINE
-    slots = max(cells for _, _, cells in made.values()) * itemsize
-    return Prepared(blocks, values, values + slots, np.zeros(-(-g.filters // panel) * panel, wide))
+    return [(i * images, made[min(images, batch - i * images)]) for i in range(count)]
 
 
 def _groups(images: int, g: Geometry, most: int) -> tuple[int, int]:
@@ -175,29 +155,20 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
     """Write conv(x, w) + b into ``out`` (N, F, *output)."""
     if out.size == 0:
         return
-    plan = _prepare(g, dtype_name(x.dtype), dtype_name(out.dtype), known_layout(x, out), get_threads())
-    bias = plan.no_bias
-    w = np.ascontiguousarray(w, bias.dtype)
-    if b is not None:
-        bias = np.zeros_like(bias)
-        bias[: len(b)] = b
-    x_at, y_at, w_at, bias_at = (address(array) for array in (x, out, w, bias))
-    with memory.workspace(plan.size) as values:
-        slots = values + plan.values_size
-        for first, block in plan.blocks:
-            x_first, y_first = (at + first * (array.nbytes // g.batch) for at, array in ((x_at, x), (y_at, out)))
-            for inputs, products in block.jobs:
-                inputs.run(block.threads[0], x=x_first, values=values, slots=slots)
-                products.run(block.threads[1], w=w_at, bias=bias_at, y=y_first, values=values, slots=slots)
+    blocks = _prepare(g, dtype_name(x.dtype), dtype_name(out.dtype), known_layout(x, out), get_threads())
+    w, bias = blocks[0][1].weights(w), blocks[0][1].bias(b)
+    for first, block in blocks:
+        block.run(x=x[first:], w=w, bias=bias, y=out[first:])
 
 
 def blocking(problem: Problem) -> str:
     """Tiles, blocks and pieces, in words."""
     g, dtype = problem.geometry, problem.dtype
-    _, block = _prepare(g, dtype, dtype, problem.layout, get_threads()).blocks[0]
+    _, block = _prepare(g, dtype, dtype, problem.layout, get_threads())[0]
+    images, turns = block.job.numbers["images"], len(block.steps) // 2
     return (
-        f"tiles of {OUTPUTS} x {OUTPUTS} outputs; images in blocks of {block.images}, channels in {len(block.jobs)}, a panel of "
-        f"filters a piece; {block.jobs[0][1].cut(block.threads[1])}"
+        f"tiles of {OUTPUTS} x {OUTPUTS} outputs; images in blocks of {images}, channels in {turns}, a panel of filters a piece; "
+        f"{block.cut}"
     )
 
 

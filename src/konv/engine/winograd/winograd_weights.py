@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from konv.arrays import known_layout
-from konv.engine import memory
-from konv.engine.launch import Job, address
+from konv.engine.launch import Job
 from konv.engine.machine import dtype_name, machine, wide_type, widened
+from konv.engine.prepared import Prepared, Step, prepared, without_bias
 from konv.engine.threads import get_threads, using, width
 from konv.engine.winograd.winograd_axes import Axes, tables, taps_of, tiles_in_words
 from konv.engine.winograd.winograd_cuts import (
@@ -46,28 +46,6 @@ USUAL_THREADS = 2  # the tiles of a block are chosen for so many
 PARTS = 16  # into which the tiles are cut, that threads have something to do: sums of their own, added at the end
 PART_MEMORY = 0.03  # of the im2col matrix, that the parts' sums may take
 ADDED = 4608  # weights in a piece of the addition
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A weight gradient's jobs.
-
-    Attributes
-    ----------
-    multiply : from x and dy to weights, or to the sums of all parts
-    add : the parts; None where there is one
-    sections : the table
-    threads : that ``multiply`` uses, each with a slot
-    part_cells : cells of the parts' sums; the slots lie behind them
-    size : bytes of the workspace
-    """
-
-    multiply: Job
-    add: Job | None
-    sections: np.ndarray
-    threads: int
-    part_cells: int
-    size: int
 
 
 @dataclass(frozen=True)
@@ -188,21 +166,27 @@ def _itemsize(dtype: str) -> int:
 
 @functools.lru_cache(maxsize=256)
 def prepare(g: Geometry, dtype: str, layout: str, threads: int) -> Prepared:
-    """The jobs of a geometry's weight gradient."""
+    """From x and dy to weights, or to the sums of all parts and from these to weights; beside them sums of dy."""
     axes, cut, lanes = Axes.of(g, False), best(g, dtype, threads), machine().lanes(dtype)
     (sections, _), kernel_size = tables(axes, g), math.prod(g.kernel)
     schemes = [(axis.scheme.outputs, axis.scheme.taps) for axis in (axes.rows, axes.columns)]
-    multiply = Job(
+    job = Job(
         tiles_to_weights(
             dtype, lanes, cut.vectors, cut.rows, *schemes, taps_of(axes, g), kernel_size, layout,
             (axes.rows.in_step, axes.columns.in_step), axes.dilated,
         ),
-        cut.pieces, channels=g.channels, filters=g.filters, **shapes(axes, written=False), **cut.numbers,
+        cut.pieces, channels=g.channels, filters=g.filters, sections=sections, **shapes(axes, written=False), **cut.numbers,
     )  # fmt: skip
-    weights, add = math.prod(g.w_shape), None
+    weights, add = math.prod(g.w_shape), []
     if cut.parts > 1:
-        add = Job(add_parts(wide_type(dtype), lanes), -(-weights // ADDED), size=weights, parts=cut.parts, cells=ADDED)
-    return Prepared(multiply, add, sections, cut.threads, cut.part_cells, cut.size)
+        adding = Job(
+            add_parts(wide_type(dtype), lanes), -(-weights // ADDED), size=weights, parts=cut.parts, cells=ADDED
+        )
+        add.append(Step(adding, width(adding.pieces, cut.part_cells), {"sums": "parts"}))
+    return prepared(
+        job, 0, cut.slot_size, dtype, threads=cut.threads, sums=(cut.parts, cut.numbers["bias_filters"]),
+        names={"dw": "parts" if add else "dw"}, after=add, parts=cut.part_cells,
+    )  # fmt: skip
 
 
 def workspace(g: Geometry, dtype: str, layout: str) -> int:
@@ -210,39 +194,29 @@ def workspace(g: Geometry, dtype: str, layout: str) -> int:
     return prepare(g, dtype, layout, get_threads()).size + widened(g.w_shape, dtype) if g.batch else 0
 
 
-def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dw (F, C, *kernel) into ``out``."""
-    weight_and_bias_gradient(dy, x, g, out, np.empty(g.filters, out.dtype))
-
-
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
     """Write dL/dw (F, C, *kernel) into ``out`` and dL/db (F,) into ``db``."""
     if g.batch == 0:
         out[...] = db[...] = 0
         return
-    job = prepare(g, dtype_name(x.dtype), known_layout(dy, x), get_threads())
-    wide = wide_type(dtype_name(x.dtype))
-    target = out if out.dtype == wide else np.empty(out.shape, wide)
-    sums = np.empty((job.multiply.numbers["parts"], job.multiply.numbers["bias_filters"]), wide)
-    with memory.workspace(job.size) as parts:
-        dw = address(target) if job.add is None else parts
-        job.multiply.run(
-            job.threads, x=address(x), dy=address(dy), dw=dw, db=address(sums),
-            slots=parts + job.part_cells * target.itemsize, sections=address(job.sections),
-        )  # fmt: skip
-        if job.add is not None:
-            job.add.run(width(job.add.pieces, job.part_cells), sums=parts, dw=address(target))
+    plan = prepare(g, dtype_name(x.dtype), known_layout(dy, x), get_threads())
+    wide = plan.no_bias.dtype
+    target, sums = out if out.dtype == wide else np.empty(out.shape, wide), np.empty(plan.sums, wide)
+    plan.run(x=x, dy=dy, dw=target, db=sums)
     if target is not out:
         out[...] = target
     db[...] = (sums[0] if len(sums) == 1 else sums.sum(axis=0))[: g.filters]
 
 
+weight_gradient = without_bias(weight_and_bias_gradient)
+
+
 def blocking(g: Geometry, dtype: str, layout: str) -> str:
     """Tiles, blocks and pieces, in words."""
-    job = prepare(g, dtype, layout, get_threads())
-    n = job.multiply.numbers
+    plan = prepare(g, dtype, layout, get_threads())
+    n = plan.job.numbers
     return (
         f"{tiles_in_words(Axes.of(g, False))}; blocks of {n['block_channels']} channels by {n['block_filters']} filters, "
         f"summed over blocks of {n['block_rows']} x {n['block_columns']} tiles in {n['parts']} parts; "
-        f"{job.multiply.cut(job.threads)}"
+        f"{plan.cut}"
     )
