@@ -18,15 +18,15 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from konv.arrays import known_layout
-from konv.engine import memory, roofline
-from konv.engine.launch import Job, address
+from konv.engine import roofline
+from konv.engine.launch import Job
 from konv.engine.machine import dtype_name, machine
+from konv.engine.prepared import Prepared, Step, both_ways, prepared
 from konv.engine.products.pairs_kernels import ONE_BLOCK, TOGETHER, multiply_pairs
 from konv.engine.products.pairs_last_kernels import multiply_pairs_last
 from konv.engine.products.pairs_outer import sum_pairs
@@ -87,38 +87,13 @@ def workspace(problem: Problem) -> int:
     return prepare(problem.geometry, problem.kind == "input_gradient", problem.dtype, get_threads()).size
 
 
-def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
-    """Write conv(x, w) + b into ``out`` (N, F, *output)."""
-    _run(g, False, x, w, b, out)
-
-
-def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dx (N, C, *spatial) into ``out``."""
-    _run(g, True, dy, w, None, out)
-
-
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out``."""
-    job = _gradient(g, dtype_name(out.dtype), known_layout(dy, x) == "last", get_threads())
-    with memory.workspace(job.size) as space:
-        target = space if job.add else address(out)
-        job.sums.run(job.threads, dy=address(dy), x=address(x), out=target, workspace=space + job.part_cells * CELL)
-        if job.add:
-            job.add.run(width(job.add.pieces, job.part_cells), sums=space, out=address(out))
-
-
-@dataclass(frozen=True)
-class Product:
-    """A forward or an input gradient, prepared."""
-
-    multiply: Job
-    no_bias: np.ndarray
-    threads: int
-    size: int
+    _gradient(g, dtype_name(out.dtype), known_layout(dy, x) == "last", get_threads()).run(dy=dy, x=x, dw=out)
 
 
 @functools.lru_cache(maxsize=512)
-def _product(g: Geometry, transposed: bool, y_dtype: str, threads: int) -> Product:
+def _product(g: Geometry, transposed: bool, y_dtype: str, threads: int) -> Prepared:
     lanes, tiles = machine().lanes("bfloat16"), TILES if machine().registers >= 32 else FEW_REGISTERS
     reduction, row_count = g.channels // g.groups, g.filters // g.groups
     if transposed:
@@ -155,12 +130,12 @@ def _product(g: Geometry, transposed: bool, y_dtype: str, threads: int) -> Produ
         part_groups=part_groups, row_group=row_group, row_count=row_count, reduction=reduction, pixels=pixels,
         image_pixels=image_pixels, most_runs=(panel - 2) // max(1, image_pixels) + 2,
     )  # fmt: skip
-    used = width(job.pieces, pixels * g.groups * row_count * reduction)
-    return Product(job, np.zeros(g.groups * row_count, np.float32), used, used * slot_size * CELL)
+    work = pixels * g.groups * row_count * reduction
+    return prepared(job, work, slot_size, "bfloat16", g.groups * row_count, slots="workspace")
 
 
 @functools.lru_cache(maxsize=512)
-def _product_last(g: Geometry, transposed: bool, y_dtype: str, threads: int) -> Product:
+def _product_last(g: Geometry, transposed: bool, y_dtype: str, threads: int) -> Prepared:
     lanes, (rows, vectors) = machine().lanes("bfloat16"), tile_shape()
     reduction, filters = (g.filters, g.channels) if transposed else (g.channels, g.filters)
     pixels, pairs = g.batch * math.prod(g.output), reduction // 2
@@ -181,34 +156,21 @@ def _product_last(g: Geometry, transposed: bool, y_dtype: str, threads: int) -> 
         chunk_pixels=max(1, CHUNK_BYTES // (rows * reduction * 2)) * rows, parts=parts, part_panels=part_panels,
         all_panels=all_panels, reduction=reduction, filters=filters,
     )  # fmt: skip
-    used = width(job.pieces, pixels * reduction * filters)
-    return Product(job, np.zeros(all_panels * panel, np.float32), used, used * slot_size * CELL)
+    return prepared(job, pixels * reduction * filters, slot_size, "bfloat16", all_panels * panel, slots="workspace")
 
 
-def _run(g: Geometry, transposed: bool, x: np.ndarray, w: np.ndarray, b: Any, out: np.ndarray) -> None:
+def _run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, transposed: bool, out: np.ndarray) -> None:
     prepare = _product_last if known_layout(x, out) == "last" else _product
-    job = prepare(g, transposed, dtype_name(out.dtype), get_threads())
-    bias = job.no_bias
-    if b is not None:
-        bias = np.zeros_like(bias)
-        bias[: len(b)] = b
-    with memory.workspace(job.size) as space:
-        job.multiply.run(job.threads, w=address(w), x=address(x), bias=address(bias), y=address(out), workspace=space)
+    plan = prepare(g, transposed, dtype_name(out.dtype), get_threads())
+    plan.run(x=x, w=w, bias=plan.bias(b), y=out)
 
 
-@dataclass(frozen=True)
-class Gradient:
-    """A weight gradient, prepared. With ``add``, sums over parts of the pixels are added up in the end."""
-
-    sums: Job
-    add: Job | None
-    part_cells: int
-    threads: int
-    size: int
+forward, input_gradient = both_ways(_run)
 
 
 @functools.lru_cache(maxsize=512)
-def _gradient(g: Geometry, out_dtype: str, last: bool, threads: int) -> Gradient:
+def _gradient(g: Geometry, out_dtype: str, last: bool, threads: int) -> Prepared:
+    """Sums over parts of the pixels, if there are several, are added up in the end."""
     lanes, (rows, vectors) = machine().lanes("bfloat16"), tile_shape()
     row_count, reduction = g.filters // g.groups, g.channels // g.groups
     images, pixels = (1, g.batch * math.prod(g.output)) if last else (g.batch, math.prod(g.output))
@@ -229,30 +191,31 @@ def _gradient(g: Geometry, out_dtype: str, last: bool, threads: int) -> Gradient
     block_pairs = block_images * -(-block_pixels // 2)
     packed = block_pairs * (region_rows + -(-region_columns // (lanes * vectors)) * lanes * vectors)
     slot_size = -(-(region_rows * region_columns + packed) // lanes) * lanes
-    sums = Job(
+    job = Job(
         sum_pairs(out_dtype if parts == 1 else "float32", lanes, vectors, rows, last, block_pairs <= ONE_BLOCK),
         pieces * parts, slot_size=slot_size, groups=g.groups, parts=parts, row_count=row_count, region_rows=region_rows,
         row_regions=row_regions, reduction=reduction, region_columns=region_columns, column_regions=column_regions,
         images=images, pixels=pixels, blocks=blocks, image_blocks=image_blocks, block_images=block_images,
         block_pixels=block_pixels,
     )  # fmt: skip
-    add, part_cells = None, 0
+    part_cells, after = -(-parts * cells // lanes) * lanes if parts > 1 else 0, []
     if parts > 1:
         chunk = 1024 * lanes
         add = Job(add_sums("float32", out_dtype, lanes), -(-cells // chunk), parts=parts, numbers=cells, chunk=chunk)
-        part_cells = -(-parts * cells // lanes) * lanes
-    used = width(sums.pieces, images * pixels * cells)
-    return Gradient(sums, add, part_cells, used, (part_cells + used * slot_size) * CELL)
+        after.append(Step(add, width(add.pieces, part_cells), {"sums": "parts", "out": "dw"}))
+    return prepared(
+        job, images * pixels * cells, slot_size, "bfloat16", names={"out": "parts" if after else "dw"}, after=after,
+        slots="workspace", parts=part_cells,
+    )  # fmt: skip
 
 
 def blocking(problem: Problem) -> str:
     """Blocks and pieces, in words."""
     g, dtype, last, threads = problem.geometry, problem.dtype, problem.layout == "last", get_threads()
     if problem.kind == "weight_gradient":
-        sums = _gradient(g, dtype, last, threads)
-        return f"blocks of filters by channels, summed over blocks of pixels; {sums.sums.cut(sums.threads)}"
+        return f"blocks of filters by channels, summed over blocks of pixels; {_gradient(g, dtype, last, threads).cut}"
     product = (_product_last if last else _product)(g, problem.kind == "input_gradient", dtype, threads)
-    return f"blocks of pixels by blocks of w's rows, two numbers in a lane; {product.multiply.cut(product.threads)}"
+    return f"blocks of pixels by blocks of w's rows, two numbers in a lane; {product.cut}"
 
 
 def share(problem: Problem) -> float:
