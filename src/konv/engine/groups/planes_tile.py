@@ -80,6 +80,9 @@ class Tile(NamedTuple):
         4 x 1536 rows of 1024, 4 taps: 0.9 ms instead of 1.6, of which prefetches were 0.5, masks 0.2 (to copy x to y takes
         0.8 to 0.9, past the caches 0.9). 31 taps: 0.66 instead of 0.95; tiles of 12 vectors 0.82, of 4 0.78; vectors that
         lie across two put together in registers, not read again, 0.88 (a third of them 0.69).
+        31 taps are bound by reading across cache lines, 1.5 multiply-adds each. So products that pairs of outputs share, of taps
+        a vector or half a vector apart, three for four, give 0.93 of the time of this kernel at best; from two copies of a
+        row, so that no half vector lies across, 1.0.
         """
         return self.vectors > 1 and self.unrolled and self.stride_wide == 1
 

@@ -30,7 +30,8 @@ of the time of :mod:`konv.engine.groups.small_groups`: to take even and odd cell
 Products of 256@28 take two thirds of its forward, near their limit. Waiting for x took a quarter, until its lines were asked
 for a row of tiles ahead, during the products; in weight gradients, too, where lines asked for during the transforms gained
 nothing. Lines of y are asked for a row of tiles ahead, too: 0.94 of the time of strides of 2. In weight gradients twice or half
-as many cells at a time, or 8 filters by one channel, are not faster.
+as many cells at a time, or 8 filters by one channel, are not faster. Reading and writing without masks where vectors are whole
+gained nothing (x 1.03, y 1.0 of the time), nor did asking for x in the second cache only.
 """
 
 from __future__ import annotations
