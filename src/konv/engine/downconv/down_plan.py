@@ -288,9 +288,10 @@ def _even(shape: Shape) -> bool:
 @functools.lru_cache(maxsize=256)
 def add_plan(shape: Shape, parts: int, sums_size: int) -> Job:
     """The job of dw1, from the sums of so many parts."""
+    lanes, even = machine().lanes(shape.dtype), _even(shape)
     return Job(
-        add_rows(shape.dtype, machine().lanes(shape.dtype), _even(shape)), shape.channels, features=shape.features, k1=shape.k1,
-        parts=parts, channels=shape.channels, sums_size=sums_size,
+        add_rows(shape.dtype, lanes, even), shape.features // lanes if even else shape.channels, features=shape.features,
+        k1=shape.k1, parts=parts, channels=shape.channels, sums_size=sums_size,
     )  # fmt: skip
 
 
