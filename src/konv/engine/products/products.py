@@ -86,6 +86,7 @@ def _image_bytes(g: Geometry) -> int:
     return g.channels * math.prod(g.padded) * g.itemsize
 
 
+@functools.lru_cache(maxsize=256)
 def _padded(g: Geometry) -> Geometry:
     """Of as many images as are computed together, their padding a part of them."""
     images = max(1, min(g.batch, PADDED_BYTES // _image_bytes(g)))
@@ -141,7 +142,8 @@ def _crop_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
     padded = _padded(g)
     images = np.empty(padded.x_shape, out.dtype)
     for first in range(0, g.batch, padded.batch):
-        some = dataclasses.replace(padded, batch=min(padded.batch, g.batch - first))
+        rest = g.batch - first
+        some = padded if rest >= padded.batch else dataclasses.replace(padded, batch=rest)
         target = images[: some.batch]
         input_gradient(dy[first : first + some.batch], w, some, target)
         out[first : first + some.batch] = target[middle]
