@@ -28,6 +28,7 @@ CASES = {
     "7 x 7 of 64": ((1, 3, 9, 75), (64, 3, 7, 7), dict(stride=2, padding=3), [strips_last]),
     "7 x 7, tiles that overlap, blocks of rows": ((1, 3, 101, 41), (9, 3, 7, 7), dict(stride=2, padding=3), [folded]),
     "narrower than a vector of 32 bytes": ((2, 1, 4, 17), (16, 1, 3, 2), {}, [strips]),
+    "rows of three vectors of 32 bytes": ((2, 1, 6, 26), (30, 1, 3, 3), {}, [strips]),
     "padding beyond the window": (
         (1, 2, 6, 80), (16, 2, 3, 4), dict(padding=((9, 11), (0, 5)), stride=(3, 4)), [folded, strips]
     ),
