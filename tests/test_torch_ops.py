@@ -564,11 +564,14 @@ def test_op_info_error_inputs(name, op_infos):
         ((2, 24, 7, 7), (40, 24, 1, 1), {}, "first"),
         ((2, 3, 8, 8), (16, 3, 4, 4), {"stride": 4}, "first"),
         ((2, 64, 7, 7), (64, 1, 3, 3), {"padding": 1, "groups": 64}, "first"),
+        ((2, 32, 9, 11), (32, 1, 3, 3), {"groups": 32}, "first"),
+        ((2, 32, 9, 11), (32, 1, 3, 3), {"stride": 2, "padding": 1, "groups": 32}, "first"),
+        ((2, 8, 6, 9), (16, 2, 3, 3), {"padding": 1, "groups": 4}, "first"),
         ((2, 32, 7, 7), (32, 1, 7, 7), {"padding": 3, "groups": 32}, "last"),
         ((1, 32, 14, 14), (32, 32, 3, 3), {"padding": 1}, "first"),
         ((1, 32, 14, 14), (32, 32, 3, 3), {"padding": 1}, "last"),
     ],
-    ids=["1x1", "patches", "depthwise", "depthwise last", "winograd", "winograd last"],
+    ids=["1x1", "patches", "depthwise", "planes", "strided", "groups", "depthwise last", "winograd", "winograd last"],
 )
 def test_what_is_run_on_addresses_has_the_bits_of_what_is_run_on_arrays(x_shape, w_shape, options, layout, infinite):
     rng = np.random.default_rng(0)

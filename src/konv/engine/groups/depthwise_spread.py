@@ -117,6 +117,11 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
     plan.run(x=dy, weights=plan.weights(w), y=out)
 
 
+def launch(g: Geometry, dtype: str, threads: int, dy: int, w: int, b: int, out: int) -> None:
+    """The same of addresses, not of half types; b is not read."""
+    _prepare(g, dtype, dtype, threads).run(x=dy, weights=w, y=out)
+
+
 @functools.lru_cache(maxsize=256)
 def _prepare(g: Geometry, x_dtype: str, y_dtype: str, threads: int) -> Prepared:
     (x_height, x_width), (out_height, out_width), lanes = g.output, g.spatial, machine().lanes(x_dtype)

@@ -117,7 +117,7 @@ forward, input_gradient = both_ways(_correlate, finite=True)
 
 
 def on_addresses(problem: Problem) -> OnAddresses | None:
-    """See :func:`konv.engine.plan.on_addresses`: depthwise layers, but not their weight gradients."""
+    """See :func:`konv.engine.plan.on_addresses`: rows of planes, but not weight gradients."""
     g, dtype, backwards = problem.geometry, problem.dtype, problem.kind == "input_gradient"
     if problem.kind == "weight_gradient":
         return None
@@ -126,10 +126,16 @@ def on_addresses(problem: Problem) -> OnAddresses | None:
             return None
         rows = depthwise_rows.correlation(g, backwards, dtype, dtype, get_threads())
         return OnAddresses(functools.partial(depthwise_rows.launch, rows), finite_weights=True)
-    if not depthwise_fixed.takes(g, dtype, problem.kind):
+    if depthwise_fixed.takes(g, dtype, problem.kind):
+        plan = depthwise_fixed.correlation(g, backwards, dtype, dtype, get_threads())
+        return OnAddresses(functools.partial(depthwise_fixed.launch, plan), finite_weights=True)
+    if dtype != wide_type(dtype):
         return None
-    plan = depthwise_fixed.correlation(g, backwards, dtype, dtype, get_threads())
-    return OnAddresses(functools.partial(depthwise_fixed.launch, plan), finite_weights=True)
+    if backwards and depthwise_spread.takes(g):
+        return OnAddresses(functools.partial(depthwise_spread.launch, g, dtype, get_threads()), finite_weights=True)
+    if backwards and leaves_cells(g):
+        return None
+    return OnAddresses(planes_jobs.launcher(g, backwards, dtype, get_threads()), finite_weights=True)
 
 
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:

@@ -6,9 +6,11 @@ rows is a job; the phases of a row are computed together where there are two.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,19 @@ def correlate(x: np.ndarray, w: np.ndarray, b: Any, g: Geometry, transposed: boo
     """Forward, or ``transposed`` the input gradient, of which cells that no output reads are left as they are."""
     for plan in correlations(g, transposed, dtype_name(x.dtype), dtype_name(out.dtype), get_threads()):
         plan.run(x=x, weights=plan.weights(w), bias=plan.bias(b), y=out)
+
+
+def launcher(g: Geometry, transposed: bool, dtype: str, threads: int) -> Callable[[int, int, int, int], None]:
+    """:func:`correlate` of addresses, not of half types: run(x, w, b or 0, out)."""
+    plans = correlations(g, transposed, dtype, dtype, threads)
+    memory_of_weights = ctypes.c_char * (math.prod(g.w_shape) * ITEMSIZE[dtype])
+
+    def run(x: int, w: int, b: int, out: int) -> None:
+        weights = np.frombuffer(memoryview(memory_of_weights.from_address(w)), dtype)
+        for plan in plans:
+            plan.run(x=x, weights=plan.weights(weights), bias=b or plan.no_bias, y=out)
+
+    return run
 
 
 @functools.lru_cache(maxsize=512)
