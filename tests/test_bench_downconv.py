@@ -43,7 +43,9 @@ def test_operations_are_those_of_both_convolutions():
         assert case.operations == first.flops + second.flops
 
 
-def test_reading_reads_every_number():
+@pytest.mark.parametrize("cached", [0, 1 << 40])
+def test_reading_reads_every_number(cached, monkeypatch):
+    monkeypatch.setattr(streams, "CACHED_BYTES", cached)
     x = np.random.default_rng(0).integers(-3, 4, (3, 8, 3 * 2048)).astype(np.float32)
     assert streams.reading(x, 2)().sum() == x.sum()
 

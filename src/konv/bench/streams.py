@@ -17,6 +17,7 @@ from konv.engine.machine import machine
 from konv.engine.simd import Variable, fence, loop, minimum
 
 PIECE = 1 << 16  # numbers
+CACHED_BYTES = 32 << 20  # more lies in memory: eight places of a piece are read in turns there, .85 to .95 of the time
 AHEAD = 1 << 11  # numbers that are asked for before they are read: 0.9 of the time
 
 
@@ -30,7 +31,7 @@ def small_pages(shape: tuple[int, ...]) -> np.ndarray:
 def reading(x: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
     """A call that reads x once and returns its sums by lane, some for each piece."""
     lanes = machine().lanes("float32")
-    job = Job(add_up(lanes), -(-x.size // PIECE), size=x.size)
+    job = Job(add_up(lanes, 8 if x.nbytes > CACHED_BYTES else 1), -(-x.size // PIECE), size=x.size)
     sums = np.empty((job.pieces, lanes), np.float32)
 
     def read() -> np.ndarray:
@@ -47,15 +48,16 @@ def copying(x: np.ndarray, y: np.ndarray, threads: int, past: bool) -> Callable[
 
 
 @kernel
-def add_up(lanes):
-    """``sums[piece, lane]`` of PIECE numbers each, what is left over not included."""
+def add_up(lanes, places):
+    """``sums[piece, lane]`` of PIECE numbers each, from so many places of a piece in turns; what is left over not included."""
 
     def text(piece, slot, x, sums, size):
         first = piece * PIECE
         totals = [Variable(x.zero(lanes)) for _ in range(8)]
-        for q in loop(minimum(PIECE, size - first) // (lanes * len(totals))):
+        rounds, at_once = minimum(PIECE, size - first) // (lanes * len(totals)), len(totals) // places
+        for q in loop(rounds):
             for i, total in enumerate(totals):
-                place = first + (q * len(totals) + i) * lanes
+                place = first + ((i // at_once * rounds + q) * at_once + i % at_once) * lanes
                 x.prefetch(place + AHEAD, later=True)
                 total.set(total.get() + x.vec(place, lanes))
         for total in totals[1:]:
