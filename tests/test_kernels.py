@@ -385,7 +385,7 @@ def test_too_little_memory_is_seen(host, monkeypatch):
 
     def smaller(*arguments):
         prepared = prepare(*arguments)
-        return dataclasses.replace(prepared, sizes=tuple(size * 2 // 3 for size in prepared.sizes))
+        return dataclasses.replace(prepared, size=prepared.size * 2 // 3)
 
     with engine(MACHINES[host], plain=True):
         monkeypatch.setattr(weights, "_prepare", smaller)

@@ -12,6 +12,7 @@ from konv.engine.threads import using
 from plain_engine import MACHINES, engine
 from strategies import BFLOAT16, LAYOUTS, integers
 from test_guard_page import guarded
+from test_repeats import spoiling
 
 CASES = {  # x, w, stride
     "cells that no window reads": ((3, 16, 205), (4, 16, 10), 10),
@@ -59,12 +60,7 @@ def test_no_byte_beside_the_arrays_is_touched(end):
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 @pytest.mark.parametrize("place", range(3))
 def test_what_is_not_finite_goes_where_the_formula_takes_it(value, place):
-    def change(arrays):
-        arrays[place].flat[arrays[place].size // 2] = value
-        if not place:
-            arrays[place][..., -1] = value  # a cell that no window reads
-
-    check("cells that no window reads", change=change)
+    check("cells that no window reads", change=spoiling(place, value))
 
 
 def test_neither_threads_nor_batches_nor_lengths_change_a_bit():

@@ -22,6 +22,17 @@ CASES = {  # x, w; the stride is the kernel
 }
 
 
+def spoiling(place, value):
+    """A change of a case's arrays: a number of one of them, and of x cells that no window reads."""
+
+    def change(arrays):
+        arrays[place].flat[arrays[place].size // 2] = value
+        if not place:
+            arrays[place][..., -1] = value
+
+    return change
+
+
 def check(name, dtype=np.float32, lie=np.ascontiguousarray, change=lambda arrays: None):
     x_shape, w_shape = CASES[name]
     options = dict(stride=w_shape[2])
@@ -95,12 +106,7 @@ def test_large_gradients_go_past_the_caches(monkeypatch):
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 @pytest.mark.parametrize("place", range(4))
 def test_what_is_not_finite_goes_where_the_formula_takes_it(value, place):
-    def change(arrays):
-        arrays[place].flat[arrays[place].size // 2] = value
-        if not place:
-            arrays[place][..., -1] = value  # a cell that no window reads
-
-    check("cells that no window reads", change=change)
+    check("cells that no window reads", change=spoiling(place, value))
 
 
 def test_neither_threads_nor_batches_nor_lengths_change_a_bit():

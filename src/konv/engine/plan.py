@@ -101,7 +101,23 @@ def problem(kind: str, g: Geometry, dtype: str, layout: str = "first") -> Proble
 
 
 class Algorithm(Protocol):
-    """What a module in the table offers; see :mod:`konv.engine`. A computation that it always declines may be missing."""
+    """What a module in the table offers; see :mod:`konv.engine`. A computation that it always declines may be missing.
+
+    Beside what follows a module may offer these; who calls it asks whether it does:
+
+    ``weight_and_bias_gradient(dy, x, g, out, db)``
+        Writes dL/dw into ``out`` and dL/db (F,) into ``db``, and reads dy once for both. ``weight_gradient`` is made of it by
+        :func:`konv.engine.prepared.without_bias`.
+    ``input_gradient_and_bias(dy, w, b, g, out)``
+        Writes dL/dx + b, b (C,), into ``out``: a transposed convolution.
+    ``on_addresses(problem)``
+        The computation as an :class:`~konv.engine.addresses.OnAddresses`, for who makes the same one again and again; None
+        where it looks at arrays.
+    ``forward_rectified``, ``input_gradient_rectified``
+        With the ReLU before or behind; see :mod:`konv.rectified`.
+    ``WEIGHTS_LAST = True``
+        w, and dL/dw, may lie channels last, too.
+    """
 
     NAME: str
 

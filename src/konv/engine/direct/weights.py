@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
 from konv.arrays import known_layout
-from konv.engine import memory
 from konv.engine.direct.outer import add_weight_parts, sum_outer_products
-from konv.engine.direct.weights_cut import layout, three, wide_itemsize
-from konv.engine.launch import Job, address
+from konv.engine.direct.weights_cut import layout, three
+from konv.engine.launch import Job
 from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.prepared import Prepared, Step, prepared, without_bias
 from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
 
@@ -24,12 +23,7 @@ def workspace(g: Geometry, dtype: str, last: bool) -> int:
     """Bytes that :func:`weight_gradient` borrows, for arrays with channels last or first."""
     if g.batch == 0:
         return 0
-    return sum(_prepare(g, dtype, dtype, last, get_threads()).sizes) * wide_itemsize(dtype)
-
-
-def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dw (F, C // groups, *kernel) into ``out``."""
-    weight_and_bias_gradient(dy, x, g, out, np.empty(g.filters, out.dtype))
+    return _prepare(g, dtype, dtype, last, get_threads()).size
 
 
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
@@ -38,48 +32,15 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
         out[...] = db[...] = 0
         return
     last = known_layout(x, dy) == "last"
-    target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
-    dtype = dtype_name(x.dtype)
-    job = _prepare(g, dtype, dtype_name(out.dtype), last, get_threads())
-    itemsize, (sums_size, slots_size) = wide_itemsize(dtype), job.sizes
-    sums_size, slots_size = sums_size * itemsize, slots_size * itemsize
-    with memory.workspace(sums_size + slots_size) as sums:
-        job.multiply.run(
-            job.threads,
-            x=address(x),
-            dy=address(dy),
-            sums=sums,
-            space=sums + sums_size,
-            dw=address(target),
-            db=address(db),
-        )
-        if job.add is not None:
-            job.add.run(job.add_threads, sums=sums, dw=address(target), db=address(db))
-    if target is not out:
-        out[...] = target
+    _prepare(g, dtype_name(x.dtype), dtype_name(out.dtype), last, get_threads()).run(x=x, dy=dy, dw=out, db=db)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A weight gradient's jobs.
-
-    Attributes
-    ----------
-    multiply : from x and dy to weights, or to the sums of all parts
-    add : the parts; None where there is one
-    threads, add_threads : that they use
-    sizes : elements of all sums, and of all slots' units
-    """
-
-    multiply: Job
-    add: Job | None
-    threads: int
-    add_threads: int
-    sizes: tuple[int, int]
+weight_gradient = without_bias(weight_and_bias_gradient)
 
 
 @functools.lru_cache(maxsize=256)
 def _prepare(g: Geometry, dtype: str, out: str, last: bool, threads: int) -> Prepared:
+    """From x and dy to weights, or to the sums of all parts, which are added up."""
     cut, lanes = layout(g, dtype, last), machine().lanes(dtype)
     pixels, blocks, tile = cut.pixels, cut.weights, cut.weights.tile
     channels, filters = g.channels // g.groups, g.filters // g.groups
@@ -108,16 +69,21 @@ def _prepare(g: Geometry, dtype: str, out: str, last: bool, threads: int) -> Pre
         **{f"{axis}_stride": n for axis, n in zip(axes, three(g, g.stride))},
         **{f"{axis}_pad": n for axis, n in zip(axes, low)},
     )  # fmt: skip
-    used = width(blocks.pieces, g.flops // 2)
+    used, names = width(blocks.pieces, g.flops // 2), {"sums": "parts"}
     if blocks.whole:
-        return Prepared(multiply, None, used, 1, (cut.sums_size * used, cut.slot_size * used))
+        return prepared(
+            multiply, 0, cut.slot_size, dtype, threads=used, names=names, slots="space", parts=cut.sums_size * used
+        )
     add = Job(
         add_weight_parts(wide_type(dtype), out, lanes, tile.vectors),
         g.groups * blocks.filter_blocks * blocks.channel_blocks * blocks.block_panels,
         places=cut.places, **weights,
     )  # fmt: skip
-    adding = width(add.pieces, blocks.parts * math.prod(g.w_shape))
-    return Prepared(multiply, add, used, adding, (cut.sums_size * blocks.pieces, cut.slot_size * used))
+    after = [Step(add, width(add.pieces, blocks.parts * math.prod(g.w_shape)), names)]
+    return prepared(
+        multiply, 0, cut.slot_size, dtype, threads=used, names=names, after=after, slots="space",
+        parts=cut.sums_size * blocks.pieces,
+    )  # fmt: skip
 
 
 def blocking(g: Geometry, dtype: str, last: bool) -> str:
@@ -129,7 +95,7 @@ def blocking(g: Geometry, dtype: str, last: bool) -> str:
     return (
         f"{tile.joined} x {tile.rows} numbers by {tile.vectors * lanes} filters in registers; blocks of {cut.weights.channels} "
         f"channels by {cut.weights.block_panels * tile.vectors * lanes} filters, summed over units of {pixels.planes} x "
-        f"{pixels.rows} x {pixels.columns} outputs in {cut.weights.parts} parts; {job.multiply.cut(job.threads)}"
+        f"{pixels.rows} x {pixels.columns} outputs in {cut.weights.parts} parts; {job.cut}"
     )
 
 

@@ -40,6 +40,7 @@ from konv.engine.fourier.fourier_kernels import (
 from konv.engine.fourier.fourier_passes import twiddles
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.prepared import without_bias
 from konv.engine.threads import get_threads, width
 from konv.geometry import Geometry
 
@@ -134,11 +135,6 @@ def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) 
     direct.in_place(out, compute)
 
 
-def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dw (F, C, *kernel) into ``out``."""
-    weight_and_bias_gradient(dy, x, g, out, np.empty(g.filters, out.dtype))
-
-
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
     """Write dL/dw (F, C, *kernel) into ``out`` and dL/db (F,) into ``db``: dy is read once."""
 
@@ -151,6 +147,9 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
             direct.weight_and_bias_gradient(dy, x, g, target, db)
 
     direct.in_place(out, compute)
+
+
+weight_gradient = without_bias(weight_and_bias_gradient)
 
 
 def spoiled(note: np.ndarray, weights: np.ndarray, g: Geometry) -> Iterator[tuple[slice, Geometry]]:

@@ -36,6 +36,7 @@ from konv.engine.fourier.fourier_kernels import spectra_of_blocks
 from konv.engine.fourier.fourier_passes import twiddles
 from konv.engine.launch import Job
 from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.prepared import without_bias
 from konv.engine.threads import get_threads, width
 from konv.engine.winograd.winograd_cuts import evenly
 from konv.geometry import Geometry
@@ -126,11 +127,6 @@ def _correlate(kind: str, x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g:
     direct.in_place(out, compute)
 
 
-def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
-    """Write dL/dw (F, C // groups, *kernel) into ``out``."""
-    weight_and_bias_gradient(dy, x, g, out, np.empty(g.filters, out.dtype))
-
-
 def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray, db: np.ndarray) -> None:
     """Write dL/dw (F, C // groups, *kernel) into ``out`` and dL/db (F,) into ``db``: dy is read once."""
 
@@ -142,6 +138,9 @@ def weight_and_bias_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np
             direct.weight_and_bias_gradient(dy, x, g, target, db)
 
     direct.in_place(out, compute)
+
+
+weight_gradient = without_bias(weight_and_bias_gradient)
 
 
 def _layout(array: np.ndarray) -> str:

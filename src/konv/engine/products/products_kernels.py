@@ -25,6 +25,19 @@ def multiply_pixels(x_dtype, y_dtype, lanes, vectors, tail, rows, turned, x_stri
 
     ``x_stride, x_taps`` tell how windows lie in a row of x: those of neighbouring pixels begin ``x_stride`` cells apart
     and have ``x_taps`` cells (0: any number, told at run time); likewise what is written for a pixel in a row of y.
+
+    The numbers of a job are of five groups (:func:`konv.engine.products.products_jobs.prepare_product` computes them):
+
+    - the product: ``row_count`` rows of w, each a sum of ``reduction`` products, for ``pixels`` of all images, in ``groups``
+    - how it is cut: ``block_panels`` panels of pixels are packed, ``panel_size`` elements each, into a slot of ``slot_size``;
+      ``part_groups`` times ``row_group`` rows, one of ``parts``, meet them. The pieces from ``whole_pieces`` on are of the last
+      block, behind ``whole_blocks`` whole ones, whose parts are ``tail_parts`` of ``tail_groups``
+    - ``x_image``, ``x_channel``, ``x_depth``, ``x_row``: elements from one to the next; ``x_channels`` of a group; ``x_cells`` of
+      a row; windows of ``x_kernel_...`` cells, ``x_step_...`` and ``x_step`` cells apart. Pixels lie in lines of
+      ``x_line_pixels``, ``x_depth_lines`` to a plane, ``x_image_lines`` to an image; ``x_runs``: lines that a panel may meet
+    - the same of y, with ``y_depths`` and ``y_rows`` of an image; ``y_fill_...``: rows that are written for a row of pixels
+      where no window reads those between; ``y_plain``: a pixel is one cell, and they are neighbours
+    - what is asked for meanwhile: ``next_pixels`` on, the ``x_lines`` lines of a block
     """
     wide = wide_type(x_dtype)
     width = lanes * vectors

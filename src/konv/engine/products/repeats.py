@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,10 +16,11 @@ import numpy as np
 from konv.engine import memory, roofline
 from konv.engine.launch import Job, address
 from konv.engine.machine import dtype_name, machine, wide_type
+from konv.engine.prepared import Prepared, Step, prepared
 from konv.engine.products.products_weights import add_sums
 from konv.engine.products.repeats_kernels import repeat_weights, spread_windows, sum_windows
 from konv.engine.products.repeats_outer import sum_repeats
-from konv.engine.threads import get_threads, width
+from konv.engine.threads import get_threads
 from konv.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -84,20 +84,6 @@ def _prepare(problem: Problem) -> Prepared:
     return (_forward if problem.kind == "forward" else _gradient)(g, dtype, threads)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A computation's job, and what goes before or after it: weights are repeated, or parts are added up.
-
-    Of the ``size`` bytes that it borrows the first ``before`` are these weights, or these parts.
-    """
-
-    job: Job
-    threads: int
-    other: Job
-    before: int
-    size: int
-
-
 @functools.lru_cache(maxsize=256)
 def _forward(g: Geometry, dtype: str, threads: int) -> Prepared:
     (row,), (outputs,), (taps,), (period, lanes) = g.spatial, g.output, g.kernel, _period(g, dtype)
@@ -119,33 +105,22 @@ def _forward(g: Geometry, dtype: str, threads: int) -> Prepared:
         channels=g.channels, all_filters=g.filters, filter_blocks=-(-g.filters // filters), period=period, row=row,
         outputs=outputs, tiles=tiles, block_tiles=block_tiles, row_blocks=row_blocks,
     )  # fmt: skip
-    used = width(job.pieces, g.flops // 2)
-    repeat, before = _repeating(g, dtype)
-    return Prepared(job, used, repeat, before, before + used * slot_size * np.dtype(wide_type(dtype)).itemsize)
+    return _repeating(job, slot_size, g, dtype)
 
 
-def _repeating(g: Geometry, dtype: str) -> tuple[Job, int]:
-    """The job, and the bytes that it fills."""
+def _repeating(job: Job, slot_size: int, g: Geometry, dtype: str) -> Prepared:
+    """Of a job of repeated weights."""
     (period, lanes), rows = _period(g, dtype), g.filters * g.channels
-    job = Job(repeat_weights(dtype, lanes, g.kernel[0]), 1, rows=rows)
-    return job, (rows * period + lanes) * np.dtype(wide_type(dtype)).itemsize
+    repeat = Step(Job(repeat_weights(dtype, lanes, g.kernel[0]), 1, rows=rows))
+    return prepared(
+        job, g.flops // 2, slot_size, dtype, g.filters, before=[repeat], slots="workspace", repeated=rows * period + lanes
+    )  # fmt: skip
 
 
 def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
     """Write conv(x, w) + b into ``out`` (N, F, output)."""
-    x, w, dtype = np.ascontiguousarray(x), np.ascontiguousarray(w), dtype_name(x.dtype)
-    made = _forward(g, dtype, get_threads())
-    wide = wide_type(dtype)
-    bias = np.zeros(g.filters, wide) if b is None else np.ascontiguousarray(b, wide)
-    target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
-    with memory.workspace(made.size) as repeated:
-        made.other.run(1, w=address(w), repeated=repeated)
-        made.job.run(
-            made.threads, x=address(x), repeated=repeated, bias=address(bias), y=address(target),
-            workspace=repeated + made.before,
-        )  # fmt: skip
-    if target is not out:
-        out[...] = target
+    plan = _forward(g, dtype_name(x.dtype), get_threads())
+    plan.run(x=x, w=w, bias=plan.bias(b), y=out)
 
 
 @functools.lru_cache(maxsize=256)
@@ -162,24 +137,14 @@ def _spreading(g: Geometry, dtype: str, x_dtype: str, streamed: bool, threads: i
         slot_size=slot_size, images=g.batch, block_images=block_images, channels=g.channels, row=row, outputs=outputs,
         block_periods=block_periods, row_blocks=row_blocks,
     )  # fmt: skip
-    repeat, before = _repeating(g, dtype)
-    used = width(job.pieces, g.flops // 2)
-    return Prepared(job, used, repeat, before, before + used * slot_size * np.dtype(wide_type(dtype)).itemsize)
+    return _repeating(job, slot_size, g, dtype)
 
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dx (N, C, length) into ``out``, whose type may be wider than that of dy."""
-    dy, w, dtype = np.ascontiguousarray(dy), np.ascontiguousarray(w), dtype_name(dy.dtype)
-    target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
-    lines = not address(target) % memory.LINE and not g.spatial[0] * target.itemsize % memory.LINE
-    made = _spreading(g, dtype, dtype_name(out.dtype), lines and target.nbytes >= STREAMED_BYTES, get_threads())
-    with memory.workspace(made.size) as repeated:
-        made.other.run(1, w=address(w), repeated=repeated)
-        made.job.run(
-            made.threads, dy=address(dy), repeated=repeated, x=address(target), workspace=repeated + made.before
-        )
-    if target is not out:
-        out[...] = target
+    lines = not address(out) % memory.LINE and not g.spatial[0] * out.itemsize % memory.LINE
+    streamed = lines and out.nbytes >= STREAMED_BYTES
+    _spreading(g, dtype_name(dy.dtype), dtype_name(out.dtype), streamed, get_threads()).run(dy=dy, w=w, x=out)
 
 
 @functools.lru_cache(maxsize=256)
@@ -219,21 +184,15 @@ def _gradient(g: Geometry, dtype: str, threads: int) -> Prepared:
     add = Job(
         add_sums(wide, dtype, lanes), -(-weights // (1024 * lanes)), parts=parts, numbers=weights, chunk=1024 * lanes
     )
-    used = width(job.pieces, g.flops // 2)
-    before = -(-parts * weights // lanes) * lanes * itemsize
-    return Prepared(job, used, add, before, before + used * slot_size * itemsize)
+    return prepared(
+        job, g.flops // 2, slot_size, dtype, names={"sums": "parts"}, after=[Step(add, 1, {"sums": "parts"})],
+        slots="workspace", parts=-(-parts * weights // lanes) * lanes,
+    )  # fmt: skip
 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dw (F, C, kernel) into ``out``."""
-    dy, x, dtype = np.ascontiguousarray(dy), np.ascontiguousarray(x), dtype_name(x.dtype)
-    made = _gradient(g, dtype, get_threads())
-    target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
-    with memory.workspace(made.size) as sums:
-        made.job.run(made.threads, dy=address(dy), x=address(x), sums=sums, workspace=sums + made.before)
-        made.other.run(1, sums=sums, out=address(target))
-    if target is not out:
-        out[...] = target
+    _gradient(g, dtype_name(x.dtype), get_threads()).run(dy=dy, x=x, out=out)
 
 
 def blocking(problem: Problem) -> str:
@@ -248,7 +207,7 @@ def blocking(problem: Problem) -> str:
         "weight_gradient": f"summed over units of {n.get('block_images')} x {n.get('block_periods')} periods by "
         f"{n.get('block_channels')} channels",
     }[problem.kind]
-    return f"weights repeated over periods of {period} cells; {what}; {made.job.cut(made.threads)}"
+    return f"weights repeated over periods of {period} cells; {what}; {made.cut}"
 
 
 def share(problem: Problem) -> float:

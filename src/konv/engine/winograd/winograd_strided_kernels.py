@@ -18,8 +18,8 @@ import numpy as np
 from konv.engine.compile import kernel
 from konv.engine.machine import wide_type
 from konv.engine.packing import outputs_first, outputs_last
-from konv.engine.simd import Variable, fma, loop, maximum, minimum, pick, splat, within
-from konv.engine.winograd.winograd_kernels import SPREAD, Taps, turn_taps
+from konv.engine.simd import fma, loop, maximum, minimum, pick, within
+from konv.engine.winograd.winograd_kernels import SPREAD, Taps, add_products, turn_taps
 from konv.engine.winograd.winograd_tiles import Images, Strip, Tiling, constants, read_strip
 
 OUTPUTS, POINTS, TAPS, STRIDE = 4, 5, 3, 2
@@ -179,9 +179,9 @@ def strided_products(out, wide, lanes, vectors, depth, groups, layout):
             place = matrices.at(matrix * PLACE)
             for g in loop((place[2] + (group - 1)) // group):
                 at = place[0] + g * group
-                _add_products(
-                    values.at((chunk * cells + at) * depth), own.at(matrix * plane), sums.at(at * panel), count, depth, group,
-                    lanes, vectors, minimum(added, 1) * lanes,
+                add_products(
+                    values.at((chunk * cells + at) * depth), own.at(matrix * plane), None, sums.at(at * panel), count, depth,
+                    group, lanes, vectors, minimum(added, 1) * lanes,
                 )  # fmt: skip
 
         for turn in loop((chunks + (turn_chunks - 1)) // turn_chunks):
@@ -243,23 +243,6 @@ def _filters_to_points(points, count, plane, lanes, number):
         for h, (first, middle, last) in enumerate(zip(*columns)):
             for v, value in enumerate([*filters_of([first, last], number), middle]):
                 points.put((h * KINDS + v) * plane + i * lanes, value)
-
-
-def _add_products(values, points, sums, count, depth, group, lanes, vectors, kept):
-    """``sums[i, f] (+)= sum over c of values[i, c] * points[c, f]`` for ``group`` cells i; added to what is there if ``kept``."""
-    width = lanes * vectors
-    totals = [Variable(sums.zero(lanes)) for _ in range(group * vectors)]
-    for c in loop(count):
-        values.prefetch(group * depth + c * lanes)  # the next group's
-        sums.prefetch(c * lanes, write=True)
-        row = [points.vec(c * width + lanes * j, lanes) for j in range(vectors)]
-        for i in range(group):
-            number = splat(values[c + depth * i], lanes)
-            for j in range(vectors):
-                total = totals[vectors * i + j]
-                total.set(fma(number, row[j], total.get()))
-    for i, total in enumerate(totals):
-        sums.put(lanes * i, total.get() + sums.vec(lanes * i, lanes, count=kept))
 
 
 def _add_to_outputs(sums, cells, panel, offset, lanes, number):
