@@ -239,15 +239,15 @@ def test_ctrl_c_leaves_a_usable_library(pool):
         right = konv.conv(x[:2], w)
         interrupts = 0
         began = time.monotonic()
-        while interrupts < 5 and time.monotonic() - began < 40:
+        while interrupts < 5 and time.monotonic() - began < 100:
             try:
                 print("ready", flush=True)  # in here: what is sent from now on is caught
-                while time.monotonic() - began < 40:
+                while time.monotonic() - began < 100:
                     konv.conv(x, w)
             except KeyboardInterrupt:
                 interrupted = time.monotonic()
                 while len(sys._current_frames()) > 1:  # helpers that have done their part leave
-                    assert time.monotonic() - interrupted < 10
+                    assert time.monotonic() - interrupted < 60
                     time.sleep(0.01)
                 assert np.array_equal(konv.conv(x[:2], w), right)
                 interrupts += 1

@@ -20,12 +20,11 @@ from test_winograd import (
     TAPS,
     UNIT,
     assert_within,
-    matrix,
     normal,
-    number,
     tiles_of,
     wide,
 )
+from test_winograd_formulas import matrix, number
 
 LAYOUTS = ["first", "last"]
 
