@@ -1,7 +1,7 @@
 """Forward and input gradient as matrix products: their tile, blocks and pieces; see :mod:`konv.engine.products.products`.
 
-One level of Strassen's algorithm, as seven products of half the size, took 1.04 to 1.1 times as long as the whole on the deepest
-1x1 layers, before its additions: more is lost at the edges of small products than the eighth that is saved.
+One level of Strassen's algorithm, as seven such products of half the size, took 1.04 to 1.1 times as long as the whole on the
+deepest 1x1 layers, before its additions; within one kernel it gains (:mod:`konv.engine.products.strassen`).
 
 On deep 1x1 layers, forward, tiles of 6 x 4, 4 x 4 and 4 x 5 vectors were no faster beyond the noise, blocks of twice the size
 up to a tenth slower: one thread reaches 99 to 106 GFLOP/s of the 107 that it reaches with channels last.
