@@ -141,6 +141,25 @@ def test_bits_depend_neither_on_the_threads_nor_on_the_batch(x_shape, w_shape, s
         assert_same_bits(dx, whole_dx[n : n + 1])
 
 
+@pytest.mark.parametrize(
+    "x_shape, w_shape, options",
+    [
+        ((2, 5, 3, 4), (5, 7, 2, 2), dict(stride=2)),
+        ((1, 20, 3, 5), (20, 33, 2, 3), dict(stride=3)),  # cells that no window reaches
+        ((2, 3, 9), (3, 4, 4), dict(stride=4, padding=((1, 2),), output_padding=1)),
+        ((1, 4, 2, 3, 2), (4, 2, 1, 2, 2), dict(stride=2)),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_a_bias_is_added_as_windows_are_written(x_shape, w_shape, options, dtype):
+    rng = np.random.default_rng(0)
+    x, w, b = (integers(rng, shape, np.dtype(dtype), 2) for shape in (x_shape, w_shape, w_shape[1:2]))
+    with prefer("products_last"):
+        y = konv.conv_transpose(LAYOUTS["channels last"](x), w, b, **options)
+    right = textbook.conv_transpose(*(a.astype(np.float64) for a in (x, w, b)), **options)
+    assert_equal(y, right.astype(dtype))
+
+
 @pytest.mark.parametrize("groups, kernel", [(1, 2), (2, 1)])
 def test_weight_gradients_where_rows_of_dy_lie_pages_apart(groups, kernel):
     x_shape, w_shape = (3, groups * 5, kernel * 32, kernel * 64), (groups * 9, 5, kernel, kernel)

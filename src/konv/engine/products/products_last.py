@@ -51,8 +51,8 @@ LEAST_RUN = 16  # numbers of a window that lie together,
 LEAST_FILTERS = 8  # and filters, for a weight gradient
 
 __all__ = [
-    "NAME", "blocking", "declines", "forward", "input_gradient", "share", "weight_and_bias_gradient", "weight_gradient",
-    "workspace",
+    "NAME", "blocking", "declines", "forward", "input_gradient", "input_gradient_and_bias", "share",
+    "weight_and_bias_gradient", "weight_gradient", "workspace",
 ]  # fmt: skip
 
 
@@ -95,15 +95,21 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out
 
 def input_gradient(dy: np.ndarray, w: np.ndarray, g: Geometry, out: np.ndarray) -> None:
     """Write dL/dx (N, C, *spatial) into ``out``."""
+    _in_place(out, lambda target: _input_gradient(dy, w, None, g, target))
 
-    def run(target: np.ndarray) -> None:
-        if any(
-            k < s or o * s - low < n for k, s, o, n, (low, _) in zip(g.kernel, g.stride, g.output, g.spatial, g.padding)
-        ):
-            target[...] = 0  # cells that no window reads
-        _run(g, True, dy, w, None, target)
 
-    _in_place(out, run)
+def input_gradient_and_bias(dy: np.ndarray, w: np.ndarray, b: np.ndarray, g: Geometry, out: np.ndarray) -> None:
+    """The same and b (C,) added, of a transposed layer: added afterwards, 128 to 64 at 64 took 1.13 times as long."""
+    _in_place(out, lambda target: _input_gradient(dy, w, b, g, target))
+
+
+def _input_gradient(dy: np.ndarray, w: np.ndarray, b: np.ndarray | None, g: Geometry, out: np.ndarray) -> None:
+    """``out`` has its channels as the last axis."""
+    if any(
+        k < s or o * s - low < n for k, s, o, n, (low, _) in zip(g.kernel, g.stride, g.output, g.spatial, g.padding)
+    ):
+        out[...] = 0 if b is None else b  # cells that no window reads
+    _run(g, True, dy, w, None if b is None else np.tile(b, g.kernel[-1]), out)
 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, g: Geometry, out: np.ndarray) -> None:
