@@ -28,7 +28,7 @@ DTYPES = {torch.float16: "float16", torch.float32: "float32", torch.float64: "fl
 if importlib.util.find_spec("ml_dtypes") is not None:  # NumPy has no bfloat16 without it
     DTYPES[torch.bfloat16] = "bfloat16"
 # Smaller results are PyTorch's: it makes its next one where the last one died, in the caches. Lent from a mebibyte on, where BN's
-# and ReLU's were not, those took twice as long behind a layer, and ResNet-50's inference of one image 1 to 4 % longer.
+# and ReLU's were not, those took twice as long behind a layer, and ResNet-50's inference up to 4 % longer, near the noise.
 LENT_BYTES = 8 << 20
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _FIRST = torch.contiguous_format
