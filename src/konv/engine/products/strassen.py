@@ -14,8 +14,8 @@ An output has the rounding of the largest of four: itself, the pixel half of a s
 filters away. Where these are alike its largest error was 1.5 to 2.3 times a direct sum's, 0.8 to 1.5 times PyTorch's. A NaN or an
 infinity may spread to those four, and sums of numbers near the largest may overflow.
 
-Sums of w made once for a block of pixels, or w copied there, cost more than they saved; so did panels of twice the pixels,
-which leave L2 no room for w. Rows of w whole pages apart displace each other in L1: copied, they were no faster than
+Rows of w copied for a block of pixels cost more than they saved; so did panels of twice the pixels, which leave L2 no room for
+w. Rows of w whole pages apart displace each other in L1: copied, they were no faster than
 eight products. With sums of 256 and 384 terms 2 to 4 % were gained, with 128 filters 5 to 15 % lost.
 """
 
