@@ -34,12 +34,11 @@ with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
 contention.UNNOTICED = 1 << 62  # what tests threads has them, however busy the machine is
 
 
-# Their layers are hardly ever among those drawn: test_pairs, test_strassen, test_fourier, test_channels_in_lanes have their own.
+# Their layers are hardly ever among those drawn: test_pairs, test_fourier and test_channels_in_lanes draw their own.
 OF_FEW_LAYERS = {
     "pairs",
     "fourier",
     "fourier_groups",
-    "strassen",
     "winograd_groups",
     "winograd_rows",
     "winograd_small",

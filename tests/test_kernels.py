@@ -366,7 +366,6 @@ def test_every_kernel_of_the_engine_is_run_here():
         "strips_kernels",
         "strips_last_kernels",
         "strips_outer",
-        "strassen_kernels",
     )
     others = {name for name, factory in factories().items() if factory.__module__.endswith(elsewhere)}
     others.add("filters_to_points")  # which is for large images: test_winograd.py

@@ -151,7 +151,6 @@ def test_a_plan_prints_shapes_work_and_workspace(kind):
 
 
 MOST_SHARES = {
-    "strassen": 8 / 7,
     "winograd_rows": 2,
     "pairs": 4,
     "winograd": 4,
@@ -164,7 +163,6 @@ MOST_SHARES = {
 LAYERS = {
     "pairs": ((8, 64, 28, 28), (96, 64, 1, 1), {}, "bfloat16"),
     "products": ((8, 64, 28, 28), (96, 64, 1, 1), {}, "float32"),
-    "strassen": ((10, 768, 16, 16), (512, 768, 1, 1), {}, "float32"),
     "repeats": ((8, 64, 2000), (4, 64, 10), dict(stride=10), "float32"),
     "folded": ((8, 3, 64, 64), (32, 3, 7, 7), dict(stride=2), "float32"),
     "joined": ((2, 3, 8, 64, 64), (32, 3, 3, 7, 7), dict(stride=(1, 2, 2)), "float32"),
@@ -206,14 +204,14 @@ def test_a_plan_tells_how_it_cuts_the_work_and_what_it_expects(name, kind, layou
 
 
 def test_every_algorithm_is_among_these_layers():
-    """With what ``columns`` tells below; ``strassen`` is for some CPUs only."""
+    """With what ``columns`` tells below, and what is only computed with channels last."""
     told = {
         choose(Problem(kind, konv.geometry(x, w, **options), dtype, layout=layout)).algorithm.NAME
         for x, w, options, dtype in LAYERS.values()
         for kind in KINDS
         for layout in ("first", "last")
     }
-    assert told | {"columns", "strassen"} == {algorithm.NAME for algorithm in algorithms()}
+    assert told | {"columns"} == {algorithm.NAME for algorithm in algorithms()}
 
 
 def test_a_plan_says_what_its_algorithm_tells(counting):

@@ -2,7 +2,7 @@
 
 ::
 
-    ops.py  --Problem-->  plan.choose  --asks in order-->  pairs -> repeats -> strassen -> products -> products_last
+    ops.py  --Problem-->  plan.choose  --asks in order-->  pairs -> repeats -> products -> products_last
                                                            -> fourier -> fourier_groups -> strips -> strips_last -> folded
                                                            -> joined -> winograd_rows -> winograd_small
                                                            -> winograd_groups -> small_groups

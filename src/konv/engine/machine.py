@@ -57,11 +57,6 @@ class Machine:
         return self.cpu == "znver4" and self.vector_bytes == 64
 
     @property
-    def adds_beside(self) -> bool:
-        """Whether sums are taken beside multiply-adds, by adders of their own (AMD, from Zen 3 on; measured on Zen 4)."""
-        return self.cpu in ("znver3", "znver4", "znver5")
-
-    @property
     def tile(self) -> tuple[int, int]:
         """(vectors, pixels) of the register tile: ``vectors * pixels`` accumulators, one pixel, ``vectors`` filters.
 

@@ -31,7 +31,7 @@ class Problem:
     kind : "forward", "input_gradient" or "weight_gradient"
     geometry : the checked shapes; its padding is zeros (other modes are applied before)
     dtype : name of the element type, "float16", "bfloat16", "float32" or "float64"
-    exact : every output is the sum of its own products, as the formula says (no Winograd, no Fourier transforms, no Strassen)
+    exact : every output is the sum of its own products, as the formula says (no Winograd, no Fourier transforms)
     layout : "first" or "last": where the channels of x, y and their gradients lie in memory
     """
 
@@ -48,9 +48,8 @@ def set_exact(exact: bool) -> None:
     Winograd's algorithm computes tiles of outputs together from sums and differences: its error is up to three times a
     direct sum's, and a NaN may fill a whole tile. Fourier transforms compute whole blocks of a row together: a small output
     has the rounding of the largest in its block. Depthwise kernels of five to seven rows add two rows of x before they multiply:
-    an output has the rounding of the largest input that either row's windows hold, and an infinity there may become NaN.
-    Strassen's algorithm computes two pixels and two filters together: an output has the rounding of the largest of four. True
-    refuses all of them, for every following operation of konv in this process.
+    an output has the rounding of the largest input that either row's windows hold, and an infinity there may become NaN. True
+    refuses all three, for every following operation of konv in this process.
 
     Raises
     ------
@@ -155,7 +154,7 @@ def algorithms() -> list[Algorithm]:
     from konv.engine.fourier import fourier, fourier_groups
     from konv.engine.groups import depthwise_paired, grouped, small_groups, small_planes
     from konv.engine.machine import machine
-    from konv.engine.products import pairs, products, products_last, repeats, strassen
+    from konv.engine.products import pairs, products, products_last, repeats
     from konv.engine.stems import folded, joined, strips, strips_last
     from konv.engine.winograd import winograd, winograd_groups, winograd_rows, winograd_small, winograd_strided
 
@@ -165,7 +164,6 @@ def algorithms() -> list[Algorithm]:
     modules = (
         pairs,
         repeats,
-        strassen,
         products,
         products_last,
         fourier,
@@ -365,7 +363,6 @@ def plan(
     expected     ...% of the multiply-add limit: few products stand for many of the formula's
     passed over  pairs: float32; it multiplies pairs of bfloat16
     passed over  repeats: it computes layers of one axis and one group, channels first
-    passed over  strassen: windows see padding
     passed over  products: windows see padding
     passed over  ...
     """

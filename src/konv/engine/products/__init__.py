@@ -8,8 +8,6 @@
     products_grids.py           how windows lie in x and y, for both
     products_last.py            channels last: its jobs             products_last_kernels.py    their kernels
     products_last_weights.py    its weight gradient             products_last_few.py        its forward of few filters
-    strassen.py                 forward of large ones by seven products of quarters
-                                strassen_kernels.py: its kernel
     pairs.py                    1x1 in bfloat16, two products an instruction
                                 pairs_kernels.py, pairs_last_kernels.py: its kernels
     pairs_outer.py              its weight gradient

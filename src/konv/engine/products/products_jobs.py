@@ -1,7 +1,11 @@
 """Forward and input gradient as matrix products: their tile, blocks and pieces; see :mod:`konv.engine.products.products`.
 
-One level of Strassen's algorithm, as seven such products of half the size, took 1.04 to 1.1 times as long as the whole on the
-deepest 1x1 layers, before its additions; within one kernel it gains (:mod:`konv.engine.products.strassen`).
+One level of Strassen's algorithm, as seven products of half the size, took 1.04 to 1.1 times as long as the whole on the deepest
+1x1 layers, before its additions: more is lost at the edges of small products than the eighth that is saved. Within one kernel,
+quarters added where the register tile (8 x 3 vectors, at 95 % of the limit) reads them, by adders that idle beside Zen's
+multipliers, it was 1.05 to 1.1 times as fast with eight images, 0.96 to 1.02 with one (512-2048@7: 1.04 with eight, no gain
+with one). It was taken out, as outputs half an image and half the filters apart shared rounding and NaN: with the upper half of a
+picture times 100, the lower half's error was 5.4e-5 of its largest output, the direct sum's 4.5e-7.
 
 On deep 1x1 layers, forward, tiles of 6 x 4, 4 x 4 and 4 x 5 vectors were no faster beyond the noise, blocks of twice the size
 up to a tenth slower: one thread reaches 99 to 106 GFLOP/s of the 107 that it reaches with channels last.
