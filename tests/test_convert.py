@@ -14,12 +14,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch._dynamo.testing import CompileCounter  # noqa: E402
 from torch.nn.utils import parametrizations, parametrize  # noqa: E402
 from torch.nn.utils import spectral_norm as old_spectral_norm  # noqa: E402
 
 import konv.torch  # noqa: E402
 from konv.engine.plan import exactly  # noqa: E402
-from konv.torch import convert  # noqa: E402
+from konv.torch import convert, faster  # noqa: E402
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "distributed.py"
 KINDS = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
@@ -397,7 +398,7 @@ def test_transposed_layers_are_judged_by_their_own_channels():
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_pytorch_computes_what_konv_would_not_gain(monkeypatch, direction):
     """The same numbers, whoever computes; the other direction is konv's."""
-    from konv.torch import aten, faster
+    from konv.torch import aten
 
     called = []
     for name in ("forward", "gradients"):
@@ -415,7 +416,6 @@ def test_pytorch_computes_what_konv_would_not_gain(monkeypatch, direction):
 
 def test_what_konv_would_not_gain_at_all_is_pytorchs_own_call(monkeypatch):
     """No operator and no function of ours around it: they would cost more than a small layer."""
-    from konv.torch import faster
 
     monkeypatch.setattr(faster, "_expected", lambda *_: False)
     layer = nn.Conv2d(3, 4, 3)
@@ -439,7 +439,7 @@ def test_what_konv_would_not_gain_at_all_is_pytorchs_own_call(monkeypatch):
 @pytest.mark.parametrize("padding", [1, "same"])
 def test_what_pytorch_computes_lies_as_konvs(monkeypatch, padding):
     """As the operators' fakes say; PyTorch forgets channels_last_3d, and the gradient is cropped where "same" pads one side."""
-    monkeypatch.setattr(konv.torch.faster, "_expected", lambda *_: False)
+    monkeypatch.setattr(faster, "_expected", lambda *_: False)
     layer = nn.Conv3d(4, 6, 2, padding=padding).double().to(memory_format=torch.channels_last_3d)
     convert(layer)
     x = torch.randn(2, 4, 5, 6, 7, dtype=torch.float64).to(memory_format=torch.channels_last_3d).requires_grad_()
@@ -465,9 +465,13 @@ def test_what_a_layer_has_met_holds_only_while_nothing_else_has_changed():
             torch.testing.assert_close(y, expected)
 
     agree()
-    assert None not in (met := vars(ours)[ONLY_WHERE_FASTER]).values() and len(met) == 2
+    assert None not in (met := vars(ours)[ONLY_WHERE_FASTER].kinds).values() and len(met) == 2
     for copied in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
-        assert not vars(copied)[ONLY_WHERE_FASTER] and torch.equal(copied(x), ours(x))
+        assert not vars(copied)[ONLY_WHERE_FASTER].kinds and torch.equal(copied(x), ours(x))
+    torch.testing.assert_close(torch.func.vmap(ours)(x[None])[0], theirs(x))
+    with torch.profiler.profile() as seen:
+        ours(x)
+    assert "konv::convolution" in {event.name for event in seen.events()}
     for given in (x.to(memory_format=torch.channels_last), x[:, :, 1:-1, ::2], x[0], x.double()[:0].float(), x):
         agree(given)
     for name, value in (("stride", (2, 1)), ("padding", (1, 0)), ("padding_mode", "circular"), ("dilation", (1, 2))):
@@ -486,8 +490,60 @@ def test_what_a_layer_has_met_holds_only_while_nothing_else_has_changed():
         ours(x.double())
     with pytest.raises(TypeError):
         ours([1.0])
-    torch.testing.assert_close(torch.func.vmap(ours)(x[None])[0], theirs(x))
-    with torch.profiler.profile() as seen:
-        ours(x)
-    assert "konv::convolution" in {event.name for event in seen.events()}
     assert ours.to("meta")(x.to("meta")).is_meta
+
+
+def test_options_that_change_in_place_hold_at_once():
+    layer = nn.Conv2d(4, 6, 3)
+    convert(layer)
+    layer.stride = [1, 1]
+    x = torch.randn(2, 4, 9, 8)
+    shapes = [layer(x).shape[2:] for _ in range(2)]
+    layer.stride[0] = 2
+    assert [tuple(shape) for shape in [*shapes, layer(x).shape[2:]]] == [(7, 6), (7, 6), (4, 6)]
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(8, 16, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, stride=2)], ids=str
+)
+def test_calls_under_autocast_are_alike(monkeypatch, layer, recorded):
+    """Behind a first layer x is bfloat16, the weights are not: each call casts them, the second as the first.
+
+    Two roundings of 2^-8 and the first layer's in all products of the second: below 2^-6 of numbers of order 1.
+    """
+    monkeypatch.setattr(faster, "_expected", lambda *_: True)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), copy.deepcopy(layer))
+    x, found = torch.randn(2, 3, 12, 12), []
+    expected, gradients = _under_autocast(copy.deepcopy(model), x, recorded)
+    convert(model)
+    for _ in range(3):
+        y, grads = _under_autocast(model, x, recorded)
+        found.append((y, *grads))
+        torch.testing.assert_close(y, expected, rtol=2**-6, atol=2**-6)
+        for grad, other in zip(grads, gradients, strict=True):
+            torch.testing.assert_close(grad, other, rtol=2**-5, atol=2**-5 * float(other.abs().max()))
+    assert all(torch.equal(t, first) for call in found[1:] for t, first in zip(call, found[0], strict=True))
+
+
+def _under_autocast(model, x, recorded):
+    model.zero_grad()
+    with torch.set_grad_enabled(recorded), torch.autocast("cpu", torch.bfloat16):
+        y = model(x)
+    assert y.dtype == torch.bfloat16
+    if recorded:
+        y.float().sum().backward()
+    return y.detach(), [p.grad.clone() for p in model.parameters()] if recorded else []
+
+
+def test_calls_compile_nothing_anew():
+    """What a layer has met is nothing that torch.compile asks for."""
+    counted = CompileCounter()
+    model = nn.Sequential(nn.Conv2d(4, 6, 3))
+    convert(model)
+    compiled, x = torch.compile(model, backend=counted), torch.randn(2, 4, 9, 8)
+    with torch.no_grad():
+        for size in range(9, 13):
+            model(torch.randn(1, 4, size, size))
+            compiled(x)
+    assert counted.frame_count == 1

@@ -230,7 +230,7 @@ def test_tensors(layout):
     from konv.torch import functional
 
     layout = getattr(torch, layout)
-    x = torch.ones(4, 8, 100, 100).contiguous(memory_format=layout).requires_grad_()
+    x = torch.ones(4, 8, 300, 300).contiguous(memory_format=layout).requires_grad_()
     w = torch.ones(8, 8, 1, 1)
     y = functional.conv2d(x, w)
     where, view = y.data_ptr(), y.detach()[1]

@@ -74,6 +74,11 @@ def test_kept_buffers_are_bounded_and_the_smallest_that_fits_is_taken():
         assert len({a, b, c}) == 3 and all(start % memory.LINE == 0 for start in (a, b, c))
     with memory.workspace(2 * MIB) as again:
         assert again == c
+    with memory.workspace(9 * MIB) as again, memory.workspace(1024), memory.workspace(8 * MIB) as other:
+        assert again == b != other
+    # The one given back last is that of 9 MiB: a small operation leaves it to others.
+    with memory.workspace(1024) as small, memory.workspace(9 * MIB) as again:
+        assert again == b != small
     borrowed = [memory.workspace(40 * MIB) for _ in range(3)]
     for space in borrowed:
         space.__enter__()

@@ -96,7 +96,7 @@ class Job:
         places, cells = self._places, self._cells.copy()
         try:
             for name, start in pointers.items():
-                cells[places[name]] = start if isinstance(start, int) else address(start)
+                cells[places[name]] = address(start) if isinstance(start, np.ndarray) else start
         except KeyError:
             places = {}
         if len(pointers) != len(places):

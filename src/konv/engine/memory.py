@@ -77,13 +77,16 @@ def release() -> None:
 
 
 def _take(size: int) -> Buffer:
-    """The last that was given back, which is in the caches, else the smallest kept one that is large enough, or a new one."""
+    """The last that was given back, which is in the caches, where it fits; else the smallest that is large enough, or a new one.
+
+    A much larger one is left to who needs it: another Python thread that works on large arrays would get fresh pages each time.
+    """
     try:
         last = _free.pop()
     except IndexError:
         pass
     else:
-        if last.size >= size:
+        if size <= last.size <= 4 * size:
             return last
         _free.append(last)
     fitting = [buffer for buffer in _free.copy() if buffer.size >= size]

@@ -63,9 +63,8 @@ def gains(direction: str, g: Geometry, dtype: str, layout: str, transposed: bool
     PyTorch does not promise. Where it is not: ratios of PyTorch's time to konv's, float32, 2 threads, inside ResNet-50,
     ConvNeXt-tiny and MobileNetV2 of batch 1 and 8, where other operations wrote the input and emptied the caches. There a call of
     konv's cost 30 to 80 us of Python more than PyTorch's, twice as much as alone; so small layers gain less than in
-    ``konv bench``. (Since then a layer keeps what it has met: in MobileNetV2's inference of one image 29 us beside the kernel
-    instead of 40 to 60, of them 10 to ask who computes and who watches, 5 for the result and addresses, 7 for the job; with a
-    graph 75, and 95 backward.) In brackets what remains konv's. "Rarely used" are
+    ``konv bench``. A layer that keeps what it has met now takes 29 us beside the kernel in MobileNetV2's inference of one image
+    (with a graph 75, and 95 backward). In brackets what remains konv's. "Rarely used" are
     2^18 weights or more, no fewer than the cells squared.
 
     =====================================================  ==============================================================

@@ -187,11 +187,14 @@ def exact_conv1d(x: Tensor, w: Tensor, b: Tensor | None, stride: Any, dilation: 
     return _face(1, F.conv1d, False, x, w, b, stride, 0, dilation, groups, 0, exact=True)
 
 
-class Met(dict[Any, "tuple[Any, Callable[..., Tensor], Call] | None"]):
+class Met:
     """The kinds of calls that a layer has met: its options then, who computed and of what; None of one that is PyTorch's.
 
-    Who copies or saves the layer gets an empty one.
+    Who copies or saves the layer gets an empty one. No dictionary itself: ``torch.compile`` would ask for its length ever after.
     """
+
+    def __init__(self) -> None:
+        self.kinds: dict[Any, tuple[Any, Callable[..., Tensor], Call] | None] = {}
 
     def __reduce__(self) -> Any:
         return Met, ()
@@ -268,16 +271,19 @@ def _face(
         x, w, b = (autocast(t) for t in given)
     alone = quiet()
     if computes(x, w, b) and (alone or not leaves()):
-        known = _plain((stride, padding, dilation, groups, output_padding))
+        given_options = stride, padding, dilation, groups, output_padding
+        known = _plain(given_options)
         if known is not None:
             shapes = x.shape, w.shape, b if b is None else b.shape
             if alone and x.dim() == axes + 2:
                 found = _known(axes, transposed, *shapes, exact, where_faster, *known, x.stride(), w.stride(), x.dtype)
                 how = None if found is None else quiet_convolution(found, differentiable(x, w, b))
-                if found is not None and met is not None and len(met) < MOST_MET:
-                    again = None if how is None else ((stride, padding, dilation, groups, "zeros"), *how)
-                    if how is None or asked is x:  # neither padded before, nor cast
-                        met[kind_of_call(asked, *given[1:])] = again
+                if found is not None and met is not None and len(met.kinds) < MOST_MET:
+                    kind, as_asked = kind_of_call(asked, *given[1:]), x is asked and w is given[1] and b is given[2]
+                    if how is None:
+                        met.kinds[kind] = None
+                    elif as_asked and known is given_options:  # neither padded nor cast; and no lists, which may change
+                        met.kinds[kind] = (stride, padding, dilation, groups, "zeros"), *how
                 if how is not None:
                     compute, found = how
                     return compute(x, w, b, found)

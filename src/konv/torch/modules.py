@@ -35,8 +35,8 @@ class _Convolution:
         check_tensor("input", input)
         met, asked = vars(self).get(ONLY_WHERE_FASTER), input
         kind = None if met is None else functional.kind_of_call(input, weight, bias)
-        if kind is not None and kind in met:
-            known = met[kind]
+        if kind is not None and kind in met.kinds:
+            known = met.kinds[kind]
             if known is None:
                 return super()._conv_forward(input, weight, bias)  # type: ignore[misc]
             more = self.stride, self.padding, self.dilation, self.groups, self.padding_mode

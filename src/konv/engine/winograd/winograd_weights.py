@@ -102,9 +102,7 @@ def _cut(
     host = machine()
     lanes, (vectors, rows) = host.lanes(dtype), host.tile
     vectors = min(vectors, -(-g.filters // lanes), -(-most_filters // lanes))
-    rows = min(
-        rows, 8
-    )  # 8 divides what layers have; 13 and 14 are as fast for 64 channels, 16 beside one vector for 16
+    rows = min(rows, 8)  # divides what layers have; 13 and 14 are as fast for 64 channels, 16 beside one vector for 16
     tiled = rows_and_columns(axes, g.batch, most_tiles)
     blocks = -(-tiled["all_rows"] // tiled["block_rows"]) * tiled["column_blocks"]
     most_parts = int(PART_MEMORY * math.prod(g.output) * g.batch / g.filters)
