@@ -501,6 +501,25 @@ def test_options_that_change_in_place_hold_at_once():
     shapes = [layer(x).shape[2:] for _ in range(2)]
     layer.stride[0] = 2
     assert [tuple(shape) for shape in [*shapes, layer(x).shape[2:]]] == [(7, 6), (7, 6), (4, 6)]
+    layer.stride = (1, 1)
+    assert layer(x).shape == layer(x).shape == (2, 6, 7, 6)
+    layer.stride = (True, True)  # equals (1, 1)
+    with pytest.raises(TypeError):
+        layer(x)
+
+
+@pytest.mark.parametrize("freed", ["weight", "bias", "input"])
+@pytest.mark.parametrize("size, kernel", [(16, 3), (64, 1)])
+def test_a_freed_storage_is_refused(size, kernel, freed):
+    """As PyTorch refuses it, not read."""
+    layer, x = nn.Conv2d(size, size, kernel, padding=kernel // 2), torch.randn(2, size, 14, 14)
+    convert(layer)
+    with torch.no_grad():
+        layer(x)
+        # What was seen as an array, PyTorch does not let go.
+        with pytest.raises(RuntimeError, match=r"no memory|not resizable"):
+            {"weight": layer.weight, "bias": layer.bias, "input": x}[freed].untyped_storage().resize_(0)
+            layer(x)
 
 
 @pytest.mark.parametrize("recorded", [False, True])

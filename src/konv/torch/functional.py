@@ -9,6 +9,7 @@ does not fit together: its errors are PyTorch's.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -228,9 +229,9 @@ def kind_of_call(x: Tensor, w: Tensor, b: Tensor | None) -> Any:
 
 
 def again(found: Any, options: tuple[Any, ...], x: Tensor, w: Tensor, b: Tensor | None) -> Tensor | None:
-    """A call of a kind that was met, with these options; None where they have changed, or somebody watches."""
-    then, compute, known = found
-    return compute(x, w, b, known) if then == options and quiet() else None
+    """A call of a kind that was met, with these options; None where they are others, or somebody watches."""
+    then, compute, known = found  # (True, True) equals (1, 1), but is refused
+    return compute(x, w, b, known) if all(map(operator.is_, then, options)) and quiet() else None
 
 
 def check_tensor(name: str, value: Any, or_else: str = "") -> None:
@@ -283,7 +284,7 @@ def _face(
                     if how is None:
                         met.kinds[kind] = None
                     elif as_asked and known is given_options:  # neither padded nor cast; and no lists, which may change
-                        met.kinds[kind] = (stride, padding, dilation, groups, "zeros"), *how
+                        met.kinds[kind] = (stride, padding, dilation, groups), *how
                 if how is not None:
                     compute, found = how
                     return compute(x, w, b, found)

@@ -39,8 +39,8 @@ class _Convolution:
             known = met.kinds[kind]
             if known is None:
                 return super()._conv_forward(input, weight, bias)  # type: ignore[misc]
-            more = self.stride, self.padding, self.dilation, self.groups, self.padding_mode
-            if (y := functional.again(known, more, input, weight, bias)) is not None:
+            more = self.stride, self.padding, self.dilation, self.groups
+            if self.padding_mode == "zeros" and (y := functional.again(known, more, input, weight, bias)) is not None:
                 return y
         padding = self.padding
         if self.padding_mode != "zeros":

@@ -87,7 +87,7 @@ def _quickly(
         x = x.contiguous(memory_format=known.layout)
         w = w.contiguous(memory_format=known.layout if kind == "weight_gradient" else _FIRST)
     for t in (x, w) if b is None else (x, w, b):
-        if t._is_zerotensor() or t.is_neg():
+        if t._is_zerotensor() or t.is_neg() or not t.data_ptr():
             return None
     if b is not None and not b.is_contiguous():
         return None
@@ -317,7 +317,12 @@ def array_of(t: Tensor, layout: torch.memory_format = _FIRST) -> np.ndarray:
 
 
 def view_of(t: Tensor) -> np.ndarray:
-    """The memory of a tensor; of a negated one, which is a view of what it negates, that of a copy."""
+    """The memory of a tensor; of a negated one, which is a view of what it negates, that of a copy.
+
+    RuntimeError where its storage was freed (``untyped_storage().resize_(0)``).
+    """
+    if not t.data_ptr() and t.numel():
+        raise RuntimeError(f"a tensor of shape {tuple(t.shape)} has no memory: its storage was freed")
     if t.dtype is torch.bfloat16:
         return t.resolve_neg().detach().view(torch.int16).numpy().view(_numpy_dtype("bfloat16"))
     return t.numpy(force=True)
