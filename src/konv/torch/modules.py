@@ -39,8 +39,11 @@ class _Convolution:
             known = met.kinds[kind]
             if known is None:
                 return super()._conv_forward(input, weight, bias)  # type: ignore[misc]
-            more = self.stride, self.padding, self.dilation, self.groups
-            if self.padding_mode == "zeros" and (y := functional.again(known, more, input, weight, bias)) is not None:
+            options = self.stride, self.padding, self.dilation, self.groups
+            if (
+                self.padding_mode == "zeros"
+                and (y := functional.again(known, options, input, weight, bias)) is not None
+            ):
                 return y
         padding = self.padding
         if self.padding_mode != "zeros":
