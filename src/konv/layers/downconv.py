@@ -159,7 +159,7 @@ class DownConv(Layer):
         # The parts show what they would have kept, had they computed it.
         h = hidden[:, self.padding : self.padding + self.seq_len // self.k1].transpose(0, 2, 1)
         self.conv1a._remember((x.transpose(0, 2, 1), W1, h.shape))
-        self.relu1a._remember((h <= 0, x.dtype) if self.training else None)
+        self.relu1a._remember((h <= 0, x.dtype, None) if self.training else None)
         self.conv2a._remember((h, W2, (y.shape[0], y.shape[2], y.shape[1])))
         return y
 
