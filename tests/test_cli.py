@@ -465,8 +465,29 @@ def test_warmup_interrupted(monkeypatch, tmp_path):
     monkeypatch.setattr(warmup, "calls", lambda: [("small", interrupted)])
     code, _, err = run("warmup")
     assert code == 130 and err.strip().endswith(
-        "interrupted; kernels compiled so far are kept (1). Go on with: konv warmup"
+        "interrupted; kernels compiled so far are kept (1 new). Go on with: konv warmup"
     )
+
+
+def test_warmup_where_nothing_can_be_kept(monkeypatch, tmp_path):
+    from konv.bench import warmup
+
+    monkeypatch.setattr(warmup, "calls", lambda: pytest.fail("it compiles for nothing"))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KONV_CACHE", str(tmp_path / "file/below"))
+    code, out, err = run("warmup")
+    assert (code, out) == (1, "")
+    assert f"kernels cannot be kept in {tmp_path / 'file/below'}" in one_line_error(err) and "KONV_CACHE" in err
+
+
+def test_help_of_warmup_names_every_place(monkeypatch, tmp_path):
+    from konv.engine.compile import cache_folder
+
+    out = run("warmup", "--help")[1]
+    assert all(word in out for word in ("KONV_CACHE", "XDG_CACHE_HOME", "~/.cache", "konv/kernels"))
+    monkeypatch.delenv("KONV_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "konv/kernels"
 
 
 def test_info():

@@ -18,8 +18,7 @@ def warmup() -> None:
     """Compile the kernels of all usual layers now, so that no program has to wait for them later.
 
     Takes some minutes, once for each CPU and version of konv. What is compiled already, also before a Ctrl-C, is not compiled
-    again. Kernels are
-    kept in ~/.cache/konv/kernels, or where `KONV_CACHE` says.
+    again. Kernels are kept in the folder that `KONV_CACHE` names, else in konv/kernels below `XDG_CACHE_HOME` or ~/.cache.
     """
     import time
 
@@ -30,6 +29,7 @@ def warmup() -> None:
     from konv.engine.compile import cache_folder
 
     folder, began = cache_folder(), time.monotonic()
+    _try_writing(folder)
     before = _kernels(folder)
     work = list(calls())
     console = Console(stderr=True)
@@ -45,7 +45,7 @@ def warmup() -> None:
                 call()
             except KeyboardInterrupt:
                 kept = len(_kernels(folder) - before)
-                fail(f"interrupted; kernels compiled so far are kept ({kept}). Go on with: konv warmup", 130)
+                fail(f"interrupted; kernels compiled so far are kept ({kept} new). Go on with: konv warmup", 130)
             progress.advance(task)
     now = _kernels(folder)
     size = sum(path.stat().st_size for path in now)
@@ -53,6 +53,19 @@ def warmup() -> None:
         f"{len(now - before)} kernels compiled in {time.monotonic() - began:.0f} s, {len(now)} are there ({size / 1e6:.1f} MB): "
         f"{folder}", markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
+
+
+def _try_writing(folder: Path) -> None:
+    """Minutes of compiling are in vain where nothing can be kept: tell it before."""
+    import tempfile
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        fail(f"kernels cannot be kept in {folder} ({why}); set KONV_CACHE to a folder that can be written")
 
 
 def _kernels(folder: Path) -> set[Path]:
