@@ -403,3 +403,9 @@ def test_adams_text_on_numpy(host):
     with engine(MACHINES[host], plain=True):
         adam.update(*plain, numbers)
     assert all(np.array_equal(one, other) for one, other in zip(compiled, plain))
+
+
+def test_adam_raises_what_numpy_is_asked_to_raise():
+    params, grads = {"W": np.ones(8, np.float32)}, {"W": np.full(8, np.inf, np.float32)}
+    with np.errstate(all="raise"), pytest.raises(FloatingPointError):
+        Adam().update(params, grads)

@@ -313,7 +313,8 @@ class Adam(Optimizer):
         from konv.engine import adam  # imports LLVM, which takes a while
 
         m, v = state
-        if type(self) is not Adam or not adam.takes(param, grad, m, v):
+        told = "raise" in np.geterr().values()  # of an infinity or an overflow, which NumPy alone does
+        if told or type(self) is not Adam or not adam.takes(param, grad, m, v):
             return False
         beta1, beta2, t = self.beta1, self.beta2, self.iter
         settings = beta1, 1 - beta1, beta2, 1 - beta2, 1 - beta2**t, self.epsilon, self.lr / (1 - beta1**t)
