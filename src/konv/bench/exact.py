@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from konv.bench.layers import Row
+from konv.engine.memory import aligned
 
 Arrays = list[np.ndarray]
 
@@ -24,16 +25,14 @@ class Inputs:
 
     @classmethod
     def of(cls, row: Row, direction: str) -> Inputs:
-        """The inputs of a row, the same in every process."""
+        """The inputs of a row, the same in every process; they begin at cache lines, as PyTorch's tensors and konv's results."""
         rng = np.random.default_rng(zlib.crc32(row.name.encode()))
         shapes = row.x, row.w, (row.filters,), row.y if direction == "backward" else (0,)
         scales = 1.0, row.reduction("forward") ** -0.5, 1.0, 1.0
-        return cls(
-            *(
-                (rng.standard_normal(s, np.float32) * np.float32(k)).astype(row.dtype_of_numpy)
-                for s, k in zip(shapes, scales)
-            )
-        )
+        arrays = [aligned(shape, row.dtype_of_numpy) for shape in shapes]
+        for array, scale in zip(arrays, scales):
+            array[...] = rng.standard_normal(array.shape, np.float32) * np.float32(scale)
+        return cls(*arrays)
 
     def widened(self) -> Inputs:
         """The same numbers in float64."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from konv.bench.exact import Arrays, Inputs
 from konv.bench.layers import Row
+from konv.engine.memory import aligned
 
 MOST_COLUMNS = 256 << 20  # bytes of the textbook's im2col matrix; larger rows are left out
 MOST_HALF_WORK = 100_000_000  # NumPy multiplies half types without a BLAS, a thousand times slower
@@ -44,7 +45,10 @@ class Built:
 
 def channels_last(array: np.ndarray) -> np.ndarray:
     """The same array with its channels neighbours in memory."""
-    return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 1, -1)), -1, 1)
+    last = np.moveaxis(array, 1, -1)
+    found = aligned(last.shape, array.dtype)
+    found[...] = last
+    return np.moveaxis(found, -1, 1)
 
 
 class Konv:
@@ -59,7 +63,6 @@ class Konv:
     def build(self, row: Row, direction: str) -> Built:
         """See :class:`Built`."""
         import konv
-        from konv.engine.memory import aligned
 
         inputs = Inputs.of(row, direction)
         x, w, b, dy = inputs.x, inputs.w, inputs.b, inputs.dy
