@@ -83,6 +83,22 @@ def conv(
     >>> conv(x, np.array([[[1.0, 1.0, 1.0]]]), padding="same")
     array([[[1., 3., 6., 9., 7.]]])
     """
+    return _conv(x, w, b, stride, padding, dilation, groups, padding_mode, out)
+
+
+def _conv(
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray | None,
+    stride: IntOrAxes = 1,
+    padding: Padding = 0,
+    dilation: IntOrAxes = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    out: np.ndarray | None = None,
+    rectified: bool = False,
+) -> np.ndarray:
+    """:func:`conv`, or with ``rectified`` :func:`konv.rectified.conv`."""
     given = (x, w, b)
     x, w, b = checked_floats(x=x, w=w, b=b)
     g = _geometry(x, w, stride, padding, dilation, groups, padding_mode)
@@ -93,9 +109,16 @@ def conv(
         y = empty(g.output_shape, x.dtype, layout)
     else:
         y = output_array(out, g.output_shape, x.dtype, layout, x=given[0], w=given[1], b=given[2])
-    x, g = _zero_padded(x, g)
+    if g.padding_mode != "zeros":
+        x, g = _zero_padded(x, g)
     chosen = algorithm_for("forward", g, dtype_name(x.dtype), layout)
-    chosen.forward(laid_out(x, layout), np.ascontiguousarray(w), b, g, y)
+    x, w = laid_out(x, layout), np.ascontiguousarray(w)
+    if rectified and hasattr(chosen, "forward_rectified"):
+        chosen.forward_rectified(x, w, b, g, y)
+    else:
+        chosen.forward(x, w, b, g, y)
+        if rectified:
+            _keep_where_positive(y, y)
     if out is None or y is out:
         return y
     out[...] = y
@@ -141,20 +164,42 @@ def conv_backward(
     >>> dx, dw, db
     (array([[[1., 2., 3., 2., 1.]]]), array([[[3., 6., 9.]]]), array([3.]))
     """
+    return _conv_backward(dy, x, w, stride, padding, dilation, groups, padding_mode, need)
+
+
+def _conv_backward(
+    dy: np.ndarray,
+    x: np.ndarray,
+    w: np.ndarray,
+    stride: IntOrAxes = 1,
+    padding: Padding = 0,
+    dilation: IntOrAxes = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    need: Sequence[str] = GRADIENTS,
+    rectified: bool = False,
+) -> tuple[Any, Any, Any]:
+    """:func:`conv_backward`, or with ``rectified`` :func:`konv.rectified.conv_backward`."""
     dy, x, w = checked_floats(dy=dy, x=x, w=w)
     g = _geometry(x, w, stride, padding, dilation, groups, padding_mode)
     check_upstream(dy, g.output_shape)
     wanted = _needed(need)
     dx = dw = db = None
     dtype, layout = dtype_name(x.dtype), layout_of(x, dy)
-    padded_x, inner = _zero_padded(x, g)
+    padded_x, inner = (x, g) if g.padding_mode == "zeros" else _zero_padded(x, g)
     dy = laid_out(dy, layout)
     if "x" in wanted:
         # A repeated cell collects several gradients: half types stay float32 until those are added up.
         inner_dx = empty(inner.x_shape, dy.dtype if inner is g else accumulator(dy.dtype), layout)
         chosen = algorithm_for("input_gradient", inner, dtype, layout)
-        chosen.input_gradient(dy, np.ascontiguousarray(w), inner, inner_dx)
+        if rectified and inner is g and max(g.stride) == 1 and hasattr(chosen, "input_gradient_rectified"):
+            chosen.input_gradient_rectified(dy, np.ascontiguousarray(w), laid_out(x, layout), g, inner_dx)
+            rectified = False  # done
+        else:
+            chosen.input_gradient(dy, np.ascontiguousarray(w), inner, inner_dx)
         dx = inner_dx if inner is g else laid_out(textbook.unpad(inner_dx, g).astype(x.dtype, copy=False), layout)
+        if rectified:
+            _keep_where_positive(dx, x)
     if "w" in wanted:
         dw = np.empty(g.w_shape, w.dtype)
         chosen = algorithm_for("weight_gradient", inner, dtype, layout)
@@ -334,8 +379,6 @@ def _needed(need: Sequence[str]) -> set[str]:
 
 def _zero_padded(x: np.ndarray, g: Geometry) -> tuple[np.ndarray, Geometry]:
     """The engine pads with zeros only: other modes are applied to x here, and the geometry has no padding left."""
-    if g.padding_mode == "zeros":
-        return x, g
     inner = dataclasses.replace(g, spatial=g.padded, padding=((0, 0),) * g.axes, padding_mode="zeros")
     return textbook.pad(x, g), inner
 
@@ -344,6 +387,12 @@ def _add_bias(y: np.ndarray, b: np.ndarray) -> None:
     from konv.engine.bias import add_bias  # LLVM takes a while to import
 
     add_bias(y, b)
+
+
+def _keep_where_positive(y: np.ndarray, told_by: np.ndarray) -> None:
+    from konv.engine import rectify  # LLVM takes a while to import
+
+    rectify.where_positive(y, told_by, y)
 
 
 def _bias_gradient(dy: np.ndarray) -> np.ndarray:
