@@ -1,6 +1,7 @@
 """A ReLU in passing: the bits of the convolution, the pooling and the ReLU one after the other, alone and in a Sequential."""
 
 import copy
+import weakref
 
 import numpy as np
 import pytest
@@ -12,14 +13,16 @@ from konv.engine import rectify
 from konv.engine.winograd import winograd
 from konv.geometry import geometry
 from konv.layers import Affine, Convolution, Pooling, ReLU, Sequential
+from konv.layers.base import Layer
 from plain_engine import MACHINES, engine
 from strategies import BFLOAT16
 from test_guard_page import guarded
 
-# x, w, options: Winograd's algorithm, strips, and what does not do it in passing
+# x, w, options: Winograd's algorithm, strips, and what does not do it in passing; Winograd's does not for dx with a stride
 CASES = [
     ((2, 16, 7, 6), (16, 16, 3, 3), dict(padding=1)),
     ((2, 1, 19, 21), (16, 1, 3, 3), dict(padding=1)),
+    ((1, 16, 8, 8), (16, 16, 3, 3), dict(padding=1, stride=(1, 2))),
     ((1, 8, 6), (8, 1, 3), dict(padding="causal", groups=8)),
     ((1, 8, 6), (8, 1, 3), dict(padding=1, padding_mode="reflect", groups=8)),
 ]
@@ -119,7 +122,7 @@ def test_a_sequential_has_the_bits_of_its_layers():
     x[0, 0, 3, 3] = np.nan
     out, dx = one_by_one(alone, x, dout)
     assert_same_bits(net.forward(x), out)
-    assert layers[1].output is layers[2].x  # in passing
+    assert layers[1]._output is layers[2].x  # in passing
     assert_same_bits(net.backward(dout), dx)
     for mine, other in zip(layers, alone):
         for name, gradient in other.grads().items():
@@ -195,11 +198,63 @@ def test_what_is_no_plain_layer_is_asked_as_ever():
     net = Sequential(layers)
     net.backward(np.ones_like(net.forward(x)))
     assert calls == ["forward"] * 2 + ["backward"] * 2
-    net = Sequential(Convolution(*(p.copy() for p in layers[2].params().values()), pad=1), ReLU())
+
+
+REPLACED = [*((place, "forward") for place in range(1, 6)), (2, "backward"), (4, "backward"), (5, "backward")]
+
+
+@pytest.mark.parametrize("place, name", REPLACED)
+def test_what_replaces_a_method_may_use_its_input_as_scratch(place, name):
+    rng = np.random.default_rng(5)
+    layers = network(rng)
+    alone = copy.deepcopy(layers)
+    for layer in (layers[place], alone[place]):
+        method = getattr(layer, name)
+
+        def scribbling(array, layer=layer, method=method):
+            result = method(array)
+            (array if name == "forward" else layer._saved[0])[...] = 1
+            return result
+
+        setattr(layer, name, scribbling)
+    x, dout = images(rng)
+    net = Sequential(layers)
+    out, dx = one_by_one(alone, x, dout)
+    assert_same_bits(net.forward(x), out)
+    assert_same_bits(net.backward(dout), dx)
+
+
+class InPlace(Layer):
+    """Writes into its input."""
+
+    def forward(self, x):
+        x[...] = 1
+        return x
+
+    def backward(self, dout):
+        return dout
+
+
+@pytest.mark.parametrize("behind", [[], [Pooling(2, 2)], [Pooling(2, 2), InPlace()]], ids=len)
+def test_an_output_that_others_may_write_to_tells_nothing(behind):
+    rng = np.random.default_rng(6)
+    layers = [*network(rng)[:2], *behind]
+    alone = copy.deepcopy(layers)
+    x, _ = images(rng)
+    net = Sequential(layers)
     out = net.forward(x)
-    mask = out <= 0
+    dout = rng.standard_normal(out.shape, np.float32)
+    _, dx = one_by_one(alone, x, dout)
     out[...] = 1
-    assert np.array_equal(net[1].mask, mask)
+    assert np.array_equal(net[1].mask, alone[1].mask)
+    assert_same_bits(net.backward(dout), dx)
+
+
+def test_a_pooling_keeps_its_output_only_where_it_tells_something():
+    x, _ = images(np.random.default_rng(7))
+    for pooling_alone in (Pooling(2, 2), Sequential(ReLU(), Pooling(2, 2))):
+        out = weakref.ref(pooling_alone.forward(x))
+        assert out() is None
 
 
 def test_what_a_layer_refuses_a_sequential_refuses():

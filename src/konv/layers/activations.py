@@ -35,16 +35,16 @@ class ReLU(Layer):
     @property
     def mask(self) -> np.ndarray | None:
         """Where the last input was <= 0 (bool, like x); None outside training."""
-        if self._saved is None or self.output is None:
+        if self._saved is None or self._output is None:
             return None if self._saved is None else self._saved[0]
-        return self.output <= 0
+        return self._output <= 0
 
     @property
-    def output(self) -> np.ndarray | None:
+    def _output(self) -> np.ndarray | None:
         """The last output where it tells the mask: the layer before computed it, and the next one keeps it. Else None."""
         return None if self._saved is None else self._saved[2]
 
-    def keep(self, out: np.ndarray) -> None:
+    def _keep(self, out: np.ndarray) -> None:
         """Take ``out``, which is ``max(x, 0)`` and stays as it is until backward, for the last ``forward``'s output."""
         self._remember((None, out.dtype, out) if self.training else None)
 
@@ -76,7 +76,7 @@ class ReLU(Layer):
         dout = self._accepted(dout, mask.shape)
         return _rectify().gradient(dout.astype(dtype, copy=False), mask)
 
-    def passed(self) -> None:
+    def _passed(self) -> None:
         """The layer behind has done what :meth:`backward` does. Raises as that."""
         self._recall()
         self._answered()

@@ -164,7 +164,7 @@ class Convolution(_Convolution):
         """
         return self._forward(x, ops.conv)
 
-    def forward_rectified(self, x: np.ndarray) -> np.ndarray:
+    def _forward_rectified(self, x: np.ndarray) -> np.ndarray:
         """``max(forward(x), 0)`` in one pass; :meth:`backward` stays forward's."""
         return self._forward(x, rectified.conv)
 
@@ -193,11 +193,11 @@ class Convolution(_Convolution):
         """
         return self._backward(dout, ops.conv_backward)
 
-    def backward_rectified(self, dout: np.ndarray) -> np.ndarray:
+    def _backward_rectified(self, dout: np.ndarray) -> np.ndarray:
         """:meth:`backward`, and through the ReLU that gave x: dx is 0 where x is."""
         return self._backward(dout, rectified.conv_backward)
 
-    def backward_of_weights(self, dout: np.ndarray) -> None:
+    def _backward_of_weights(self, dout: np.ndarray) -> None:
         """:meth:`backward` without dx, which nobody asks for before the first layer."""
         self._backward(dout, ops.conv_backward, need=("w", "b"))
 

@@ -84,9 +84,16 @@ class Pooling(_Pooling):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Pool x (N, C, H, W) to (N, C, out_h, out_w), dtype of x."""
+        return self._forward(x, keeps=False)
+
+    def _forward_keeping(self, x: np.ndarray) -> np.ndarray:
+        """:meth:`forward`, whose output stays as it is until :meth:`_backward_rectified`."""
+        return self._forward(x, keeps=True)
+
+    def _forward(self, x: np.ndarray, keeps: bool) -> np.ndarray:
         x = self._input(x)
         out, winners = pooling.max_pool_winners(x, **self._window())
-        self._remember((x, out.shape, winners, out))
+        self._remember((x, out.shape, winners, out if keeps else None))
         return out
 
     def backward(self, dout: np.ndarray) -> np.ndarray:
@@ -94,13 +101,15 @@ class Pooling(_Pooling):
         dout, x = self._upstream(dout)
         return pooling.max_pool_from_winners(dout, x, self._saved[2], **self._window())
 
-    def backward_rectified(self, dout: np.ndarray) -> np.ndarray:
-        """:meth:`backward`, and through the ReLU that gave x: a winner that is 0 passes nothing on.
+    @property
+    def _output(self) -> np.ndarray | None:
+        """The last output where :meth:`_forward_keeping` gave it, else None."""
+        return None if self._saved is None else self._saved[3]
 
-        The output must be as ``forward`` gave it.
-        """
+    def _backward_rectified(self, dout: np.ndarray) -> np.ndarray:
+        """:meth:`backward`, and through the ReLU that gave x: a winner that is 0 passes nothing on."""
         dout, x = self._upstream(dout)
-        return pooling.max_pool_from_winners(dout, x, self._saved[2], **self._window(), rectified=self._saved[3])
+        return pooling.max_pool_from_winners(dout, x, self._saved[2], **self._window(), rectified=self._output)
 
     @property
     def arg_max(self) -> np.ndarray | None:

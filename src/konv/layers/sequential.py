@@ -98,14 +98,17 @@ class Sequential(Layer):
         TypeError
             A layer returns several values, as :class:`konv.CausalConv1d` does, or refuses what the one before returned.
         """
-        skip = False
+        rectified = -3  # the place of the last convolution that did it
         for index, layer in enumerate(self.layers):
-            if skip:  # a ReLU: x is its output
-                layer.keep(x)
-                skip = False
-                continue
-            skip = self._rectifies(index)
-            x = layer.forward_rectified(x) if skip else layer.forward(x)
+            if index == rectified + 1:  # a ReLU: x is its output
+                layer._keep(x)
+            elif self._rectifies(index):
+                rectified = index
+                x = layer._forward_rectified(x)
+            elif index == rectified + 2 and type(layer) is Pooling:
+                x = layer._forward_keeping(x)
+            else:
+                x = layer.forward(x)
             if isinstance(x, tuple):
                 hint = "; without a state, Convolution(W, b, pad='causal') computes the same"
                 raise TypeError(
@@ -130,31 +133,35 @@ class Sequential(Layer):
         for index in reversed(range(len(self.layers))):
             layer = self.layers[index]
             if passed:  # a ReLU: dout is what its input gets
-                layer.passed()
+                layer._passed()
                 passed = False
                 continue
-            if not (index or need_dx) and type(layer) is Convolution and "backward" not in vars(layer):
-                layer.backward_of_weights(dout)
+            if not (index or need_dx) and type(layer) is Convolution and not _replaced(layer, "backward"):
+                layer._backward_of_weights(dout)
                 return None
             passed = self._masks(index)
-            dout = layer.backward_rectified(dout) if passed else layer.backward(dout)
+            dout = layer._backward_rectified(dout) if passed else layer.backward(dout)
         return dout if need_dx else None
 
     def _rectifies(self, index: int) -> bool:
         """Whether a convolution rectifies its output for the ReLU behind it, which the layers behind leave as it is."""
-        kinds = [type(layer) for layer in self.layers[index : index + 4]]
-        if kinds[:2] != [Convolution, ReLU] or len(kinds) < 3:
+        layers = self.layers[index : index + 4]
+        kinds = [type(layer) for layer in layers]
+        if kinds[:3] == [Convolution, ReLU, Convolution]:
+            layers = layers[:3]
+        elif kinds[:3] != [Convolution, ReLU, Pooling] or kinds[3:] not in ([Convolution], [Affine]):
             return False
-        tells = kinds[2] is Convolution or (
-            kinds[2] is Pooling and len(kinds) == 4 and kinds[3] in (Convolution, Affine)
-        )
-        return tells and not any("forward" in vars(layer) for layer in self.layers[index : index + 2])
+        # What stands in a method's place may write into its input, and all these see what is kept.
+        return not any(_replaced(layer, "forward", "backward") for layer in layers)
 
     def _masks(self, index: int) -> bool:
         """Whether a layer masks the gradient that it gives to the ReLU before it: what this one gave is what it keeps."""
         layer, before = self.layers[index], self.layers[index - 1] if index else None
-        kept = before.output if type(before) is ReLU and type(layer) in (Convolution, Pooling) else None
-        return kept is not None and layer.x is kept and not any("backward" in vars(each) for each in (layer, before))
+        if type(before) is not ReLU or before._output is None or type(layer) not in (Convolution, Pooling):
+            return False
+        if layer.x is not before._output or (type(layer) is Pooling and layer._output is None):
+            return False
+        return not (_replaced(layer, "backward") or _replaced(before, "backward"))
 
     def params(self) -> dict[str, np.ndarray]:
         """The trainable arrays of all layers by name: the arrays themselves."""
@@ -198,6 +205,11 @@ class Sequential(Layer):
     def __getitem__(self, index: int | slice) -> Any:
         """The layer at ``index``; for a slice a Sequential of the very layers there."""
         return Sequential(*self.layers[index]) if isinstance(index, slice) else self.layers[index]
+
+
+def _replaced(layer: Any, *methods: str) -> bool:
+    """Whether something stands in the place of one of this object's methods."""
+    return not vars(layer).keys().isdisjoint(methods)
 
 
 def _check_layer(index: int, layer: Any) -> None:
