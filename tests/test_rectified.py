@@ -200,6 +200,18 @@ def test_what_is_no_plain_layer_is_asked_as_ever():
     assert calls == ["forward"] * 2 + ["backward"] * 2
 
 
+@pytest.mark.parametrize("kind", [Convolution, ReLU, Pooling, Affine])
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_a_class_whose_method_was_replaced_is_asked_as_ever(monkeypatch, kind, name):
+    rng, calls, method = np.random.default_rng(6), [], getattr(kind, name)
+    monkeypatch.setattr(kind, name, lambda layer, array: calls.append(layer) or method(layer, array))
+    x, dout = images(rng)
+    net = Sequential(network(rng))
+    net.forward(x)
+    net.backward(dout)
+    assert len(calls) == sum(type(layer) is kind for layer in net.layers) > 0
+
+
 REPLACED = [*((place, "forward") for place in range(1, 6)), (2, "backward"), (4, "backward"), (5, "backward")]
 
 

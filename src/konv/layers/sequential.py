@@ -208,8 +208,16 @@ class Sequential(Layer):
 
 
 def _replaced(layer: Any, *methods: str) -> bool:
-    """Whether something stands in the place of one of this object's methods."""
-    return not vars(layer).keys().isdisjoint(methods)
+    """Whether something stands in the place of one of these methods, in the object or in its class."""
+    kind = type(layer)
+    return any(method in vars(layer) or getattr(kind, method) is not _OWN[kind, method] for method in methods)
+
+
+_OWN = {
+    (kind, method): getattr(kind, method)
+    for kind in (Affine, Convolution, Pooling, ReLU)
+    for method in ("forward", "backward")
+}
 
 
 def _check_layer(index: int, layer: Any) -> None:
