@@ -402,6 +402,44 @@ def test_check():
         assert re.search(rf"^│ {layer}\b", out, re.MULTILINE), layer
 
 
+@pytest.mark.parametrize(
+    "width, heads",
+    [
+        (24, ["layer"]),
+        (40, ["layer"]),
+        (60, ["layer", "elements", "worst element"]),
+        (100, ["layer", "elements", "worst element", "difference", "tolerance"]),
+    ],
+)
+def test_check_in_a_narrow_terminal(width, heads, monkeypatch):
+    """No word of a layer's name is broken: other columns go."""
+    names = ["ConvolutionTranspose 3-D" if width > 24 else "Convolution", "a network of five"]
+    monkeypatch.setattr(checks, "CASES", dict.fromkeys(names, checks.CASES["ReLU"]))
+    monkeypatch.setitem(ENVIRONMENT, "COLUMNS", str(width))
+    code, out, _ = run("check")
+    lines = out.splitlines()[:-1]
+    assert code == 0 and max(map(len, lines)) <= width
+    assert [head.strip() for head in lines[1].strip("┃").split("┃")] == [*heads, ""]
+    assert all(re.search(rf"\b{word}\b", out) for name in names for word in name.split())
+    assert sum(line.endswith(" ok │") for line in lines) == 2
+
+
+def test_predict_in_a_narrow_terminal(monkeypatch):
+    """The whole of each file's name is there, in several lines where it is long."""
+    from konv.training import predict
+
+    best = (("3", 0.5), ("4", 0.25), ("5", 0.25))
+    paths = ["/a/folder/with/a/long/name/first.png", "/a/folder/with/a/long/name/second.png"]
+    found = [predict.Prediction(path, best, False) for path in paths]
+    monkeypatch.setattr(predict, "predict", lambda *arguments, **options: found)
+    for width, then in ((40, 0), (80, 2)):
+        monkeypatch.setitem(ENVIRONMENT, "COLUMNS", str(width))
+        code, out, _ = run("predict", "run", *paths)
+        lines = out.splitlines()
+        assert code == 0 and max(map(len, lines)) <= width and lines[1].count("then") == then
+        assert "".join(line.split("│")[1].strip() for line in lines if "│" in line) == "".join(paths)
+
+
 @pytest.mark.parametrize("wrong", [lambda x: 2 * x, lambda x: x * np.nan])
 def test_check_fails(monkeypatch, wrong):
     def wrong_layer(rng):

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from konv.commands.shell import fail, new_console, plain_errors
+from konv.commands.shell import columns_that_fit, fail, new_console, plain_errors
+
+PATH = 32  # letters of a line of a file's name, for which no other column has to go
 
 
 @plain_errors
@@ -64,12 +66,20 @@ def predict(
         for name, probability in one.best:
             console.print(f"  {name:<12} {probability:7.2%}", highlight=False, markup=False)
         return
-    table = Table("image", "read as", "probability", "then", "then")
+    rows = []
     for one in predictions:
         (name, probability), *others = one.best
-        rest = [f"{other} {share:.1%}" for other, share in others]
-        table.add_row(Text(one.path), Text(name, style="bold"), f"{probability:.1%}", *map(Text, rest))
-    if predictions:
+        rows.append((one.path, name, f"{probability:.1%}", *(f"{other} {share:.1%}" for other, share in others)))
+    if rows:
+        heads = ("image", "read as", "probability", *["then"] * (len(rows[0]) - 3))
+        widths = [max(map(len, column)) for column in zip(heads, *rows)]
+        widths[0] = min(widths[0], PATH)
+        kept = columns_that_fit(widths, range(len(heads) - 1, 2, -1), console.width)
+        table = Table()
+        for number in kept:
+            table.add_column(heads[number], overflow="fold", no_wrap=number > 0)  # a long path takes several lines
+        for row in rows:
+            table.add_row(*(Text(row[number], style="bold" if number == 1 else "") for number in kept))
         console.print(table)
     if errors:
         fail("\nError: ".join(map(str, errors)))

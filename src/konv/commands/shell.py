@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -65,3 +65,17 @@ def new_console() -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=1000)
     return console
+
+
+def columns_that_fit(widths: Sequence[int], to_drop: Sequence[int], width: int) -> list[int]:
+    """The columns of a table, so wide at least, of which those ``to_drop`` go, the first of them first, till it fits.
+
+    >>> columns_that_fit([20, 8, 11], [1, 2], 80), columns_that_fit([20, 8, 11], [1, 2], 40)
+    ([0, 1, 2], [0, 2])
+    """
+    kept = list(range(len(widths)))
+    for column in to_drop:
+        if sum(widths[c] + 3 for c in kept) + 1 <= width:  # a rule and two spaces each, and the last rule
+            break
+        kept.remove(column)
+    return kept
