@@ -365,6 +365,25 @@ def test_interrupted():
     assert code == 0 and "going on after epoch 1 of 2" in out
 
 
+def test_interrupted_in_the_report(monkeypatch, tmp_path):
+    """The run is whole, and the command that is told writes the report."""
+    from konv.training import report
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write", interrupted)
+        code, out, err = run("train", "--epochs", 1, "--batch-size", 400, "--output", "my run")
+    assert code == 130 and "test accuracy" in out.splitlines()[-1] and os.listdir("my run") == ["checkpoint.npz"]
+    assert one_line_error(err) == (
+        "Error: interrupted while the report was written. The training is finished and kept in my run. "
+        "Write the report with: konv train --resume 'my run'\n"
+    )
+    code, out, _ = run("train", "--resume", "my run")
+    assert code == 0 and "only the report is written" in out and (tmp_path / "my run/report.html").exists()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_control_c_in_a_real_process(tmp_path):
     command = [sys.executable, "-m", "konv", "train", "--epochs", "5000", "--batch-size", "400", "--output", "run"]

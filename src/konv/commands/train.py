@@ -122,8 +122,17 @@ def train(
             fail("interrupted in the first epoch; nothing was saved", 130)
         again = checkpoints.resume_command(place, epochs if saved else None)
         fail(f"interrupted after epoch {epoch} of {config.epochs}. Go on with: {again}", 130)
-    page = report.write(trainer, folder, config.command())
-    say(console, after(trainer), f"report: {page}", f"to read an image of your own: konv predict {folder} IMAGE")
+    say(console, after(trainer))
+    try:
+        page = report.write(trainer, folder, config.command())
+    except KeyboardInterrupt:
+        place = folder if trainer.saved or resume is None else resume  # where the network is kept
+        again = checkpoints.resume_command(place, None if trainer.saved else epochs)
+        fail(
+            f"interrupted while the report was written. The training is finished and kept in {place}. "
+            f"Write the report with: {again}", 130,
+        )  # fmt: skip
+    say(console, f"report: {page}", f"to read an image of your own: konv predict {folder} IMAGE")
 
 
 def say(console: Console, *lines: str) -> None:
