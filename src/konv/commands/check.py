@@ -18,7 +18,8 @@ def check(
     """Check the gradients of every layer against numerical differences.
 
     For each layer the table shows how many elements were compared, in float64, and the worst: the gradient of which array,
-    where, how far the two numbers are apart, and how far they may be; a narrow terminal gets fewer columns. The exit code is 1 if a layer fails.
+    where, how far the two numbers are apart, and how far they may be; a narrow terminal gets fewer columns. The exit code is 1
+    if a layer fails.
     """
     from rich.table import Table
     from rich.text import Text
