@@ -181,6 +181,9 @@ def test_without_a_package_of_the_extra(missing, monkeypatch):
         (["train", "cifar"], 2, "dataset must be one of digits, mnist, fashion-mnist; got 'cifar'"),
         (["train", "--model", "huge"], 2, "model must be one of simple, deep, sequence; got 'huge'"),
         (["train", "--optimizer", "lion"], 2, "optimizer must be one of sgd, momentum, adam; got 'lion'"),
+        (["train", "DIGITS"], 2, "digits, mnist, fashion-mnist; got 'DIGITS'; did you mean 'digits'?"),
+        (["train", "--model", "dee"], 2, "got 'dee'; did you mean 'deep'?"),
+        (["train", "--optimizer", "Adam"], 2, "got 'Adam'; did you mean 'adam'?"),
         (["train", "--epochs", 0], 2, "epochs must be at least 1, got 0"),
         (["train", "--batch-size", -1], 2, "batch_size must be at least 1, got -1"),
         (["train", "--lr", 0], 2, "lr must be a finite number above 0, got 0"),
@@ -223,6 +226,20 @@ def test_words_that_do_not_parse(words):
     code, out, err = run(*words)
     assert code == 2 and not out
     assert "Usage: konv" in err and "Error" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "option, value, kind",
+    [
+        ("--epochs", "ten", "a whole number"),
+        ("--batch-size", "3.5", "a whole number"),
+        ("--seed", "0x1", "a whole number"),
+        ("--lr", "fast", "a number"),
+    ],
+)
+def test_a_number_that_is_none_is_told(option, value, kind):
+    code, _, err = run("train", option, value)
+    assert code == 2 and f"Invalid value for '{option}': '{value}' is not {kind}" in err
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])

@@ -38,6 +38,19 @@ def near(name: str, known: Iterable[str]) -> str:
     return f"; near: {', '.join(found)}" if found else ""
 
 
+def did_you_mean(value: object, known: Iterable[str]) -> str:
+    """``"; did you mean 'this'?"``, the choice most like a value that is none; "" where none is like it.
+
+    >>> did_you_mean("DIGITS", ["digits", "mnist"]), did_you_mean("cifar", ["digits", "mnist"])
+    ("; did you mean 'digits'?", '')
+    """
+    import difflib
+
+    spellings = {word.lower(): word for word in known}
+    close = difflib.get_close_matches(value.lower(), spellings, n=1) if isinstance(value, str) else []
+    return f"; did you mean {spellings[close[0]]!r}?" if close else ""
+
+
 def meant(name: str, known: Iterable[str]) -> str:
     """What to say of a name that is not among ``known``: what that is called here, else those near it, else nothing.
 

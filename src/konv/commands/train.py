@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,9 +16,25 @@ if TYPE_CHECKING:
     from konv.training.loop import Trainer
 
 
-def option(metavar: str, words: str, name: str | None = None) -> Any:
+def option(metavar: str, words: str, name: str | None = None, parser: Callable[[str], object] | None = None) -> Any:
     """An option that may be left out; its default, which may depend on others, is told in words."""
-    return typer.Option(*([name] if name else []), metavar=metavar, help=words, show_default=False)
+    return typer.Option(*([name] if name else []), metavar=metavar, help=words, show_default=False, parser=parser)
+
+
+def whole_number(text: str) -> int:
+    """typer's own message does not tell what was typed."""
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a whole number") from None
+
+
+def number(text: str) -> float:
+    """As :func:`whole_number`."""
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number") from None
 
 
 Images = Annotated[
@@ -27,15 +44,25 @@ Images = Annotated[
     ),
 ]
 Network = Annotated[str | None, option("NAME", "The network: simple (the default), deep or sequence.")]
-Epochs = Annotated[int | None, option("NUMBER", "Passes over the training images. Default: 60 for digits, else 6.")]
-BatchSize = Annotated[int | None, option("NUMBER", "Images per step. Default: 32 for digits, else 100.")]
+Epochs = Annotated[
+    int | None,
+    option("NUMBER", "Passes over the training images. Default: 60 for digits, else 6.", parser=whole_number),
+]
+BatchSize = Annotated[
+    int | None, option("NUMBER", "Images per step. Default: 32 for digits, else 100.", parser=whole_number)
+]
 Optimizer = Annotated[str | None, option("NAME", "How weights are updated: adam (the default), momentum or sgd.")]
 LearningRate = Annotated[
     float | None,
-    option("NUMBER", "Learning rate at the start. Default: 0.002 for adam, 0.02 for momentum, 0.1 for sgd."),
+    option(
+        "NUMBER", "Learning rate at the start. Default: 0.002 for adam, 0.02 for momentum, 0.1 for sgd.", parser=number
+    ),
 ]
 Seed = Annotated[
-    int | None, option("NUMBER", "Where all random numbers begin: the same seed, the same result. Default: 0.")
+    int | None,
+    option(
+        "NUMBER", "Where all random numbers begin: the same seed, the same result. Default: 0.", parser=whole_number
+    ),
 ]
 Augment = Annotated[
     bool | None,
