@@ -329,7 +329,7 @@ MISTAKES = {
         ["conv() has no", "'weight'; here it is called w"],
     ),
     "the book's name of a window": (lambda: konv.max_pool(X, pool_size=2), TypeError, ["it is called kernel_size"]),
-    "no w": (lambda: konv.conv(X), TypeError, ["missing 1 required positional argument: 'w'"]),
+    "no w": (lambda: konv.conv(X), TypeError, ["conv() is missing w: call conv(x, w, ...)"]),
     "a transposed name": (lambda: konv.conv_transpose(X, W, strides=1), TypeError, ["'strides'; near: stride"]),
     "a name of a transposed gradient": (
         lambda: konv.conv_transpose_backward(X, X, W, padding_mode="zeros"),

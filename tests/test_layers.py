@@ -220,5 +220,9 @@ def test_a_call_is_forward():
 
 
 def test_a_missing_argument_names_the_layer():
-    with pytest.raises(TypeError, match=r"^Pooling\.__init__\(\) missing .*'pool_w'"):
+    with pytest.raises(TypeError, match=r"^Pooling\(\) is missing pool_w: call Pooling\(pool_h, pool_w, \.\.\.\)$"):
         konv.Pooling(2)
+    with pytest.raises(TypeError, match=r"^Affine\(\) is missing W and b: call Affine\(W, b.*\)$"):
+        konv.Affine()
+    with pytest.raises(TypeError, match="takes from 3 to 5 positional arguments but 6 were given"):
+        konv.Pooling(2, 2, 2, 0, 0)

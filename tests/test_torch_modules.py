@@ -187,6 +187,15 @@ def test_a_function_tells_an_array_from_a_tensor(transposed, name, position):
 @pytest.mark.parametrize(
     "call, words",
     [
+        (lambda: kt.Conv2d(3, 4, 3, pad=1), "Conv2d() has no argument 'pad'; here it is called padding"),
+        (
+            lambda: kt.LazyConvTranspose1d(4, 3, strides=1),
+            "LazyConvTranspose1d() has no argument 'strides'; near: stride",
+        ),
+        (
+            lambda: kt.Conv1d(3, 4),
+            "Conv1d() is missing kernel_size: call Conv1d(in_channels, out_channels, kernel_size, ...)",
+        ),
         (lambda: kt.DownConv(hidden=64), "DownConv() has no argument 'hidden'; near: hidden_size"),
         (lambda: kt.CausalConv1d(2, 2, 3, padding_mode="zeros"), "CausalConv1d() has no argument 'padding_mode'"),
         (lambda: kt.convert(nn.ReLU(), dryrun=True), "convert() has no argument 'dryrun'; near: dry_run"),

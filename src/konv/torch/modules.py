@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from konv.names import names_told
 from konv.torch import functional
 from konv.torch.functional import check_tensor
 
@@ -199,3 +200,10 @@ class LazyConvTranspose3d(_Transposed, nn.LazyConvTranspose3d):  # type: ignore[
     """A :class:`ConvTranspose3d` that learns ``in_channels`` from its first input."""
 
     _function, cls_to_become = staticmethod(functional.conv_transpose3d), ConvTranspose3d  # type: ignore[assignment]
+
+
+for _module in (
+    *(Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d),
+    *(LazyConv1d, LazyConv2d, LazyConv3d, LazyConvTranspose1d, LazyConvTranspose2d, LazyConvTranspose3d),
+):
+    _module.__init__ = names_told(_module.__init__)  # type: ignore[method-assign]
