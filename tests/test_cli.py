@@ -397,6 +397,14 @@ def test_interrupted_in_the_report(monkeypatch, tmp_path):
         "Error: interrupted while the report was written. The training is finished and kept in my run. "
         "Write the report with: konv train --resume 'my run'\n"
     )
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write", interrupted)
+        code, _, err = run(
+            "train", "--resume", "my run", "--output", "other"
+        )  # nothing is trained: "other" stays empty
+    assert code == 130 and "kept in my run. Write the report with: konv train --resume 'my run'\n" in one_line_error(
+        err
+    )
     code, out, _ = run("train", "--resume", "my run")
     assert code == 0 and "only the report is written" in out and (tmp_path / "my run/report.html").exists()
 
