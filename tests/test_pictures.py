@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from konv.training.data import DATASETS, load
 from konv.training.errors import PictureError
-from konv.training.pictures import ENOUGH, FRAMES, Frame, _thickened, _thickness, prepare, prepare_file
+from konv.training.pictures import ENOUGH, FRAMES, Frame, _noise, _thickened, _thickness, prepare, prepare_file
 
 
 @functools.cache
@@ -187,3 +187,48 @@ def test_large_pictures_are_looked_at_from_afar(tmp_path):
     image, _ = prepare_file(tmp_path / "large.png", (28, 28), frame=FRAMES["mnist"])
     expected, _ = prepare(page(0, 0, 0), (28, 28), frame=FRAMES["mnist"])
     assert abs(image - expected).mean() <= 0.05
+
+
+@pytest.mark.parametrize("deviation", [0, 2, 20])
+def test_noise_beside_a_table(deviation):
+    grey = page(0, 0, deviation)
+    grey[:, :20] -= 100
+    assert abs(_noise(grey) - deviation) <= 0.1 * deviation
+
+
+@pytest.mark.parametrize("frame", [FRAMES["digits"], FRAMES["mnist"]])
+@pytest.mark.parametrize(
+    "disturbed",
+    [
+        lambda grey, rng: grey + rng.normal(0, 20, grey.shape),
+        lambda grey, rng: 200 + (grey - 200) / 5 + rng.normal(0, 3, grey.shape),  # a pencil
+        lambda grey, rng: np.where(rng.random(grey.shape) < 0.01, 0, grey),
+    ],
+    ids=["noise", "pencil", "pepper"],
+)
+def test_noise_is_not_read(frame, disturbed):
+    clean = page(0, 0, 0)
+    expected, _ = prepare(clean, (8, 8), frame=frame)
+    image, inverted = prepare(disturbed(clean, np.random.default_rng(0)), (8, 8), frame=frame)
+    assert inverted and abs(image - expected).mean() <= 0.06
+
+
+@pytest.mark.parametrize("side", range(4))
+@pytest.mark.parametrize("dark", [0, 120], ids=["darker", "lighter"])
+def test_a_table_beside_the_page_and_specks_are_left_out(side, dark):
+    """A strip along one side, darker or lighter than the ink, and a speck in the opposite corner: as if they were not there."""
+    clean = page(0, 0, 0)
+    expected, _ = prepare(clean, (28, 28), frame=FRAMES["mnist"])
+    spoilt = clean.copy()
+    turned = np.rot90(spoilt, side)  # a view
+    turned[:, :14] = dark
+    turned[-8:-4, -8:-4] = 0
+    image, inverted = prepare(spoilt, (28, 28), frame=FRAMES["mnist"])
+    assert inverted and abs(image - expected).max() <= 1e-5
+
+
+def test_a_stroke_along_the_border_alone_is_read():
+    stroke = np.zeros((100, 100))
+    stroke[:, :6] = 255
+    image, _ = prepare(stroke, (8, 8), invert=False, frame=Frame(1.0))
+    assert image.any(axis=1).all() and image.any(axis=0).sum() <= 2

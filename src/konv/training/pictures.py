@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,10 @@ RIM = 16  # the border is a 16th of the shorter side wide
 ROUNDS = 15  # of the fit of the page's brightness
 LONGEST = 2048  # pixels of a side that are looked at; a thin strip of 60,000 would be framed in a square of 14 GB
 ENOUGH = 256  # pixels of the shorter side; means of more cells have less grain
+GRAIN = 0.02  # standard deviation of the noise, of the contrast; with more, the means of more cells are taken
+COARSE = 64  # pixels of the shorter side that these leave
+SPECK = 1 / 30  # of the area of the largest thing shown; what is smaller is dirt
+EDGE = 1 / 5  # of the shorter side: what lies along half a side and is nowhere further from the border is no writing
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,12 @@ def prepare(
     """A grey picture as the models were taught to see: light on a background of 0, the brightest pixel 1.
 
     The background is what most of the border shows (its median); where light falls off over the page, the surface of second
-    degree through most of it. Where the darkest pixel is further from the background than the brightest, as with ink on
-    paper, dark and light are exchanged. What is darker than the background after that becomes background. Then the picture
-    is cropped to what it shows if there is a ``frame``, its strokes are made as thick as that asks for, it is padded with
-    background to the proportions of ``image_shape``, and resized, each new pixel the mean of the old ones below it. A picture
-    that has ``image_shape`` keeps its pixels where they are.
+    degree through most of it. Where the border shows noise, pixels are first averaged. Where the darkest pixel is further
+    from the background than the brightest, as with ink on paper, dark and light are exchanged. What is darker than the
+    background after that becomes background. Then the picture is cropped to what it shows if there is a ``frame``, specks and
+    what lies along the border left out, its strokes are made as thick as that asks for, it is padded with background to the
+    proportions of ``image_shape``, and resized, each new pixel the mean of the old ones below it. A picture that has
+    ``image_shape`` keeps its pixels where they are.
 
     Parameters
     ----------
@@ -136,6 +142,8 @@ def prepare(
     if not highest - lowest <= float(np.finfo(np.float32).max):  # a NaN is not
         raise PictureError("a pixel of the picture is infinite, far too large, or no number")
     span = max(highest, 1.0 if highest <= 1 else 255.0)
+    if grey.shape != image_shape:
+        grey = _calmer(grey)
     paper = _paper(grey, even=grey.shape == image_shape)
     ink = grey - paper
     darkest, brightest = -float(ink.min()), float(ink.max())
@@ -147,10 +155,15 @@ def prepare(
         raise PictureError(f"nothing in the picture stands out from its border; try {other}")
     if inverted:
         ink = -ink / np.maximum(paper, paper.max() / 8) if paper.min() > 0 else -ink  # ink takes a share of the light
+    noise = 0.0 if grey.shape == image_shape else _noise(ink)
     ink = np.maximum(ink, 0)
+    if grey.shape == image_shape:
+        return (ink / ink.max()).astype(np.float32), inverted
+    if 3 * noise > INK * ink.max():  # taking out fainter noise lost up to 3 of 74 digits
+        ink[ink < 3 * noise] = 0
+    if frame:
+        ink = _clean(ink)
     ink /= ink.max()
-    if ink.shape == image_shape:
-        return ink.astype(np.float32), inverted
     height, width = image_shape
     if frame:
         ink = _cropped(ink)
@@ -207,6 +220,63 @@ def _smaller(grey: np.ndarray) -> np.ndarray:
 
     factor = max(-(-max(grey.shape) // LONGEST), min(grey.shape) // ENOUGH)
     return grey if factor == 1 else np.asarray(Image.fromarray(grey, mode="F").reduce(factor))
+
+
+def _noise(grey: np.ndarray) -> float:
+    """Standard deviation of the noise from pixel to pixel, by the median difference of neighbours along the border."""
+    if grey.size == 1:
+        return 0.0
+    grey = grey.astype(np.float64)
+    rim = max(min(grey.shape) // RIM, 1)
+    steps = [np.diff(part, axis=1) for part in (grey[:rim], grey[-rim:])]
+    steps += [np.diff(part, axis=0) for part in (grey[:, :rim], grey[:, -rim:])]
+    return 1.4826 / 2**0.5 * float(np.median(np.abs(np.concatenate([part.ravel() for part in steps]))))
+
+
+def _calmer(grey: np.ndarray) -> np.ndarray:
+    """``grey``, the mean of n x n pixels where there is noise."""
+    from PIL import Image
+
+    bearable = GRAIN * float(grey.max() - grey.min())
+    factor = min(int(np.ceil(_noise(grey) / bearable)) if bearable else 1, min(grey.shape) // COARSE)
+    return grey if factor <= 1 else np.asarray(Image.fromarray(grey.astype(np.float32), mode="F").reduce(factor))
+
+
+def _clean(ink: np.ndarray) -> np.ndarray:
+    """``ink`` without what lies along the border, as a table beside the page does, and then without specks."""
+    ink = _without(ink, _bands)
+    return _without(ink, _specks)
+
+
+def _without(ink: np.ndarray, unwanted: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """``ink`` without those connected parts that ``unwanted`` picks, and without their soft rims; all of it if nothing is left.
+
+    ``unwanted`` is given the number of each cell's part (h, w), 0 for background, and the parts' sizes, 0 for background.
+    """
+    from scipy import ndimage  # comes with scikit-learn
+
+    parts, count = ndimage.label(ink > INK * ink.max(), np.ones((3, 3)))
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    dropped = unwanted(parts, sizes) & (sizes > 0)
+    if not dropped.any() or dropped[1:].all():
+        return ink
+    near = ndimage.binary_dilation(dropped[parts], np.ones((3, 3)), iterations=2) & (dropped[parts] | (parts == 0))
+    return np.where(near, 0, ink)
+
+
+def _bands(parts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Which parts lie along half a side, and nowhere far from the border."""
+    deep = max(round(min(parts.shape) * EDGE), 1)
+    inner = parts[deep:-deep, deep:-deep]
+    lines = (parts[0], parts[-1], parts[:, 0], parts[:, -1])
+    along = np.max([np.bincount(line, minlength=len(sizes)) / len(line) for line in lines], axis=0)
+    return (along >= 0.5) & (np.bincount(inner.ravel(), minlength=len(sizes)) == 0)
+
+
+def _specks(parts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Which parts are far smaller than the largest."""
+    return sizes < SPECK * sizes.max()
 
 
 def _cropped(ink: np.ndarray) -> np.ndarray:
